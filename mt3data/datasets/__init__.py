@@ -1,0 +1,1 @@
+"""One module per dataset, each with one public function: `tracks(root, manifest) -> Iterator[Track]`."""
