@@ -1,0 +1,410 @@
+"""The MT3 network: a T5 encoder-decoder that reads log-mel frames and writes note tokens.
+
+The encoder projects every frame of 512 mel bins to the model's width, the decoder predicts one
+token after the other; both add sinusoidal positions and are otherwise T5 1.1: pre-norm residual
+layers, RMS layer norm without mean or bias, gated GELU, no bias anywhere, separate logits.
+
+Differences from the original (magenta/mt3 network.py and layers.py):
+
+- In training, attention of the decoder is causal only. Padding comes last and has weight 0, so
+  every position that counts sees the same keys; logits at padded positions differ.
+  `original_mask=True` adds the original's -1e10 masks, where padded rows count (golden tests).
+- Dropout of attention probabilities is shared along the queries, so it equals dropping whole
+  rows of the values: P * mask_S @ V = P @ (mask_S * V). It is done that way, which keeps the
+  fused attention kernels; nothing but rounding changes.
+- Random numbers are torch's: the same distributions, other draws.
+
+Sizes in tensor names:  B batch · F frames · M mel bins · L target length · S source length (keys)
+D width of the model (emb_dim) · H heads · K width of a head (head_dim) · V vocabulary
+"""
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MAX_POSITIONS = 2048  # mt3/layers.py FixedEmbed: rows of the position table
+NORM_EPSILON = 1e-6  # mt3/layers.py LayerNorm
+MASKED = -1e10  # mt3/layers.py: added to the logits of masked keys; a row of them is uniform
+TRUNCATED_STD = 0.87962566103423978  # std of a standard normal cut at +-2, as in jax
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Sizes of the network; the defaults are MT3's (45.9 million parameters).
+
+    Source: mt3/gin/model.gin, mt3/network.py T5Config.
+    """
+
+    vocab_size: int = 1536  # 1 velocity bin; 1664 with 127
+    emb_dim: int = 512
+    num_heads: int = 6
+    head_dim: int = 64
+    num_encoder_layers: int = 8
+    num_decoder_layers: int = 8
+    mlp_dim: int = 1024
+    n_mels: int = 512
+    dropout_rate: float = 0.1
+
+
+@dataclass
+class Cache:
+    """Keys and values of a batch that is being decoded, one pair per decoder layer.
+
+    `own` holds (keys, values) of shape [B, H, max_length, K], allocated once and filled from
+    position 0 on; `cross` those of the encoded frames, [B, H, F, K], which never change.
+    """
+
+    own: list[tuple[Tensor, Tensor]]
+    cross: list[tuple[Tensor, Tensor]]
+
+
+def sinusoids(n_positions: int, width: int) -> Tensor:
+    """Position table [n_positions, width] float32: sines in the first half, cosines in the second.
+
+    Source: mt3/layers.py sinusoidal (computed in float64, kept in float32).
+    """
+    half = width // 2
+    rates = np.exp(np.arange(half) * (-math.log(1e4) / (half - 1)))
+    angles = np.arange(n_positions)[:, None] * rates
+    return torch.from_numpy(np.concatenate([np.sin(angles), np.cos(angles)], 1).astype(np.float32))
+
+
+def shift_right(targets_BL: Tensor) -> Tensor:
+    """Decoder inputs for the targets: moved one place to the right, 0 first."""
+    return F.pad(targets_BL[:, :-1], (1, 0))
+
+
+class Dense(nn.Linear):
+    """A linear map without bias, drawn from a (truncated) normal of std scale/sqrt(in_features)."""
+
+    def __init__(self, n_in: int, n_out: int, truncated: bool = True, scale: float = 1.0) -> None:
+        self.truncated, self.scale = truncated, scale
+        super().__init__(n_in, n_out, bias=False)
+
+    def reset_parameters(self) -> None:
+        std = self.scale / math.sqrt(self.in_features)
+        if self.truncated:
+            std /= TRUNCATED_STD
+            nn.init.trunc_normal_(self.weight, std=std, a=-2 * std, b=2 * std)
+        else:
+            nn.init.normal_(self.weight, std=std)
+
+
+class RMSNorm(nn.Module):
+    """T5's layer norm: x / sqrt(mean(x^2) + 1e-6) * scale, in float32 also under autocast."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(width))
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        return F.rms_norm(x_BLD, (x_BLD.shape[-1],), self.scale, NORM_EPSILON)
+
+
+class SharedDropout(nn.Module):
+    """Dropout whose mask is the same at every position of a sequence (T5's broadcast_dims=(-2,)).
+
+    Also applied to values [B, H, S, K] with `per_row=True`: then whole rows are dropped, which is
+    dropout of attention probabilities with one mask for all queries.
+    """
+
+    def __init__(self, rate: float) -> None:
+        super().__init__()
+        self.rate = rate
+
+    def forward(self, x: Tensor, per_row: bool = False) -> Tensor:
+        if not self.training or self.rate == 0.0:
+            return x
+        shape = (*x.shape[:-1], 1) if per_row else (*x.shape[:-2], 1, x.shape[-1])
+        keep = 1.0 - self.rate
+        return x * x.new_empty(shape).bernoulli_(keep).div_(keep)
+
+
+class Attention(nn.Module):
+    """Multi-head attention. The 1/sqrt(head_dim) of the logits sits in the query's initial values.
+
+    Queries, keys and values have separate weights although one product would do: Adafactor scales
+    an update by its parameter's RMS, and the query's is 8 times smaller.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.num_heads, self.head_dim = config.num_heads, config.head_dim
+        width, inner = config.emb_dim, config.num_heads * config.head_dim
+        self.query = Dense(width, inner, truncated=False, scale=config.head_dim**-0.5)
+        self.key = Dense(width, inner, truncated=False)
+        self.value = Dense(width, inner, truncated=False)
+        self.out = Dense(inner, width, truncated=False)
+        self.dropout = SharedDropout(config.dropout_rate)
+
+    def _split(self, x_BLD: Tensor) -> Tensor:
+        return x_BLD.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
+
+    def keys_values(self, source_BSD: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the source, each [B, H, S, K]."""
+        return self._split(self.key(source_BSD)), self._split(self.value(source_BSD))
+
+    def forward(
+        self,
+        x_BLD: Tensor,
+        keys_BHSK: Tensor,
+        values_BHSK: Tensor,
+        causal: bool = False,
+        mask: Tensor | None = None,
+    ) -> Tensor:
+        """Attend from x; `mask` [B, 1, L, S] is added to the logits."""
+        queries_BHLK = self._split(self.query(x_BLD))
+        values_BHSK = self.dropout(values_BHSK, per_row=True)
+        mixed_BHLK = F.scaled_dot_product_attention(
+            queries_BHLK, keys_BHSK, values_BHSK, attn_mask=mask, is_causal=causal, scale=1.0
+        )
+        return self.out(mixed_BHLK.transpose(1, 2).flatten(2))
+
+
+class GatedMLP(nn.Module):
+    """wo(gelu(wi_0 x) * wi_1 x), with the tanh form of GELU."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.wi_0 = Dense(config.emb_dim, config.mlp_dim)
+        self.wi_1 = Dense(config.emb_dim, config.mlp_dim)
+        self.wo = Dense(config.mlp_dim, config.emb_dim)
+        self.dropout = SharedDropout(config.dropout_rate)
+
+    def forward(self, x_BLD: Tensor) -> Tensor:
+        hidden = F.gelu(self.wi_0(x_BLD), approximate="tanh") * self.wi_1(x_BLD)
+        return self.wo(self.dropout(hidden))
+
+
+class EncoderLayer(nn.Module):
+    """Self-attention over all frames, then the MLP."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.pre_attention_layer_norm = RMSNorm(config.emb_dim)
+        self.attention = Attention(config)
+        self.pre_mlp_layer_norm = RMSNorm(config.emb_dim)
+        self.mlp = GatedMLP(config)
+        self.dropout = SharedDropout(config.dropout_rate)
+
+    def forward(self, x_BFD: Tensor) -> Tensor:
+        normed = self.pre_attention_layer_norm(x_BFD)
+        x_BFD = x_BFD + self.dropout(self.attention(normed, *self.attention.keys_values(normed)))
+        return x_BFD + self.dropout(self.mlp(self.pre_mlp_layer_norm(x_BFD)))
+
+
+class DecoderLayer(nn.Module):
+    """Causal self-attention, attention to the encoded frames, then the MLP."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.pre_self_attention_layer_norm = RMSNorm(config.emb_dim)
+        self.self_attention = Attention(config)
+        self.pre_cross_attention_layer_norm = RMSNorm(config.emb_dim)
+        self.encoder_decoder_attention = Attention(config)
+        self.pre_mlp_layer_norm = RMSNorm(config.emb_dim)
+        self.mlp = GatedMLP(config)
+        self.dropout = SharedDropout(config.dropout_rate)
+
+    def forward(
+        self,
+        x_BLD: Tensor,
+        cross: tuple[Tensor, Tensor],
+        own: tuple[Tensor, Tensor] | None,
+        position: int,
+        masks: tuple[Tensor, Tensor] | tuple[None, None],
+    ) -> Tensor:
+        """One layer; `own` is this layer's part of a cache, x then the one token at `position`."""
+        normed = self.pre_self_attention_layer_norm(x_BLD)
+        keys, values = self.self_attention.keys_values(normed)
+        if own is not None:
+            for buffer, new in zip(own, (keys, values), strict=True):
+                buffer[:, :, position] = new[:, :, 0]
+            keys, values = (buffer[:, :, : position + 1] for buffer in own)
+        causal = own is None and masks[0] is None
+        attended = self.self_attention(normed, keys, values, causal, masks[0])
+        x_BLD = x_BLD + self.dropout(attended)
+        normed = self.pre_cross_attention_layer_norm(x_BLD)
+        attended = self.encoder_decoder_attention(normed, *cross, mask=masks[1])
+        x_BLD = x_BLD + self.dropout(attended)
+        return x_BLD + self.dropout(self.mlp(self.pre_mlp_layer_norm(x_BLD)))
+
+
+class Encoder(nn.Module):
+    """Log-mel frames [B, F, M] to encoded frames [B, F, D]. No frame is masked, padding included."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.continuous_inputs_projection = Dense(config.n_mels, config.emb_dim)
+        self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_encoder_layers))
+        self.encoder_norm = RMSNorm(config.emb_dim)
+        self.dropout = SharedDropout(config.dropout_rate)
+        # The one dropout of the network that is drawn for every element (mt3/network.py:193).
+        self.final_dropout = nn.Dropout(config.dropout_rate)
+        table = sinusoids(MAX_POSITIONS, config.emb_dim)
+        self.register_buffer("positions", table, persistent=False)
+
+    def forward(self, mel_BFM: Tensor) -> Tensor:
+        positions_FD = self.get_buffer("positions")[: mel_BFM.shape[1]]
+        x_BFD = self.dropout(self.continuous_inputs_projection(mel_BFM) + positions_FD)
+        for layer in self.layers:
+            x_BFD = layer(x_BFD)
+        return self.final_dropout(self.encoder_norm(x_BFD))
+
+
+class Decoder(nn.Module):
+    """Input tokens [B, L] and encoded frames to logits [B, L, V]."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.token_embedder = nn.Embedding(config.vocab_size, config.emb_dim)  # drawn from N(0, 1)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_decoder_layers))
+        self.decoder_norm = RMSNorm(config.emb_dim)
+        self.logits_dense = Dense(config.emb_dim, config.vocab_size)
+        self.dropout = SharedDropout(config.dropout_rate)
+        table = sinusoids(MAX_POSITIONS, config.emb_dim)
+        self.register_buffer("positions", table, persistent=False)
+
+    def cross(self, encoded_BFD: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Every layer's keys and values of the encoded frames."""
+        return [layer.encoder_decoder_attention.keys_values(encoded_BFD) for layer in self.layers]
+
+    def forward(
+        self,
+        inputs_BL: Tensor,
+        cross: list[tuple[Tensor, Tensor]],
+        own: list[tuple[Tensor, Tensor]] | None = None,
+        position: int = 0,
+        masks: tuple[Tensor, Tensor] | tuple[None, None] = (None, None),
+    ) -> Tensor:
+        positions_LD = self.get_buffer("positions")[position : position + inputs_BL.shape[1]]
+        x_BLD = self.dropout(self.token_embedder(inputs_BL) + positions_LD)
+        for i, layer in enumerate(self.layers):
+            x_BLD = layer(x_BLD, cross[i], own[i] if own else None, position, masks)
+        x_BLD = self.dropout(self.decoder_norm(x_BLD))
+        with torch.autocast(x_BLD.device.type, enabled=False):  # logits are float32, as in T5X
+            return self.logits_dense(x_BLD.to(self.logits_dense.weight.dtype))
+
+
+class MT3(nn.Module):
+    """The network. `forward` trains it, `encode`, `new_cache` and `decode_step` run it."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+
+    def encode(self, mel_BFM: Tensor) -> Tensor:
+        """Encoded frames [B, F, D]; F is at most 2048."""
+        return self.encoder(mel_BFM)
+
+    def forward(self, mel_BFM: Tensor, targets_BL: Tensor, original_mask: bool = False) -> Tensor:
+        """Logits [B, L, V] that predict targets_BL from the frames and the targets before them.
+
+        Args:
+            mel_BFM: log-mel frames, float32.
+            targets_BL: token ids, padded with 0; L at most 2048.
+            original_mask: mask padding as the original does, at the cost of the fast kernels.
+        """
+        masks = attention_masks(targets_BL, mel_BFM.shape[1]) if original_mask else (None, None)
+        cross = self.decoder.cross(self.encoder(mel_BFM))
+        return self.decoder(shift_right(targets_BL), cross, masks=masks)
+
+    def new_cache(self, encoded_BFD: Tensor, max_length: int) -> Cache:
+        """An empty cache for decoding up to max_length (<= 2048) tokens from the encoded frames."""
+        cross = [(k.contiguous(), v.contiguous()) for k, v in self.decoder.cross(encoded_BFD)]
+        batch, heads, _, width = cross[0][0].shape
+        own = [(k.new_zeros(batch, heads, max_length, width),) * 2 for k, _ in cross]
+        return Cache([(k, torch.zeros_like(v)) for k, v in own], cross)
+
+    def decode_step(self, inputs_B: Tensor, cache: Cache, position: int) -> Tensor:
+        """Logits [B, V] after the input token of each row at `position`; fills the cache there."""
+        return self.decoder(inputs_B[:, None], cache.cross, cache.own, position)[:, 0]
+
+
+def attention_masks(targets_BL: Tensor, n_frames: int) -> tuple[Tensor, Tensor]:
+    """The original's additive masks: decoder [B, 1, L, L] and cross [B, 1, L, F], 0 or -1e10.
+
+    A query sees a key when both are real targets (> 0) and the key is not later; all frames are
+    seen by real targets, none by padding.
+
+    Source: mt3/layers.py make_decoder_mask, mt3/network.py Transformer.decode.
+    """
+    real_BL = targets_BL > 0
+    length = targets_BL.shape[1]
+    causal_LL = torch.ones(length, length, dtype=torch.bool, device=targets_BL.device).tril()
+    seen_BLL = real_BL[:, :, None] & real_BL[:, None, :] & causal_LL
+    seen_BLF = real_BL[:, :, None].expand(-1, -1, n_frames)
+    decoder, cross = (torch.where(seen, 0.0, MASKED)[:, None] for seen in (seen_BLL, seen_BLF))
+    return decoder, cross
+
+
+def loss_sum(
+    logits_BLV: Tensor,
+    targets_BL: Tensor,
+    weights_BL: Tensor | None = None,
+    z_loss: float = 1e-4,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Cross entropy plus z-loss, summed over tokens: the number that the original minimises.
+
+    Per token: -sum(p log q) + z_loss * log(Z)^2, less the entropy of the smoothed target p, so
+    that a perfect prediction costs 0. Padding (target 0) has weight 0 unless weights are given.
+
+    Source: t5x/losses.py compute_weighted_cross_entropy.
+    """
+    n_classes = logits_BLV.shape[-1]
+    if weights_BL is None:
+        weights_BL = targets_BL > 0
+    log_z_BL = logits_BLV.logsumexp(-1)
+    hit_BL = logits_BLV.gather(-1, targets_BL[..., None])[..., 0] - log_z_BL
+    loss_BL = -hit_BL
+    if label_smoothing:
+        low = label_smoothing / (n_classes - 1)
+        high = 1.0 - label_smoothing
+        entropy = -(high * math.log(high) + (n_classes - 1) * low * math.log(low + 1e-20))
+        all_BL = logits_BLV.sum(-1) - n_classes * log_z_BL
+        loss_BL = -(high - low) * hit_BL - low * all_BL - entropy
+    return ((loss_BL + z_loss * log_z_BL.square()) * weights_BL).sum()
+
+
+def t5x_parameters(model: MT3) -> dict[str, tuple[Tensor, bool]]:
+    """The original's name of every parameter: {name: (tensor, stored transposed there)}.
+
+    Names look like "encoder/layers_0/attention/query/kernel"; kernels are [in, out] in the
+    original and [out, in] in torch.
+    """
+    renamed = {}
+    for name, parameter in model.named_parameters():
+        path = re.sub(r"layers\.(\d+)", r"layers_\1", name).replace(".", "/")
+        if path.endswith("token_embedder/weight"):
+            renamed[path.replace("/weight", "/embedding")] = (parameter, False)
+        else:
+            renamed[path.replace("/weight", "/kernel")] = (parameter, path.endswith("/weight"))
+    return renamed
+
+
+@torch.no_grad()
+def load_t5x(model: MT3, arrays: Mapping[str, np.ndarray]) -> None:
+    """Copy the original's parameters, named as in a T5X checkpoint ("target/" optional).
+
+    Raises:
+        ValueError: names or shapes are not exactly those of the model.
+    """
+    given = {name.removeprefix("target/"): array for name, array in arrays.items()}
+    wanted = t5x_parameters(model)
+    if given.keys() != wanted.keys():
+        differ = sorted(given.keys() ^ wanted.keys())
+        raise ValueError(f"{len(differ)} parameters are not in both, such as {differ[0]}")
+    for name, (parameter, transposed) in wanted.items():
+        array = given[name].T if transposed else given[name]
+        if array.shape != tuple(parameter.shape):
+            raise ValueError(f"{name}: shape {array.shape}, expected {tuple(parameter.shape)}")
+        parameter.copy_(torch.from_numpy(np.ascontiguousarray(array)))
