@@ -1,0 +1,171 @@
+"""Tokens back to notes: one small state machine, fed segment by segment.
+
+What the model writes need not make sense. An event that cannot stand where it stands is counted as
+invalid and skipped; what lies behind the start of the next segment is counted as dropped. Both counts
+and every note equal those of the original for the same tokens and start times.
+
+Source: mt3/note_sequences.py decode_note_event, mt3/run_length_encoding.py decode_events.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from mt3data.notes import Notes, assign_instruments
+from mt3data.vocabulary import (
+    Event,
+    VocabularyConfig,
+    bin_to_velocity,
+    codec_of,
+    tokens_to_event_ids,
+)
+
+MIN_NOTE_SECONDS = 0.01  # mt3/note_sequences.py; quantising may give zero length. Also a drum's length
+ONSET_ONLY_VELOCITY = 100  # mt3/note_sequences.py DEFAULT_VELOCITY
+
+
+@dataclass
+class NoteDecoder:
+    """Decodes the targets of consecutive segments into notes.
+
+    Feed `segment` in time order, then call `finish` once. Velocity and program persist from one
+    segment to the next, as do notes that a tie section keeps open.
+
+    Attributes:
+        invalid: events so far that made no sense where they stood; they are skipped.
+        dropped: tokens so far behind the start of the next segment; the rest of a segment counts.
+
+    Source: mt3/note_sequences.py decode_note_event, flush_note_decoding_state;
+    mt3/run_length_encoding.py decode_events.
+    """
+
+    config: VocabularyConfig
+    invalid: int = 0
+    dropped: int = 0
+    _time: float = 0.0
+    _velocity: int = ONSET_ONLY_VELOCITY
+    _program: int = 0
+    _open: dict[tuple[int, int], tuple[float, int]] = field(default_factory=dict)
+    _tied: set[tuple[int, int]] = field(default_factory=set)
+    _in_tie_section: bool = False
+    _rows: list[tuple[float, float, int, int, int, bool]] = field(default_factory=list)
+
+    def segment(self, tokens: np.ndarray, start: float, limit: float | None = None) -> None:
+        """Decodes one segment.
+
+        Args:
+            tokens: vocabulary ids; everything from the first EOS on is ignored.
+            start: the segment's start in seconds, see `segment_start`.
+            limit: start of the next segment. Events strictly later are dropped, with all that
+                follows in the segment. None (and 0, as in the original) means no limit.
+        """
+        if self.config.encoding == "ties":
+            self._tied, self._in_tie_section = set(), True
+        codec = codec_of(self.config)
+        event_ids = tokens_to_event_ids(tokens, self.config).tolist()
+        time, steps = start, 0
+        for i, event_id in enumerate(event_ids):
+            if event_id < 0:
+                self.invalid += 1
+                continue
+            event = codec.decode(event_id)
+            if event.type == "shift":
+                steps += event.value
+                time = start + steps / self.config.steps_per_second
+                if limit and time > limit:
+                    self.dropped += len(event_ids) - i
+                    break
+            else:
+                steps = 0
+                self.invalid += not self._accept(event, time)
+
+    def finish(self) -> Notes:
+        """Ends all open notes and returns every note, in the order in which they ended."""
+        for onset, _ in self._open.values():
+            self._time = max(self._time, onset + MIN_NOTE_SECONDS)
+        for key in list(self._open):
+            self._close(key, self._time)
+        if not self._rows:
+            return Notes.empty()
+        notes = Notes.from_array(np.array([(*row, 0) for row in self._rows], dtype=np.float64))
+        return notes if self.config.encoding == "onsets" else assign_instruments(notes)
+
+    def _accept(self, event: Event, time: float) -> bool:
+        """Takes one event that is no shift; False if it makes no sense here."""
+        if self.config.encoding == "onsets":
+            return self._accept_onset(event, time)
+        if time < self._time:
+            return False
+        self._time = time  # also where the event turns out to make no sense, as in the original
+        key = (event.value, self._program)
+        if event.type == "velocity":
+            self._velocity = bin_to_velocity(event.value, self.config.num_velocity_bins)
+        elif event.type == "program":
+            self._program = event.value
+        elif event.type == "tie":
+            return self._end_tie_section()
+        elif event.type == "drum":
+            if self._velocity == 0:
+                return False
+            self._add(time, time + MIN_NOTE_SECONDS, event.value, self._velocity, 0, True)
+        elif self._in_tie_section:
+            if key not in self._open or key in self._tied:
+                return False
+            self._tied.add(key)
+        elif self._velocity == 0:
+            if key not in self._open:
+                return False
+            self._close(key, time)
+        else:
+            if key in self._open:  # a second onset ends the first
+                self._close(key, time)
+            self._open[key] = (time, self._velocity)
+        return True
+
+    def _accept_onset(self, event: Event, time: float) -> bool:
+        if event.type != "pitch":
+            return False
+        self._add(time, time + MIN_NOTE_SECONDS, event.value, ONSET_ONLY_VELOCITY, 0, False)
+        return True
+
+    def _end_tie_section(self) -> bool:
+        if not self._in_tie_section:
+            return False
+        for key in [key for key in self._open if key not in self._tied]:
+            self._close(key, self._time)
+        self._in_tie_section = False
+        return True
+
+    def _close(self, key: tuple[int, int], time: float) -> None:
+        onset, velocity = self._open.pop(key)
+        self._add(onset, max(time, onset + MIN_NOTE_SECONDS), key[0], velocity, key[1], False)
+
+    def _add(
+        self, onset: float, offset: float, pitch: int, velocity: int, program: int, is_drum: bool
+    ) -> None:
+        self._rows.append((onset, offset, pitch, velocity, program, is_drum))
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """Notes decoded from a track's segments, with counts of what could not be used."""
+
+    notes: Notes
+    invalid: int
+    dropped: int
+
+
+def decode_segments(segments: Sequence[tuple[float, np.ndarray]], config: VocabularyConfig) -> Decoded:
+    """Decodes the segments of one track, given as (start in seconds, tokens) in any order.
+
+    Source: mt3/metrics_utils.py event_predictions_to_ns, decode_and_combine_predictions.
+    """
+    in_order = sorted(segments, key=lambda segment: segment[0])
+    limits = [start for start, _ in in_order[1:]] + [None]
+    decoder = NoteDecoder(config)
+    for (start, tokens), limit in zip(in_order, limits, strict=True):
+        decoder.segment(tokens, start, limit)
+    return Decoded(decoder.finish(), decoder.invalid, decoder.dropped)

@@ -1,0 +1,117 @@
+"""MIDI files to notes and back.
+
+Reading goes through pretty_midi and note_seq, as in MT3, so that tempo changes, repeated note-ons
+and the sustain pedal mean here what they mean there. Writing uses pretty_midi with one tick per
+millisecond, so that times on MT3's 10 ms grid come back exactly.
+"""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mt3data.errors import UserError
+from mt3data.notes import COLUMNS, Notes
+
+TEMPO_BPM = 120.0
+TICKS_PER_BEAT = 500  # at 120 beats per minute one tick is 1 ms
+
+
+def read_midi(source: str | Path | bytes, *, sustain: bool = True) -> Notes:
+    """Notes of a MIDI file, instrument by instrument as pretty_midi lists them.
+
+    Args:
+        source: a path, or the bytes of a file.
+        sustain: extend notes by the sustain pedal (controller 64), per instrument.
+    Returns:
+        The notes, `instrument` being the index of the MIDI instrument; zero-length notes included.
+    Raises:
+        UserError: the file is missing or not MIDI.
+
+    Source: note_seq.midi_io.midi_to_note_sequence, note_seq.apply_sustain_control_changes.
+    """
+    name = "MIDI data" if isinstance(source, bytes) else str(source)
+    try:
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    except OSError as error:
+        raise UserError(f"{name}: cannot be read ({error.strerror}); expected a MIDI file") from error
+    note_seq = _import_note_seq()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # pretty_midi warns about type 0 and 2 files, which are fine
+            sequence = note_seq.midi_to_note_sequence(data)
+    except note_seq.MIDIConversionError as error:
+        raise UserError(f"{name}: not a MIDI file that pretty_midi can read ({error})") from error
+    if sustain:
+        sequence = note_seq.apply_sustain_control_changes(sequence)
+    return _from_sequence(sequence)
+
+
+def apply_sustain(notes: Notes, control_changes: list[tuple[float, int, int, int]]) -> Notes:
+    """Extends notes by the sustain pedal of their own instrument.
+
+    Args:
+        notes: any notes; drums are left as they are.
+        control_changes: rows (time in seconds, instrument, controller number, value 0-127).
+    Returns:
+        The notes with later offsets; notes still held at the end last until the last event.
+
+    Source: note_seq.sequences_lib.apply_sustain_control_changes, which does the work.
+    """
+    note_seq = _import_note_seq()
+    sequence = note_seq.NoteSequence()
+    for row in zip(*(getattr(notes, name).tolist() for name in COLUMNS), strict=True):
+        onset, offset, pitch, velocity, program, is_drum, instrument = row
+        sequence.notes.add(
+            start_time=onset, end_time=offset, pitch=pitch, velocity=velocity,
+            program=program, is_drum=is_drum, instrument=instrument,
+        )  # fmt: skip
+    for time, instrument, number, value in control_changes:
+        sequence.control_changes.add(
+            time=time, instrument=instrument, control_number=number, control_value=value
+        )
+    return _from_sequence(note_seq.apply_sustain_control_changes(sequence))
+
+
+def write_midi(notes: Notes, path: str | Path) -> None:
+    """Writes notes as a MIDI file, one track per instrument, named after its program.
+
+    Times are rounded to 1 ms. The file appears under its name only when it is complete.
+    """
+    import pretty_midi
+
+    midi = pretty_midi.PrettyMIDI(resolution=TICKS_PER_BEAT, initial_tempo=TEMPO_BPM)
+    voices = np.stack([notes.instrument, notes.program, notes.is_drum], axis=1)
+    for instrument, program, is_drum in np.unique(voices, axis=0).tolist():
+        label = "Drums" if is_drum else pretty_midi.program_to_instrument_name(program)
+        track = pretty_midi.Instrument(program=program, is_drum=bool(is_drum), name=label)
+        mine = notes[(voices == (instrument, program, is_drum)).all(axis=1)]
+        for onset, offset, pitch, velocity in zip(
+            mine.onset.tolist(), mine.offset.tolist(), mine.pitch.tolist(), mine.velocity.tolist(),
+            strict=True,
+        ):  # fmt: skip
+            track.notes.append(pretty_midi.Note(velocity, pitch, onset, offset))
+        midi.instruments.append(track)
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    midi.write(str(part))
+    part.replace(path)
+
+
+def _import_note_seq() -> Any:
+    # pydub, which note_seq imports, warns at import time that ffmpeg is missing; nothing here uses it.
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import note_seq
+    return note_seq
+
+
+def _from_sequence(sequence: Any) -> Notes:
+    rows = [
+        (n.start_time, n.end_time, n.pitch, n.velocity, n.program, n.is_drum, n.instrument)
+        for n in sequence.notes
+    ]
+    return Notes(*zip(*rows, strict=True)) if rows else Notes.empty()  # type: ignore[arg-type]

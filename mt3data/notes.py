@@ -1,0 +1,153 @@
+"""Notes as columns of arrays, and the operations on them that MT3's targets need.
+
+A `Notes` holds a whole track or any part of one: entry i of every column describes note i. Order
+carries meaning in a few places (trimming keeps it, instrument numbers follow it) and is never
+changed silently. MT3 uses note_seq's NoteSequence protocol buffers for this; columns hold the same
+fields and let a track of 10,000 notes be cut, trimmed and tokenised without a Python loop.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+
+DRUM_INSTRUMENT = 9  # MIDI's channel 10, which holds drums
+
+
+@dataclass(frozen=True, eq=False)
+class Notes:
+    """Columns of equal length n.
+
+    Attributes:
+        onset: start in seconds, float64.
+        offset: end in seconds, float64; later than the onset in valid notes.
+        pitch: MIDI pitch 0-127, int64; for drums the General MIDI drum.
+        velocity: MIDI velocity 1-127, int64.
+        program: MIDI program 0-127, int64; 0 for drums.
+        is_drum: bool.
+        instrument: number of the instrument (a MIDI channel or stem) within the track, int64.
+    """
+
+    onset: np.ndarray
+    offset: np.ndarray
+    pitch: np.ndarray
+    velocity: np.ndarray
+    program: np.ndarray
+    is_drum: np.ndarray
+    instrument: np.ndarray
+
+    def __post_init__(self) -> None:
+        for name, dtype in COLUMNS.items():
+            object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=dtype))
+        lengths = {name: getattr(self, name).shape for name in COLUMNS}
+        if len(set(lengths.values())) > 1 or len(self.onset.shape) != 1:
+            raise ValueError(f"columns of notes must be one-dimensional and equally long, got {lengths}")
+
+    def __len__(self) -> int:
+        return len(self.onset)
+
+    def __getitem__(self, which: np.ndarray | slice) -> Notes:
+        return Notes(*(getattr(self, name)[which] for name in COLUMNS))
+
+    @staticmethod
+    def empty() -> Notes:
+        """No notes."""
+        return Notes(*(np.zeros(0) for _ in COLUMNS))
+
+    @staticmethod
+    def concat(parts: Sequence[Notes]) -> Notes:
+        """All notes of the parts, in their order."""
+        if not parts:
+            return Notes.empty()
+        return Notes(*(np.concatenate([getattr(p, name) for p in parts]) for name in COLUMNS))
+
+    @staticmethod
+    def from_columns(columns: Mapping[str, Sequence[float]]) -> Notes:
+        """From a mapping with NoteSequence's names (`start`, `end`) or ours (`onset`, `offset`)."""
+        onset = columns["onset"] if "onset" in columns else columns["start"]
+        offset = columns["offset"] if "offset" in columns else columns["end"]
+        rest = (columns[name] for name in list(COLUMNS)[2:])
+        return Notes(np.asarray(onset), np.asarray(offset), *(np.asarray(c) for c in rest))
+
+    @staticmethod
+    def from_array(array: np.ndarray) -> Notes:
+        """From the float64 matrix [n, 7] of a shard's `notes.npy`."""
+        if array.ndim != 2 or array.shape[1] != len(COLUMNS):
+            raise ValueError(f"notes have shape {array.shape}; expected (n, {len(COLUMNS)})")
+        return Notes(*array.T)
+
+    def to_array(self) -> np.ndarray:
+        """As the float64 matrix [n, 7] that a shard's `notes.npy` holds, columns in this order."""
+        return np.stack([getattr(self, name).astype(np.float64) for name in COLUMNS], axis=1)
+
+    def sorted(self) -> Notes:
+        """In order of onset, then drums last, program, pitch, offset; stable."""
+        return self[np.lexsort((self.offset, self.pitch, self.program, self.is_drum, self.onset))]
+
+
+COLUMNS = dict(
+    zip(
+        (field.name for field in fields(Notes)),
+        (np.float64, np.float64, np.int64, np.int64, np.int64, np.bool_, np.int64),
+        strict=True,
+    )
+)
+
+
+def validate(notes: Notes) -> None:
+    """Checks what encoding relies on.
+
+    Raises:
+        ValueError: a note without length or with a value out of range; the first one is named.
+
+    Source: mt3/note_sequences.py validate_note_sequence, which checks length and velocity only.
+    """
+    for what, bad in (
+        ("times that are not finite", ~(np.isfinite(notes.onset) & np.isfinite(notes.offset))),
+        ("an onset before time 0", notes.onset < 0),
+        ("no length (offset <= onset)", notes.offset <= notes.onset),
+        ("a velocity outside 1-127", (notes.velocity < 1) | (notes.velocity > 127)),
+        ("a pitch outside 0-127", (notes.pitch < 0) | (notes.pitch > 127)),
+        ("a program outside 0-127", (notes.program < 0) | (notes.program > 127)),
+    ):
+        if bad.any():
+            i = int(np.flatnonzero(bad)[0])
+            raise ValueError(
+                f"{int(bad.sum())} of {len(notes)} notes have {what}; the first is note {i}: onset "
+                f"{notes.onset[i]:.6g} s, offset {notes.offset[i]:.6g} s, pitch {notes.pitch[i]}, "
+                f"velocity {notes.velocity[i]}, program {notes.program[i]}"
+            )
+
+
+def trim_overlapping(notes: Notes) -> Notes:
+    """Ends each note where the next one of the same pitch, program and kind begins.
+
+    Notes that thereby lose all length are dropped; the rest keep their order. Notes of one
+    program are one instrument here, whatever their instrument number, so two stems of one class
+    that hold the same pitch cut each other.
+
+    Source: mt3/note_sequences.py trim_overlapping_notes.
+    """
+    order = np.lexsort((notes.onset, notes.pitch, notes.program, notes.is_drum))
+    same_key = np.ones(max(len(notes) - 1, 0), dtype=bool)
+    for column in (notes.pitch, notes.program, notes.is_drum):
+        same_key &= column[order][:-1] == column[order][1:]
+    before, after = order[:-1][same_key], order[1:][same_key]
+    offset = notes.offset.copy()
+    offset[before] = np.minimum(offset[before], notes.onset[after])
+    return replace(notes, offset=offset)[notes.onset < offset]
+
+
+def assign_instruments(notes: Notes) -> Notes:
+    """Numbers instruments by the first appearance of each program; drums are 9, which others skip.
+
+    Source: mt3/note_sequences.py assign_instruments.
+    """
+    numbers: dict[int, int] = {}
+    instrument = np.full(len(notes), DRUM_INSTRUMENT)
+    for i in np.flatnonzero(~notes.is_drum):
+        number = len(numbers) + (len(numbers) >= DRUM_INSTRUMENT)
+        instrument[i] = numbers.setdefault(int(notes.program[i]), number)
+    return replace(notes, instrument=instrument)
