@@ -1,0 +1,98 @@
+"""What a dataset adapter yields: a track with its stems, cheap to make, to pickle and to read later.
+
+Source of the label reading: mt3/preprocessors.py add_track_to_notesequence (sustain is applied per
+stem, then program and is_drum are set). Unlike the original, zero-length notes are dropped and
+counted here (it raises), and every stem keeps an instrument number of its own (it numbers by
+program); trimming works by program, so this changes no target.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from mt3data.errors import UserError
+from mt3data.midi import read_midi
+from mt3data.notes import DRUM_INSTRUMENT, Notes
+
+
+@dataclass(frozen=True)
+class Stem:
+    """One instrument of a track; `program` (0-127) is the one that labels carry."""
+
+    id: str
+    audio: Path | None
+    midi: Path | None
+    program: int
+    is_drum: bool
+    name: str
+
+
+@dataclass(frozen=True)
+class Track:
+    """One piece. Holds paths and facts only: making one opens no audio and no MIDI file.
+
+    Attributes:
+        id: short and unique in its dataset, [A-Za-z0-9_-], at most 40 bytes.
+        name: the publisher's name.
+        dataset: name of the manifest.
+        split: "train", "validation", "test", or another name of the split scheme.
+        audio: the mix; where it is missing, the path at which it was looked for.
+        stems: labelled stems in the order of their ids.
+        problems: what was noticed on the way, one sentence each; the track is usable all the same.
+        trim: overlapping notes of one pitch and program are to be trimmed (training splits only).
+        failure: why the track cannot be used at all; empty when it can.
+    """
+
+    id: str
+    name: str
+    dataset: str
+    split: str
+    audio: Path
+    stems: tuple[Stem, ...]
+    problems: tuple[str, ...] = ()
+    trim: bool = False
+    failure: str = ""
+
+    def load_notes(self) -> Notes:
+        """The notes of all stems, untrimmed: see load_labels."""
+        return self.load_labels()[0]
+
+    def load_labels(self) -> tuple[Notes, tuple[str, ...]]:
+        """Reads the MIDI of every stem.
+
+        Returns:
+            The notes, stem after stem, with sustain applied, program and is_drum of their stem, and
+            `instrument` numbering the stems (9 for all drums, which others skip); and the problems
+            of the track, those found while reading included.
+        Raises:
+            UserError: the track has a failure, a MIDI file cannot be read, or no stem has notes.
+        """
+        if self.failure:
+            raise UserError(f"{self.dataset} {self.name}: {self.failure}")
+        parts, problems, pitched = [], list(self.problems), 0
+        for stem in self.stems:
+            if stem.is_drum:
+                number = DRUM_INSTRUMENT
+            else:
+                number, pitched = pitched + (pitched >= DRUM_INSTRUMENT), pitched + 1
+            if stem.midi is None:
+                continue
+            try:
+                notes = read_midi(stem.midi)
+            except UserError as error:
+                raise UserError(f"{self.dataset} {self.name}, stem {stem.id}: {error}") from error
+            kept = notes.offset > notes.onset
+            if not kept.all():
+                problems.append(f"{stem.id}: {int((~kept).sum())} zero-length notes dropped")
+            parts.append(replace(
+                notes[kept],
+                program=np.full(int(kept.sum()), 0 if stem.is_drum else stem.program),
+                is_drum=np.full(int(kept.sum()), stem.is_drum),
+                instrument=np.full(int(kept.sum()), number),
+            ))  # fmt: skip
+        if not any(len(part) for part in parts):
+            raise UserError(f"{self.dataset} {self.name}: no note in any of {len(parts)} MIDI files")
+        return Notes.concat(parts), tuple(problems)
