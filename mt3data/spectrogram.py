@@ -61,9 +61,7 @@ def pad_to_frames(samples: np.ndarray, hop: int = 128) -> np.ndarray:
     return np.pad(samples, (0, n_frames_of(len(samples), hop) * hop - len(samples)))
 
 
-def log_mel(
-    samples: np.ndarray, config: SpectrogramConfig = SpectrogramConfig()
-) -> np.ndarray:
+def log_mel(samples: np.ndarray, config: SpectrogramConfig = SpectrogramConfig()) -> np.ndarray:
     """Log-mel spectrogram of one segment or of one track, zero-padded at its end as in MT3.
 
     Args:
@@ -150,14 +148,16 @@ def _transform(samples: np.ndarray, n_frames: int, config: SpectrogramConfig) ->
     frames = np.lib.stride_tricks.sliding_window_view(samples, config.fft_size)[:: config.hop]
     # Work areas: fresh memory for each block would cost as much in page faults as the window does.
     windowed = np.empty((min(BLOCK_FRAMES, n_frames), config.fft_size), np.float32)
-    magnitude = np.empty((len(windowed), filters.shape[1]), np.float32)
+    n_bins = filters.shape[1]
+    magnitude = np.empty(n_bins * len(windowed), np.float32)
     for start in range(0, n_frames, BLOCK_FRAMES):
         n = min(BLOCK_FRAMES, n_frames - start)
         np.multiply(frames[start : start + n], window, out=windowed[:n])
         # One thread: two do no more work per core, and collapse when the other core is busy.
         spectrum = scipy.fft.rfft(windowed[:n], workers=1)
-        np.abs(spectrum[:, : filters.shape[1]], out=magnitude[:n])
-        mel = filters @ magnitude[:n].T
+        # Frames become columns here, where it is cheapest; the sparse product wants them so.
+        columns = np.abs(spectrum[:, :n_bins].T, out=magnitude[: n_bins * n].reshape(n_bins, n))
+        mel = filters @ columns
         mel[empty] = SILENCE
         if mel.min() <= 0:  # rare, and a search costs less than a mask for every block
             mel[mel <= 0] = SILENCE

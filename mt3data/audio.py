@@ -1,0 +1,149 @@
+"""Audio files as the model wants them: mono, 16 kHz, float32, in blocks.
+
+Whatever libsndfile reads (wav, flac, ogg, opus, mp3, aiff, ...) at any rate and with any number of
+channels. Channels are averaged, then the rate is changed by soxr's "HQ" recipe, which is also what
+librosa.load, and so the original, applies. Memory does not grow with the length of the file, and
+the size of the blocks does not change a byte of the result: soxr's stream gives what its one-shot
+function gives, however its input is split (tests/test_audio.py).
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import soxr
+
+from mt3data.errors import UserError
+
+TARGET_RATE = 16000  # Hz; mt3/spectrograms.py DEFAULT_SAMPLE_RATE
+BLOCK_SECONDS = 10.0  # 3.5 MB of decoded stereo at 44.1 kHz
+_UNKNOWN = 1 << 62  # samples; libsndfile says 2^63 - 1 where the header does not tell
+
+
+@dataclass(frozen=True)
+class AudioInfo:
+    """What the header of an audio file says."""
+
+    n_samples: int  # per channel, at `rate`
+    rate: int  # Hz
+    channels: int
+
+    @property
+    def seconds(self) -> float:
+        """Duration."""
+        return self.n_samples / self.rate
+
+
+def audio_info(path: str | Path) -> AudioInfo:
+    """Length, rate and channels of an audio file, from its header alone.
+
+    Raises:
+        UserError: the file is missing, is not audio, holds no samples, or does not say how many.
+    """
+    with _open(path) as file:
+        return AudioInfo(file.frames, file.samplerate, file.channels)
+
+
+def read_blocks(
+    path: str | Path, rate: int = TARGET_RATE, block_seconds: float = BLOCK_SECONDS
+) -> Iterator[np.ndarray]:
+    """Yield the audio of a file, mono and at `rate`, in pieces of about `block_seconds`.
+
+    Args:
+        path: any file that libsndfile reads.
+        rate: Hz.
+        block_seconds: how much is decoded at a time; memory depends on it, the samples do not.
+    Yields:
+        float32, shape (n,), full scale 1.0; n varies and is never 0.
+    Raises:
+        UserError: the file is missing, is not audio, holds no samples, ends before its header says
+            it does, or holds NaN or infinite samples (the message says at which second).
+    """
+    with _open(path) as file:
+        if file.samplerate == rate:
+            yield from _decode(file, path, block_seconds)
+            return
+        stream = soxr.ResampleStream(file.samplerate, rate, 1, dtype="float32", quality="HQ")
+        for block in _decode(file, path, block_seconds):
+            resampled = stream.resample_chunk(block)
+            if len(resampled):
+                yield resampled
+        resampled = stream.resample_chunk(np.zeros(0, np.float32), last=True)
+        if len(resampled):
+            yield resampled
+
+
+def read_audio(path: str | Path, rate: int = TARGET_RATE) -> np.ndarray:
+    """The whole of an audio file, mono and at `rate`: float32, shape (n_samples,).
+
+    Errors are those of `read_blocks`.
+    """
+    return np.concatenate([np.zeros(0, np.float32), *read_blocks(path, rate)])
+
+
+@contextmanager
+def _open(path: str | Path) -> Iterator[soundfile.SoundFile]:
+    path = Path(path)
+    if not path.is_file():
+        seen = "a folder" if path.is_dir() else "no such file"
+        raise UserError(f"{path}: {seen}; expected an audio file (wav, flac, mp3, ogg, ...)")
+    try:
+        file = soundfile.SoundFile(path)
+    except soundfile.LibsndfileError as error:
+        raise UserError(
+            f"{path}: not audio that libsndfile reads ({error.error_string.strip()}); expected wav, "
+            f"flac, mp3, ogg or the like; try `ffmpeg -i {path.name} {path.stem}.wav`"
+        ) from error
+    with file:
+        if file.frames == 0:
+            raise UserError(f"{path}: 0 samples of audio; record or download the file again")
+        if file.frames >= _UNKNOWN:
+            raise UserError(
+                f"{path}: its header does not say how long it is, as when written to a pipe; "
+                f"try `ffmpeg -i {path.name} {path.stem}.wav`"
+            )
+        yield file
+
+
+def _decode(
+    file: soundfile.SoundFile, path: str | Path, block_seconds: float
+) -> Iterator[np.ndarray]:
+    """Mono blocks at the file's own rate, checked."""
+    size = max(1, int(block_seconds * file.samplerate))
+    done = 0
+    while True:
+        try:
+            block = _mono(file.read(size, dtype="float32", always_2d=True))
+        except soundfile.LibsndfileError as error:
+            seen = f"cannot be decoded after {done / file.samplerate:.2f} s"
+            raise UserError(
+                f"{path}: {seen} ({error.error_string.strip()}); download or export it again"
+            ) from error
+        finite = np.isfinite(block)
+        if not finite.all():
+            at = (done + int(np.argmin(finite))) / file.samplerate
+            raise UserError(
+                f"{path}: NaN or infinite samples, first at {at:.3f} s; export the file again"
+            )
+        if len(block) == 0:
+            break
+        done += len(block)
+        yield block
+    if done < file.frames:
+        said, got = file.frames / file.samplerate, done / file.samplerate
+        raise UserError(
+            f"{path}: ends after {got:.2f} s, its header says {said:.2f} s; download it again"
+        )
+
+
+def _mono(samples: np.ndarray) -> np.ndarray:
+    """Mean of the channels of samples of shape (n, channels)."""
+    channels = samples.shape[1]
+    if channels == 1:
+        return samples[:, 0]
+    if channels == 2:  # ten times faster than mean(axis=1)
+        return (samples[:, 0] + samples[:, 1]) * np.float32(0.5)
+    return samples.mean(axis=1, dtype=np.float32)

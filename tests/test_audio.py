@@ -1,0 +1,140 @@
+"""mt3data.audio: any file in, 16 kHz mono out, and helpful errors."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+import soxr
+
+from mt3data import audio
+from mt3data.errors import UserError
+
+
+def noise(seconds: float, rate: int, channels: int = 1, seed: int = 0) -> np.ndarray:
+    shape = (int(seconds * rate), channels)
+    return (np.random.default_rng(seed).standard_normal(shape) * 0.1).astype(np.float32)
+
+
+def write(path: Path, samples: np.ndarray, rate: int, **options: str) -> Path:
+    soundfile.write(path, samples, rate, **options)
+    return path
+
+
+def test_two_channels_become_their_mean(tmp_path):
+    samples = np.array([[0.5, 0.25], [-0.5, 0.25], [0.0, 1.0]], np.float32)
+    path = write(tmp_path / "stereo.wav", samples, 16000, subtype="FLOAT")
+    assert audio.read_audio(path).tolist() == [0.375, -0.125, 0.5]
+
+
+def test_six_channels_become_their_mean(tmp_path):
+    samples = np.eye(6, dtype=np.float32)[:2] * 3
+    path = write(tmp_path / "surround.wav", samples, 16000, subtype="FLOAT")
+    assert audio.read_audio(path).tolist() == [0.5, 0.5]
+
+
+def test_a_file_at_the_target_rate_is_not_touched(tmp_path):
+    samples = noise(0.5, 16000)
+    path = write(tmp_path / "a.wav", samples, 16000, subtype="FLOAT")
+    assert audio.read_audio(path).tobytes() == samples[:, 0].tobytes()
+
+
+@pytest.mark.parametrize("rate", [8000, 11025, 22050, 44100, 48000, 96000])
+@pytest.mark.parametrize("block_seconds", [0.001, 0.37, 10.0])
+def test_blocks_of_any_size_give_the_bytes_of_one_piece(tmp_path, rate, block_seconds):
+    samples = noise(1.234, rate, channels=2)
+    path = write(tmp_path / "a.wav", samples, rate, subtype="FLOAT")
+    blocks = list(audio.read_blocks(path, block_seconds=block_seconds))
+    mono = (samples[:, 0] + samples[:, 1]) * np.float32(0.5)
+    expected = soxr.resample(mono, rate, 16000, quality="HQ")
+    assert np.concatenate(blocks).tobytes() == expected.tobytes()
+    assert all(len(block) for block in blocks)
+
+
+def test_a_tone_keeps_its_pitch_and_level_through_resampling(tmp_path):
+    def tone(rate: int) -> np.ndarray:
+        return (0.5 * np.sin(2 * np.pi * 1000 * np.arange(rate) / rate)).astype(np.float32)
+
+    path = write(tmp_path / "a.wav", tone(44100), 44100, subtype="FLOAT")
+    resampled = audio.read_audio(path)
+    assert len(resampled) == 16000
+    assert np.abs(resampled - tone(16000))[1000:-1000].max() < 1e-4
+
+
+@pytest.mark.parametrize("name", ["a.flac", "a.mp3", "a.ogg", "a.aiff"])
+def test_other_formats_are_read(tmp_path, name):
+    time = np.arange(44100) / 44100
+    tone = 0.5 * np.sin(2 * np.pi * 440 * time)
+    path = write(tmp_path / name, np.stack([tone, tone], axis=1), 44100)
+    expected = 0.5 * np.sin(2 * np.pi * 440 * np.arange(16000) / 16000)
+    assert np.abs(audio.read_audio(path)[2000:14000] - expected[2000:14000]).max() < 0.02
+
+
+@pytest.mark.parametrize("name", ["a.flac", "a.mp3", "a.ogg"])
+def test_compressed_files_decode_to_the_same_bytes_in_blocks(tmp_path, name):
+    path = write(tmp_path / name, noise(3, 44100, channels=2), 44100)
+    blocks = list(audio.read_blocks(path, block_seconds=0.21))
+    assert np.concatenate(blocks).tobytes() == audio.read_audio(path).tobytes()
+
+
+def test_the_header_is_told_without_decoding(tmp_path):
+    path = write(tmp_path / "a.flac", noise(1.5, 22050, channels=2), 22050)
+    info = audio.audio_info(path)
+    assert info == audio.AudioInfo(n_samples=33075, rate=22050, channels=2)
+    assert info.seconds == 1.5
+
+
+def test_a_flac_that_does_not_know_its_length_is_refused(tmp_path):
+    path = write(tmp_path / "piped.flac", noise(0.5, 16000), 16000)
+    content = bytearray(path.read_bytes())
+    # STREAMINFO follows "fLaC" and a 4-byte header; its last 36 bits before the MD5 are the length.
+    content[8 + 13] &= 0xF0
+    content[8 + 14 : 8 + 18] = bytes(4)
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"piped\.flac: its header does not say how long it is"):
+        audio.audio_info(path)
+
+
+def test_a_missing_file_is_named():
+    with pytest.raises(UserError, match=r"nowhere\.wav: no such file; expected an audio file"):
+        audio.read_audio("nowhere.wav")
+
+
+def test_a_folder_is_not_audio(tmp_path):
+    with pytest.raises(UserError, match="a folder"):
+        audio.audio_info(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"RIFF", b"this is not audio at all" * 40])
+def test_an_unreadable_file_says_what_would_be_read(tmp_path, content):
+    path = tmp_path / "song.wav"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=r"song\.wav: not audio .* expected wav, flac"):
+        audio.read_audio(path)
+
+
+@pytest.mark.parametrize("read", [audio.audio_info, audio.read_audio])
+def test_a_wav_of_no_samples_is_refused(tmp_path, read):
+    path = write(tmp_path / "empty.wav", np.zeros((0, 2), np.float32), 44100)
+    with pytest.raises(UserError, match=r"empty\.wav: 0 samples"):
+        read(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("block_seconds", [0.1, 10.0])
+def test_samples_that_are_no_numbers_are_refused_with_their_place(tmp_path, value, block_seconds):
+    samples = noise(1, 8000, channels=2)
+    samples[6000, 1] = value
+    path = write(tmp_path / "bad.wav", samples, 8000, subtype="FLOAT")
+    with pytest.raises(UserError, match=r"bad\.wav: NaN or infinite samples, first at 0\.750 s"):
+        list(audio.read_blocks(path, block_seconds=block_seconds))
+
+
+def test_a_download_that_broke_off_is_refused(tmp_path):
+    buffer = io.BytesIO()
+    soundfile.write(buffer, noise(4, 16000), 16000, format="FLAC")
+    path = tmp_path / "half.flac"
+    path.write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+    with pytest.raises(UserError, match=r"half\.flac: (ends after 1\.\d+ s|cannot be decoded)"):
+        audio.read_audio(path)
