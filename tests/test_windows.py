@@ -1,0 +1,114 @@
+"""Windows: what they hold, and that any crop of one is tokenised as the whole track is."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from mt3data.notes import Notes, trim_overlapping
+from mt3data.spectrogram import log_mel, n_frames_of
+from mt3data.tokens import EventTable, encode
+from mt3data.vocabulary import ENCODINGS, GRANULARITIES, VocabularyConfig
+from mt3data.windows import WindowConfig, window_notes, window_starts, windows_of
+
+WINDOW = 512
+TRACK_FRAMES = 1400  # 11.2 s: two windows and a short third
+
+
+def test_the_default_edge_follows_the_length_of_the_window() -> None:
+    edges = {frames: WindowConfig(frames).edge for frames in (256, 512, 2048)}
+    assert edges == {256: "segment", 512: "segment", 2048: "track"}
+
+
+def test_pass_zero_starts_at_frame_zero_and_later_passes_at_a_seeded_phase() -> None:
+    config = WindowConfig(256)
+    assert list(window_starts(700, 0, "a", config)) == [0, 256, 512]
+    phases = [window_starts(700, k, "a", config)[0] for k in range(1, 20)]
+    assert len(set(phases)) > 10
+    assert all(0 <= phase < 256 for phase in phases)
+    assert window_starts(700, 1, "a", config) == window_starts(700, 1, "a", config)
+    assert window_starts(700, 1, "a", config) != window_starts(700, 1, "b", config)
+
+
+@pytest.fixture(scope="module")
+def samples() -> np.ndarray:
+    return np.random.default_rng(0).normal(0, 0.1, 70_000).astype(np.float32)
+
+
+def test_a_segment_window_is_cut_first_and_transformed_then(samples: np.ndarray) -> None:
+    second = list(windows_of(samples, Notes.empty(), "t", 1, WindowConfig(256)))[1]
+    want = log_mel(samples[256 * 128 : 512 * 128]).astype(np.float16)
+    np.testing.assert_array_equal(second.mel, want)
+
+
+def test_a_track_window_sees_the_audio_that_follows(samples: np.ndarray) -> None:
+    config = WindowConfig(256, edge="track")
+    windows = list(windows_of(samples, Notes.empty(), "t", 1, config))
+    whole = log_mel(np.pad(samples, (0, 128 - len(samples) % 128)))
+    assert len(whole) == n_frames_of(len(samples)) == windows[0].track_frames
+    ours = np.concatenate([w.mel[: w.valid_frames] for w in windows])
+    np.testing.assert_allclose(ours, whole, atol=0.01)
+    segment = list(windows_of(samples, Notes.empty(), "t", 1, WindowConfig(256)))[0]
+    np.testing.assert_array_equal(segment.mel[:241], windows[0].mel[:241])
+    assert np.abs(segment.mel[241:].astype(float) - windows[0].mel[241:]).max() > 0.5
+
+
+def test_frames_behind_the_end_are_zero_in_log_mel(samples: np.ndarray) -> None:
+    last = list(windows_of(samples, Notes.empty(), "t", 1, WindowConfig(256)))[-1]
+    assert last.valid_frames == n_frames_of(70_000) - 512 == 35
+    assert (last.mel[35:] == 0).all()
+    assert (last.mel[:35] != 0).any()
+
+
+@st.composite
+def tracks(draw: st.DrawFn) -> Notes:
+    """Notes that crowd the borders of windows: few pitches, many repeats and overlaps."""
+    n = draw(st.integers(0, 40))
+    grid = st.sampled_from([0.0, 4.0, 4.096, 4.086, 4.081, 4.0911, 8.192, 8.187, 8.2, 11.19])
+    onset = draw(st.lists(st.one_of(grid, st.floats(0, 12)), min_size=n, max_size=n))
+    length = draw(st.lists(st.sampled_from([1e-4, 0.004, 0.01, 0.3, 5.0, 9.0]), min_size=n, max_size=n))
+    columns = [
+        draw(st.lists(st.sampled_from(values), min_size=n, max_size=n))
+        for values in ([60, 61], [1, 64, 127], [0, 3, 9], [False, False, True])
+    ]
+    pitch, velocity, program, is_drum = (np.array(c) for c in columns)
+    times = np.array(onset), np.array(onset) + np.array(length)
+    return Notes(*times, pitch, velocity, np.where(is_drum, 0, program), is_drum, np.zeros(n))
+
+
+@settings(max_examples=250, deadline=None)
+@given(
+    notes=tracks(),
+    trim=st.booleans(),
+    window=st.integers(0, 2),
+    crops=st.lists(st.tuples(st.integers(0, 511), st.integers(1, 512)), min_size=1, max_size=4),
+    bins=st.sampled_from([1, 127]),
+    encoding=st.sampled_from(ENCODINGS),
+    granularity=st.sampled_from(GRANULARITIES),
+    steps=st.sampled_from([100, 50]),
+)
+def test_every_crop_of_a_window_is_tokenised_as_the_whole_track_is(
+    notes: Notes, trim: bool, window: int, crops: list[tuple[int, int]],
+    bins: int, encoding: str, granularity: str, steps: int,
+) -> None:  # fmt: skip
+    config = VocabularyConfig(bins, steps, encoding=encoding, granularity=granularity)
+    notes = trim_overlapping(notes) if trim else notes
+    start = window * WINDOW
+    n_frames = min(WINDOW, TRACK_FRAMES - start)
+    whole = EventTable.of(notes, config)
+    carried = EventTable.of(window_notes(notes, start, n_frames, TRACK_FRAMES), config)
+    for offset, length in crops:
+        first = start + offset % n_frames
+        length = min(length, start + n_frames - first)
+        want = encode(whole, first, length, TRACK_FRAMES).tolist()
+        assert encode(carried, first, length, TRACK_FRAMES).tolist() == want
+
+
+def test_without_the_earlier_overlapping_note_a_crop_would_go_wrong() -> None:
+    # The control of the property above: A sounds through, B ends A's pitch before the window.
+    a, b = (0.0, 9.0), (1.0, 2.0)
+    notes = Notes([a[0], b[0]], [a[1], b[1]], [60, 60], [9, 9], [0, 0], [False, False], [0, 0])
+    config = VocabularyConfig()
+    want = encode(EventTable.of(notes, config), 512, 256, TRACK_FRAMES).tolist()
+    assert encode(EventTable.of(notes[:1], config), 512, 256, TRACK_FRAMES).tolist() != want
+    assert len(window_notes(notes, 512, 512, TRACK_FRAMES)) == 2
