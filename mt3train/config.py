@@ -1,0 +1,165 @@
+"""Training configuration: defaults in frozen dataclasses, a TOML file over them, key=value on top.
+
+A key is `steps` or `section.key`, such as `optim.lr`; the sections are `model`, `data` and
+`optim`. An unknown key or a value of another type is an error that says what was expected.
+"""
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mt3data.errors import UserError
+from mt3train.model import ModelConfig
+
+CONFIGS = Path(__file__).parent / "configs"
+PRECISIONS = ("auto", "bf16", "fp16", "float32", "float64")
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which segments are read."""
+
+    train: str = "shards/*"  # a build, or a pattern of builds
+    split: str = "train"
+    eval: str = ""  # builds of the evaluation loss; empty: those of `train`
+    eval_split: str = "validation"
+    frames: int = 256  # length of a segment
+    max_target_length: int = 1024  # segments with more tokens (EOS included, less 1) are skipped
+    temperature: float = 10 / 3  # of the mixture of datasets
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How parameters are updated."""
+
+    name: str = "adafactor"  # or "adamw"
+    lr: float = 1e-3
+    warmup_steps: int = 0
+    decay: str = "constant"  # or "cosine", to a tenth at the last step
+    weight_decay: float = 0.0  # adamw only
+    clip_norm: float = 0.0  # largest norm of the mean-token gradient; 0: no clipping
+    z_loss: float = 1e-4
+    label_smoothing: float = 0.0
+
+
+@dataclass(frozen=True)
+class Config:
+    """One training run; the defaults reproduce MT3's."""
+
+    run: str = "runs/mt3"  # folder of checkpoints and metrics; an unfinished run there continues
+    seed: int = 0
+    steps: int = 1_000_000
+    batch: int = 256  # segments per update, over all processes
+    micro_batch: int = 16  # segments that one process runs at once
+    precision: str = "auto"  # bf16 where the processor multiplies it natively, float32 elsewhere
+    threads: int = 0  # of every process on a CPU; 0: torch's choice
+    deterministic: bool = False  # bit-identical resume on a GPU too, slower
+    log_every: int = 100  # steps per line of metrics.jsonl
+    save_every: int = 5000
+    keep: int = 3  # newest checkpoints
+    eval_every: int = 5000  # 0: never
+    eval_segments: int = 5120
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        _one_of("precision", self.precision, PRECISIONS)
+        _one_of("optim.name", self.optim.name, ("adafactor", "adamw"))
+        _one_of("optim.decay", self.optim.decay, ("constant", "cosine"))
+        if self.optim.name == "adafactor" and self.optim.weight_decay:
+            raise UserError("optim.weight_decay is for optim.name='adamw'; Adafactor has none")
+        for key in ("steps", "batch", "micro_batch", "log_every", "save_every", "keep"):
+            if getattr(self, key) < 1:
+                raise UserError(f"{key}={getattr(self, key)}; expected at least 1")
+        if not 0.0 <= self.model.dropout_rate < 1.0:
+            raise UserError(f"model.dropout_rate={self.model.dropout_rate}; expected 0 to below 1")
+
+
+def load_config(arguments: Sequence[str] = ()) -> Config:
+    """The configuration of a command line: at most one TOML file, then key=value overrides.
+
+    Args:
+        arguments: such as ["demo.toml", "steps=100", "optim.lr=1e-3"]. A file that is not there is
+            looked for among the package's own; no file means the package's mt3.toml.
+    Raises:
+        UserError: an unknown key, a value of the wrong type, a missing or malformed file.
+    """
+    files = [a for a in arguments if "=" not in a]
+    if len(files) > 1:
+        raise UserError(f"expected one configuration file and key=value, got {' and '.join(files)}")
+    path = _find(files[0] if files else "mt3.toml")
+    try:
+        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not a TOML file: {error}") from None
+    values = {key: (value, str(path)) for key, value in _flatten(tree)}
+    for argument in arguments:
+        key, is_override, text = argument.partition("=")
+        if is_override:
+            values[key] = (_parse(text), "command line")
+    return _build(values)
+
+
+def as_dict(config: Config) -> dict[str, Any]:
+    """The configuration as plain dictionaries, for JSON."""
+    return dataclasses.asdict(config)
+
+
+def _find(name: str) -> Path:
+    for path in (Path(name), CONFIGS / name):
+        if path.is_file():
+            return path
+    own = ", ".join(sorted(p.name for p in CONFIGS.glob("*.toml")))
+    raise UserError(f"no configuration file {name}; give a path, or one of the package's: {own}")
+
+
+def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield prefix + key, value
+
+
+def _parse(text: str) -> Any:
+    try:
+        return tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text  # data.train=shards/* needs no quotes
+
+
+def _build(values: dict[str, tuple[Any, str]]) -> Config:
+    defaults = Config()
+    known = dict(_flatten(as_dict(defaults)))
+    parts: dict[str, dict[str, Any]] = {"": {}, "model": {}, "data": {}, "optim": {}}
+    for key, (value, origin) in values.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+            near += [k for k in known if k.endswith("." + key)]
+            hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
+            raise UserError(f"{origin}: unknown key {key}{hint}")
+        section, _, name = key.rpartition(".")
+        parts[section][name] = _typed(key, value, type(known[key]), origin)
+    sections = {s: dataclasses.replace(getattr(defaults, s), **parts[s]) for s in parts if s}
+    return dataclasses.replace(defaults, **parts[""], **sections)
+
+
+def _typed(key: str, value: Any, wanted: type, origin: str) -> Any:
+    if wanted is float and type(value) is int:
+        return float(value)
+    if wanted is int and type(value) is float and value.is_integer():
+        return int(value)  # steps=1e5
+    if type(value) is not wanted:
+        names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+        raise UserError(f"{origin}: {key} must be {names[wanted]}, not {value!r}")
+    return value
+
+
+def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise UserError(f"{key}={value!r}; expected one of {', '.join(choices)}")
