@@ -44,6 +44,9 @@ class Track:
         problems: what was noticed on the way, one sentence each; the track is usable all the same.
         trim: overlapping notes of one pitch and program are to be trimmed (training splits only).
         failure: why the track cannot be used at all; empty when it can.
+
+    Texts in problems and failure name files relative to the track, because they end up in builds,
+    whose bytes must not depend on where the data lie.
     """
 
     id: str
@@ -83,16 +86,27 @@ class Track:
             try:
                 notes = read_midi(stem.midi)
             except UserError as error:
-                raise UserError(f"{self.dataset} {self.name}, stem {stem.id}: {error}") from error
-            kept = notes.offset > notes.onset
-            if not kept.all():
-                problems.append(f"{stem.id}: {int((~kept).sum())} zero-length notes dropped")
+                reason = str(error).replace(str(stem.midi), f"MIDI/{stem.midi.name}")
+                raise UserError(f"{self.dataset} {self.name}: {reason}") from error
+            notes = notes[notes.offset > notes.onset]
+            struck = _count_note_ons(stem.midi)
+            if len(notes) < struck:
+                lost = f"{struck - len(notes)} of {struck} note-ons give no note"
+                problems.append(f"{stem.id}: {lost} (zero length or never ended); dropped")
             parts.append(replace(
-                notes[kept],
-                program=np.full(int(kept.sum()), 0 if stem.is_drum else stem.program),
-                is_drum=np.full(int(kept.sum()), stem.is_drum),
-                instrument=np.full(int(kept.sum()), number),
+                notes,
+                program=np.full(len(notes), 0 if stem.is_drum else stem.program),
+                is_drum=np.full(len(notes), stem.is_drum),
+                instrument=np.full(len(notes), number),
             ))  # fmt: skip
         if not any(len(part) for part in parts):
             raise UserError(f"{self.dataset} {self.name}: no note in any of {len(parts)} MIDI files")
         return Notes.concat(parts), tuple(problems)
+
+
+def _count_note_ons(path: Path) -> int:
+    """Note-ons in a MIDI file. pretty_midi drops notes of length zero without a word."""
+    import mido
+
+    messages = (message for part in mido.MidiFile(path).tracks for message in part)
+    return sum(message.type == "note_on" and message.velocity > 0 for message in messages)

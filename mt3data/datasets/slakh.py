@@ -52,6 +52,9 @@ def _track_folders(root: Path, manifest: Manifest) -> list[Path]:
     for base in bases:
         groups = [base, *(base / split for split in manifest.layout["split_folders"])]
         found = sorted((path for group in groups for path in _tracks_in(group)), key=lambda p: p.name)
+        for one, other in zip(found, found[1:], strict=False):
+            if one.name == other.name:
+                raise UserError(f"{one.name} lies in {one.parent} and in {other.parent}; remove one")
         if found:
             return found
     splits = ",".join(manifest.layout["split_folders"])
@@ -79,13 +82,14 @@ def _hint(root: Path) -> str:
 
 
 def _track(folder: Path, manifest: Manifest, scheme: SplitScheme) -> Track:
-    name, problems = folder.name, []
+    name = folder.name
+    problems: list[str] = []
     split, failure = _split(folder, manifest, scheme)
     mixes = [folder / mix for mix in manifest.layout["mix"]]
     audio = next((path for path in mixes if path.is_file()), mixes[0])
     stems: tuple[Stem, ...] = ()
     if not audio.is_file():
-        failure = failure or f"no mix: looked for {' and '.join(str(path) for path in mixes)}"
+        failure = failure or f"no mix, expected {' or '.join(manifest.layout['mix'])}"
     try:
         described = _read_metadata(folder / "metadata.yaml")
     except UserError as error:
@@ -117,19 +121,19 @@ def _split(folder: Path, manifest: Manifest, scheme: SplitScheme) -> tuple[str, 
 
 
 def _read_metadata(path: Path) -> dict[str, dict[str, Any]]:
-    """The stems of a metadata.yaml by id."""
+    """The stems of a metadata.yaml by id; errors leave out the folder, see Track.failure."""
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times as fast
     try:
         content = yaml.load(path.read_bytes(), Loader=loader)
     except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror})") from error
+        raise UserError(f"{path.name} cannot be read ({error.strerror})") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML ({' '.join(str(error).split())})") from error
+        raise UserError(f"{path.name} is not valid YAML ({' '.join(str(error).split())})") from error
     stems = content.get("stems") if isinstance(content, dict) else None
     if not isinstance(stems, dict):
-        raise UserError(f"{path} lists no stems; expected a mapping `stems:` of S00, S01, ...")
+        raise UserError(f"{path.name} lists no stems; expected a mapping `stems:` of S00, S01, ...")
     return stems
 
 
