@@ -1,0 +1,214 @@
+"""Renders MIDI with a SoundFont into Slakh's own on-disk layout: the demo dataset.
+
+    mt3data synth --out ROOT          composes seeded pieces and renders them
+    mt3data synth --out ROOT --midi DIR    renders the user's own MIDI files
+
+    ROOT/synth.json                                     the settings; another set is refused
+    ROOT/{train,validation,test}/TrackNNNNN/mix.flac    mono, 44.1 kHz, 16 bit: the sum of the stems
+                                            stems/SNN.flac   MIDI/SNN.mid   all_src.mid   metadata.yaml
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from mt3data.compose import compose
+from mt3data.errors import UserError
+from mt3data.render import MAX_SECONDS, Rendered, default_soundfont, soundfont_bytes, write_track
+
+if TYPE_CHECKING:
+    import pretty_midi
+
+VERSION = 1  # raise it when the same settings would give other bytes
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass(frozen=True)
+class SynthSummary:
+    """Result of one run: tracks that were there before, tracks rendered now, files that failed."""
+
+    root: Path
+    kept: int
+    rendered: tuple[Rendered, ...]
+    failed: tuple[Rendered, ...]
+
+
+@dataclass(frozen=True)
+class _Job:
+    track: str
+    folder: Path
+    source: Path | int  # a MIDI file or a seed
+    seconds: float
+    soundfont: Path
+
+
+def synth(
+    root: Path, *, tracks: int = 20, seed: int = 0, seconds: float = 40.0,
+    soundfont: Path | None = None, midi_dir: Path | None = None, workers: int = 1,
+    validation: int | None = None, test: int | None = None,
+) -> SynthSummary:  # fmt: skip
+    """Renders pieces into root; an interrupted run is continued by calling it again.
+
+    Args:
+        root: folder to write; created when missing.
+        tracks: number of pieces to compose; piece number n has seed `seed * 100000 + n`.
+        seed: any integer of at least 0.
+        seconds: length of each composed piece, without the 2 s of tail; at least 4.
+        soundfont: an .sf2 file; None takes TimGM6mb.sf2, which pretty_midi ships.
+        midi_dir: render every .mid and .midi below this folder, in the order of their relative
+            paths, instead of composing; tracks, seed and seconds then mean nothing. A file that
+            cannot be used is reported and skipped; its track number stays free.
+        workers: processes.
+        validation, test: how many pieces each of these splits gets. The last pieces are test,
+            those before validation, as in Slakh. None: a tenth each, at least one from three
+            pieces on.
+    Raises:
+        UserError: midirenderer is not installed, no MIDI files, a file that is no SoundFont, or
+            root holds something else.
+    """
+    from joblib import Parallel, delayed
+    from tqdm import tqdm
+
+    _require_renderer()
+    root, soundfont = Path(root), Path(soundfont) if soundfont else default_soundfont()
+    sources: list[Path | int] = [seed * 100_000 + n for n in range(1, tracks + 1)]
+    if midi_dir is not None:
+        sources = list(_midi_files(Path(midi_dir)))
+    elif tracks < 1 or seed < 0 or not 4 <= seconds <= MAX_SECONDS:
+        raise UserError(
+            f"tracks={tracks}, seed={seed}, seconds={seconds}: expected at least 1 piece, a seed of "
+            f"at least 0 and 4 to {MAX_SECONDS:.0f} s"
+        )
+    if len(sources) > 99_999:
+        raise UserError(f"{len(sources)} pieces; Slakh's track numbers end at 99999")
+    splits = _splits(len(sources), validation, test)
+    settings = {
+        "version": VERSION,
+        "tracks": len(sources),
+        "seed": None if midi_dir else seed,
+        "seconds": None if midi_dir else float(seconds),
+        "midi": _digest(sources, Path(midi_dir)) if midi_dir else None,
+        "soundfont": hashlib.sha256(soundfont_bytes(soundfont)).hexdigest(),
+        "splits": {split: splits.count(split) for split in SPLITS},
+    }
+    _claim(root, settings)
+    folders = [root / split / f"Track{n:05d}" for n, split in enumerate(splits, 1)]
+    jobs = [
+        _Job(folder.name, folder, source, seconds, soundfont)
+        for folder, source in zip(folders, sources, strict=True)
+        if not folder.is_dir()
+    ]
+    # loky starts processes anew; one worker stays in this one, where errors are easiest to read.
+    parallel = Parallel(n_jobs=min(workers, len(jobs)) or 1, return_as="generator_unordered")
+    results = parallel(delayed(_render_piece)(job) for job in jobs)
+    done = list(tqdm(results, total=len(jobs), desc="render", unit="piece", disable=not jobs))
+    done.sort(key=lambda result: result.track)
+    return SynthSummary(
+        root=root,
+        kept=len(folders) - len(jobs),
+        rendered=tuple(result for result in done if not result.error),
+        failed=tuple(result for result in done if result.error),
+    )
+
+
+def _require_renderer() -> None:
+    try:
+        import midirenderer  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            "rendering needs the package midirenderer; pip install 'mt3kit[synth]'"
+        ) from error
+
+
+def _midi_files(folder: Path) -> Iterator[Path]:
+    files = sorted(
+        path for path in folder.rglob("*")
+        if path.suffix.lower() in (".mid", ".midi") and path.is_file()
+    )  # fmt: skip
+    if not files:
+        there = "holds no .mid or .midi file" if folder.is_dir() else "is not a folder"
+        raise UserError(f"{folder} {there}; point --midi at a folder of MIDI files")
+    yield from files
+
+
+def _digest(files: Iterable[Any], folder: Path) -> str:
+    total = hashlib.sha256()
+    for path in files:
+        content = hashlib.sha256(path.read_bytes()).hexdigest()
+        total.update(f"{path.relative_to(folder).as_posix()} {content}\n".encode())
+    return total.hexdigest()
+
+
+def _splits(n: int, validation: int | None, test: int | None) -> list[str]:
+    share = max(1, n // 10) if n >= 3 else 0
+    validation, test = share if validation is None else validation, share if test is None else test
+    if min(validation, test) < 0 or validation + test > n:
+        raise UserError(f"{validation} validation and {test} test pieces do not fit into {n} pieces")
+    return ["train"] * (n - validation - test) + ["validation"] * validation + ["test"] * test
+
+
+def _claim(root: Path, settings: dict[str, Any]) -> None:
+    """Writes synth.json, or checks that the one that is there says the same."""
+    path = root / "synth.json"
+    if path.exists():
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except ValueError:
+            raise UserError(f"{path} is not JSON; remove {root} or choose another folder") from None
+        other = [f"{key} {found.get(key)!r} there, {value!r} asked for"
+                 for key, value in settings.items() if found.get(key) != value]  # fmt: skip
+        if other:
+            raise UserError(
+                f"{root} holds pieces of other settings ({'; '.join(other)}); choose another folder"
+            )
+    elif any(root.glob("Track*")) or any(root.glob("*/Track*")):
+        raise UserError(
+            f"{root} holds tracks that synth did not write (no synth.json); choose another folder"
+        )
+    else:
+        root.mkdir(parents=True, exist_ok=True)
+        part = path.with_name("synth.json.part")
+        part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        part.replace(path)
+
+
+def _render_piece(job: _Job) -> Rendered:
+    """Renders one piece under a temporary name, then renames its folder."""
+    part = job.folder.with_name(f".{job.track}.part")
+    if part.exists():
+        shutil.rmtree(part)  # an interrupted run left it
+    if isinstance(job.source, int):
+        midi = compose(job.source, job.seconds)
+        result = write_track(midi, part, job.soundfont, track=job.track, source=f"seed {job.source}")
+    else:
+        try:
+            midi, name = _read(job.source), job.source.name
+            result = write_track(midi, part, job.soundfont, track=job.track, source=name)
+        except Exception as error:  # whatever a broken file makes parsers and renderer raise
+            shutil.rmtree(part, ignore_errors=True)
+            return Rendered(job.track, str(job.source), error=_reason(error))
+    part.replace(job.folder)
+    return result
+
+
+def _reason(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    if isinstance(error, UserError):
+        return text
+    return f"not a MIDI file that can be read ({type(error).__name__}: {text})"
+
+
+def _read(path: Path) -> pretty_midi.PrettyMIDI:
+    import warnings
+
+    import pretty_midi
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # type 0 and 2 files with tempo changes, which are fine
+        return pretty_midi.PrettyMIDI(str(path))
