@@ -1,0 +1,132 @@
+"""Checkpoints come back as they were, and damaged or foreign files say so in one line."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mt3data.errors import UserError
+from mt3data.vocabulary import VocabularyConfig
+from mt3train.checkpoint import (
+    CheckpointInfo,
+    checkpoints,
+    load_model,
+    load_optimizer,
+    read_info,
+    save,
+    save_weights,
+)
+from mt3train.model import MT3, ModelConfig
+from mt3train.optim import make_optimizer
+
+TINY = ModelConfig(
+    vocab_size=20, emb_dim=8, num_heads=1, head_dim=8, num_encoder_layers=1,
+    num_decoder_layers=1, mlp_dim=8, n_mels=6, dropout_rate=0.0,
+)  # fmt: skip
+INFO = CheckpointInfo(
+    step=12, model=TINY, vocabulary=VocabularyConfig(num_velocity_bins=127), edge="track",
+    frames=128, max_target_length=300,
+)  # fmt: skip
+
+
+def model_and_optimizer(name="adafactor"):
+    torch.manual_seed(0)
+    model = MT3(TINY)
+    optimizer = make_optimizer(model.parameters(), name, 1e-2)
+    model(torch.ones(1, 4, 6), torch.tensor([[3, 4, 1]])).square().sum().backward()
+    optimizer.step()
+    return model, optimizer
+
+
+def test_a_model_comes_back_with_what_its_input_and_tokens_mean(tmp_path):
+    model, _ = model_and_optimizer()
+    save_weights(tmp_path / "a.safetensors", model, INFO)
+    loaded, info = load_model(tmp_path / "a.safetensors")
+    assert info == INFO == read_info(tmp_path / "a.safetensors")
+    mel, targets = torch.randn(2, 5, 6), torch.tensor([[7, 8, 1], [9, 1, 0]])
+    assert torch.equal(loaded(mel, targets), model.eval()(mel, targets))
+    assert not loaded.training
+
+
+@pytest.mark.parametrize("name", ["adafactor", "adamw"])
+def test_an_optimiser_goes_on_where_it_was(tmp_path, name):
+    model, optimizer = model_and_optimizer(name)
+    file = save(tmp_path, model, INFO, optimizer, {"tokens": 5})
+    fresh, _ = load_model(file)
+    other = make_optimizer(fresh.parameters(), name, 1e-2)
+    assert load_optimizer(file, fresh, other) == {"tokens": 5}
+    for m, o in ((model, optimizer), (fresh, other)):
+        m.zero_grad()
+        m.eval()(torch.ones(1, 4, 6), torch.tensor([[5, 2, 1]])).square().sum().backward()
+        o.step()
+    for ours, theirs in zip(fresh.parameters(), model.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_only_the_newest_are_kept_and_a_folder_means_its_newest(tmp_path):
+    model, optimizer = model_and_optimizer()
+    for step in (1, 2, 30):
+        save(tmp_path, model, dataclasses.replace(INFO, step=step), optimizer, {}, keep=2)
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        f"checkpoint-{step:08d}{ending}"
+        for step in (2, 30)
+        for ending in (".optimizer.safetensors", ".safetensors")
+    ]
+    assert load_model(tmp_path)[1].step == 30
+    assert len(checkpoints(tmp_path)) == 2
+
+
+def test_another_vocabulary_than_asked_for_is_refused(tmp_path):
+    model, _ = model_and_optimizer()
+    save_weights(tmp_path / "a.safetensors", model, INFO)
+    with pytest.raises(UserError, match="vocabulary.num_velocity_bins 1 and 127"):
+        load_model(tmp_path / "a.safetensors", vocabulary=VocabularyConfig())
+
+
+def damaged(kind, path, model):
+    save_weights(path, model, INFO)
+    if kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-10])
+    if kind == "text":
+        path.write_text("hello")
+    if kind == "foreign":
+        save_file({"weight": torch.ones(2)}, path, {"format": "pt"})
+    if kind == "later schema":
+        save_file({"weight": torch.ones(2)}, path, {"mt3kit": json.dumps({"schema": 2})})
+    if kind == "other tensors":
+        metadata = {"schema": 1, **dataclasses.asdict(INFO)}
+        save_file({"weight": torch.ones(2)}, path, {"mt3kit": json.dumps(metadata)})
+
+
+@pytest.mark.parametrize(
+    "kind, message",
+    [
+        ("truncated", "is not a whole safetensors file"),
+        ("text", "is not a whole safetensors file"),
+        ("foreign", "is not a checkpoint of mt3train"),
+        ("later schema", "metadata of schema 2, this version reads 1"),
+        ("other tensors", "has shape None, the model needs"),
+    ],
+)
+def test_a_damaged_or_foreign_file_is_refused_in_one_line(tmp_path, kind, message):
+    model, _ = model_and_optimizer()
+    damaged(kind, tmp_path / "a.safetensors", model)
+    with pytest.raises(UserError, match=message) as caught:
+        load_model(tmp_path / "a.safetensors")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_place_without_checkpoint_is_named(tmp_path):
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        load_model(tmp_path)
+    with pytest.raises(UserError, match="no checkpoint .*/b.safetensors"):
+        load_model(tmp_path / "b.safetensors")
+
+
+def test_weights_without_their_optimiser_cannot_go_on(tmp_path):
+    model, optimizer = model_and_optimizer()
+    save_weights(tmp_path / "a.safetensors", model, INFO)
+    with pytest.raises(UserError, match="a.optimizer.safetensors is missing"):
+        load_optimizer(tmp_path / "a.safetensors", model, optimizer)
