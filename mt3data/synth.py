@@ -11,8 +11,10 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import shutil
+import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,6 +96,7 @@ def synth(
         "seed": None if midi_dir else seed,
         "seconds": None if midi_dir else float(seconds),
         "midi": _digest(sources, Path(midi_dir)) if midi_dir else None,
+        "renderer": f"midirenderer {importlib.metadata.version('midirenderer')}",
         "soundfont": hashlib.sha256(soundfont_bytes(soundfont)).hexdigest(),
         "splits": {split: splits.count(split) for split in SPLITS},
     }
@@ -107,8 +110,9 @@ def synth(
     # loky starts processes anew; one worker stays in this one, where errors are easiest to read.
     parallel = Parallel(n_jobs=min(workers, len(jobs)) or 1, return_as="generator_unordered")
     results = parallel(delayed(_render_piece)(job) for job in jobs)
-    done = list(tqdm(results, total=len(jobs), desc="render", unit="piece", disable=not jobs))
-    done.sort(key=lambda result: result.track)
+    pause = 0.5 if sys.stderr.isatty() else 15.0  # seconds between lines of progress
+    bar = tqdm(results, "render", len(jobs), unit="piece", mininterval=pause, disable=not jobs)
+    done = sorted(bar, key=lambda result: result.track)
     return SynthSummary(
         root=root,
         kept=len(folders) - len(jobs),
