@@ -1,0 +1,138 @@
+"""From shards to micro-batches: which builds, which members, padding, reading one step ahead."""
+
+import dataclasses
+import glob
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mt3data.errors import UserError
+from mt3data.spectrogram import SpectrogramConfig
+from mt3data.vocabulary import PAD_ID, VocabularyConfig
+from mt3train.config import DataConfig
+
+PAD_TO = 16  # lengths of targets are multiples of it, so that few shapes occur
+
+
+class Segments(Protocol):
+    """Training data: mt3data.reader.IndexedShards, or anything with these."""
+
+    spectrogram: SpectrogramConfig
+    vocabulary: VocabularyConfig
+    edge: str
+
+    def batch(
+        self, step: int, global_batch: int, rank: int = 0, world: int = 1, frames: int = 256
+    ) -> Any:
+        """This rank's members of a global batch: .mel, .tokens and .keys."""
+
+
+@dataclasses.dataclass(frozen=True)
+class MicroBatch:
+    """Segments that run through the network at once.
+
+    Attributes:
+        mel: log-mel frames, float16 [B, F, M].
+        targets: token ids int64 [B, L], EOS last, then 0; a row of zeros was too long.
+        keys: the records' names.
+        n_tokens: number of targets that count.
+        n_skipped: rows that were too long.
+    """
+
+    mel: Tensor
+    targets: Tensor
+    keys: list[str]
+    n_tokens: int
+    n_skipped: int
+
+
+def find_builds(pattern: str) -> list[Path]:
+    """Folders of finished builds (with a manifest.json) that a path or pattern names.
+
+    A folder without manifest stands for the builds right under it.
+
+    Raises:
+        UserError: none; says which command makes one.
+    """
+    named = [Path(p) for p in sorted(glob.glob(pattern))]  # noqa: PTH207 (an absolute pattern may come)
+    under = [child for path in named if path.is_dir() for child in sorted(path.iterdir())]
+    for candidates in (named, under):
+        builds = [path for path in candidates if (path / "manifest.json").is_file()]
+        if builds:
+            return builds
+    seen = f"{len(named)} path(s) there, none with a manifest.json" if named else "nothing is there"
+    raise UserError(
+        f"no build under {pattern} ({seen}); make one with `mt3data build demo --out shards/`, or"
+        " name another with data.train=DIR"
+    )
+
+
+def open_shards(config: DataConfig, seed: int, evaluation: bool = False) -> Segments:
+    """The shards that a configuration names, for training or for the evaluation loss."""
+    from mt3data.reader import IndexedShards
+
+    pattern = config.eval if evaluation and config.eval else config.train
+    split = config.eval_split if evaluation else config.split
+    return IndexedShards(
+        find_builds(pattern), split, seed=0 if evaluation else seed, temperature=config.temperature
+    )
+
+
+def micro_batches(batch: Any, size: int, max_target_length: int) -> list[MicroBatch]:
+    """Cut one rank's members into micro-batches of at most `size`, similar lengths together.
+
+    The order of members changes nothing but rounding, as their losses are summed. A target of
+    max_target_length tokens or more (EOS not counted) stays in place without its tokens: no rank
+    may run out of work while the others wait for it.
+    """
+    lengths = np.array([len(tokens) for tokens in batch.tokens])
+    too_long = lengths > max_target_length
+    order = np.argsort(np.where(too_long, 0, lengths), kind="stable")
+    cut = []
+    for rows in (order[i : i + size] for i in range(0, len(order), size)):
+        kept = [row for row in rows if not too_long[row]]
+        longest = max((int(lengths[row]) for row in kept), default=1)
+        padded = np.full((len(rows), -(-longest // PAD_TO) * PAD_TO), PAD_ID, dtype=np.int64)
+        for place, row in enumerate(rows):
+            if not too_long[row]:
+                padded[place, : lengths[row]] = batch.tokens[row]
+        cut.append(
+            MicroBatch(
+                mel=torch.from_numpy(batch.mel[rows]),
+                targets=torch.from_numpy(padded),
+                keys=[batch.keys[row] for row in rows],
+                n_tokens=int(lengths[kept].sum()),
+                n_skipped=len(rows) - len(kept),
+            )
+        )
+    return cut
+
+
+class Ahead:
+    """Calls load(step) in a thread for the step after the one asked for.
+
+    `load` must depend on the step alone; steps may be asked for in any order.
+    """
+
+    def __init__(self, load: Callable[[int], list[MicroBatch]], last: int) -> None:
+        self._load, self._last = load, last
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="next-batch")
+        self._next: tuple[int, Future[list[MicroBatch]]] | None = None
+
+    def __call__(self, step: int) -> list[MicroBatch]:
+        """What load(step) returns; its exceptions are raised here."""
+        if self._next is None or self._next[0] != step:
+            self._next = (step, self._thread.submit(self._load, step))
+        loaded = self._next[1].result()
+        if step < self._last:
+            self._next = (step + 1, self._thread.submit(self._load, step + 1))
+        return loaded
+
+    def close(self) -> None:
+        """Stop the thread; a batch that is being read is waited for."""
+        self._thread.shutdown(cancel_futures=True)
