@@ -192,6 +192,7 @@ def melody(plan: Plan, rng: random.Random, pitches: tuple[int, int],
         bar = plan.bars[pair]
         if silent and (bar.section % 6 == (3 if slow else 0)):
             continue  # the intro, or the bridge for a second voice, is left to the others
+        pitch = (pitch + (low + high) / 2) / 2  # a phrase comes back from where the last one ended
         beat, end = bar.beat, bar.beat + plan.beats * min(2, len(plan.bars) - pair)
         chords = [c for b in plan.bars[pair : pair + 2] for c in b.chords]
         for length, move, rest in motifs[bar.section % 2 if pair % 4 else 0]:
@@ -199,7 +200,8 @@ def melody(plan: Plan, rng: random.Random, pitches: tuple[int, int],
                 break
             chord = [c for c in chords if c.beat <= beat][-1]
             strong = beat % 1 == 0 and length >= 0.75
-            pitch = _near(chord.tones if strong else plan.scale, pitch + move, low, high)
+            goal = pitch + move if low <= pitch + move <= high else pitch - move
+            pitch = _near(chord.tones if strong else plan.scale, goal, low, high)
             if not rest:
                 accent = 0.5 * strong - 0.3 * (length < 0.5)
                 events.append(Event(beat, min(length, end - beat) * legato, int(pitch), accent))
