@@ -84,6 +84,21 @@ def read_audio(path: str | Path, rate: int = TARGET_RATE) -> np.ndarray:
     return np.concatenate([np.zeros(0, np.float32), *read_blocks(path, rate)])
 
 
+def require_finite(samples: np.ndarray, name: str, rate: int, first: int = 0) -> None:
+    """Raise a UserError, saying where, if any of the samples is NaN or infinite.
+
+    Args:
+        samples: shape (n,).
+        name: of the file or array, for the message.
+        rate: Hz.
+        first: index of samples[0] in the whole audio.
+    """
+    finite = np.isfinite(samples)
+    if not finite.all():
+        at = (first + int(np.argmin(finite))) / rate
+        raise UserError(f"{name}: NaN or infinite samples, first at {at:.3f} s; export it again")
+
+
 @contextmanager
 def _open(path: str | Path) -> Iterator[soundfile.SoundFile]:
     path = Path(path)
@@ -122,12 +137,7 @@ def _decode(
             raise UserError(
                 f"{path}: {seen} ({error.error_string.strip()}); download or export it again"
             ) from error
-        finite = np.isfinite(block)
-        if not finite.all():
-            at = (done + int(np.argmin(finite))) / file.samplerate
-            raise UserError(
-                f"{path}: NaN or infinite samples, first at {at:.3f} s; export the file again"
-            )
+        require_finite(block, str(path), file.samplerate, done)
         if len(block) == 0:
             break
         done += len(block)
