@@ -1,0 +1,255 @@
+"""The command `mt3data`. Everything heavy is imported inside the command that needs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mt3data import __version__
+from mt3data.errors import UserError
+from mt3data.terminal import CommandGroup, progress
+
+if TYPE_CHECKING:
+    from mt3data.build import Summary
+    from mt3data.plan import BuildConfig
+
+FOLDER = click.Path(path_type=Path)
+DEMO_PIECES = 20
+
+
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, package_name="mt3kit")
+def main() -> None:
+    """Prepares datasets for MT3: from published recordings to training shards.
+
+    Exit codes: 0 done; 1 done, with faults that are listed; 2 a mistake, told in one line.
+    """
+
+
+@main.command("list")
+@click.argument("name", required=False)
+@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
+def list_(name: str | None, as_json: bool) -> None:
+    """Lists the datasets that can be built; with NAME, what is known of one.
+
+    Example: mt3data list slakh
+    """
+    from mt3data.manifest import load, names
+
+    if name is None:
+        manifests = [load(n) for n in names()]
+        if as_json:
+            _print_json([{"name": m.name, "title": m.title, "licence": m.licence} for m in manifests])
+        for m in [] if as_json else manifests:
+            click.echo(f"{m.name:12} {m.title} ({m.licence})")
+        return
+    m = load(name)
+    facts = {
+        "name": m.name, "title": m.title, "version": m.version, "licence": m.licence,
+        "licence_url": m.licence_url, "redistribution": m.redistribution, "citation": m.citation,
+        "split_schemes": list(m.schemes), "default_scheme": m.default_scheme,
+        "expected_tracks": {k: dict(v) for k, v in m.expected.items()},
+        "sources": [vars(s) for s in m.sources],
+        "known_issues": [vars(i) for i in m.known_issues],
+    }  # fmt: skip
+    if as_json:
+        _print_json(facts)
+        return
+    for key, value in facts.items():
+        if isinstance(value, list) and value and isinstance(value[0], dict):
+            click.echo(f"{key}:")
+            for entry in value:
+                click.echo("  - " + "; ".join(f"{k} {v}" for k, v in entry.items() if v))
+        elif value:
+            click.echo(f"{key}: {', '.join(value) if isinstance(value, list) else value}")
+
+
+@main.command()
+@click.option("--out", "root", type=FOLDER, required=True, help="Folder to render into.")
+@click.option("--tracks", default=DEMO_PIECES, show_default=True, help="Pieces to compose.")
+@click.option("--seconds", default=40.0, show_default=True, help="Length of each piece.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--soundfont", type=FOLDER, help="An .sf2 file; default: the one pretty_midi ships.")
+@click.option("--midi", "midi_dir", type=FOLDER, help="Render the MIDI files below this folder instead.")
+@click.option("--workers", default=os.cpu_count() or 1, show_default=True)
+def synth(
+    root: Path, tracks: int, seconds: float, seed: int, soundfont: Path | None,
+    midi_dir: Path | None, workers: int,
+) -> None:  # fmt: skip
+    """Composes pieces, or takes your MIDI files, and renders them in Slakh's layout.
+
+    Example: mt3data synth --out data/demo --tracks 20
+    """
+    from mt3data.synth import synth as run
+
+    summary = run(
+        root, tracks=tracks, seed=seed, seconds=seconds, soundfont=soundfont, midi_dir=midi_dir,
+        workers=workers,
+    )  # fmt: skip
+    click.echo(f"{root}: {len(summary.rendered)} pieces rendered, {summary.kept} were there")
+    for failed in summary.failed:
+        click.echo(f"not rendered: {failed.error}")
+    if summary.failed:
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("dataset")
+@click.option("--root", type=FOLDER, default=Path("data"), show_default=True, help="Where datasets lie.")
+@click.option("--out", type=FOLDER, default=Path("shards"), show_default=True, help="Folder for builds.")
+@click.option("--split", "splits", multiple=True, help="Only this split; may be repeated.")
+@click.option("--split-scheme", help="Another division of the tracks, see `mt3data list DATASET`.")
+@click.option("--tracks", default=0, help="At most so many tracks in all; 0 means all.")
+@click.option("--window", default=2048, show_default=True, help="Frames of a record, 8 ms each.")
+@click.option("--edge", type=click.Choice(["segment", "track"]),
+              help="What the last frames see; default: segment for windows of 256 and 512, else track.")  # fmt: skip
+@click.option("--passes", default=1, show_default=True, help="Cuttings of each training track.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--workers", default=os.cpu_count() or 1, show_default=True, help="Processes.")
+@click.option("--velocity-bins", default=1, show_default=True)
+@click.option("--encoding", type=click.Choice(["ties", "noties", "onsets"]), default="ties", show_default=True)
+@click.option("--granularity", type=click.Choice(["full", "midi_class", "flat"]), default="full", show_default=True)
+@click.option("--max-failures", default=0, show_default=True, help="Tracks that may fail before the exit code is 1.")
+def build(
+    dataset: str, root: Path, out: Path, splits: tuple[str, ...], split_scheme: str | None,
+    tracks: int, window: int, edge: str | None, passes: int, seed: int, workers: int,
+    velocity_bins: int, encoding: str, granularity: str, max_failures: int,
+) -> None:  # fmt: skip
+    """Builds shards of DATASET into OUT/DATASET; run again, it continues.
+
+    Examples: mt3data build demo --out shards/ ; mt3data build slakh --root data/ --out shards/
+    """
+    from mt3data.plan import BuildConfig
+    from mt3data.vocabulary import VocabularyConfig
+    from mt3data.windows import WindowConfig
+
+    if tracks < 0 or workers < 1:
+        raise UserError(f"--tracks {tracks}, --workers {workers}: expected at least 0 and 1")
+    try:
+        vocabulary = VocabularyConfig(velocity_bins, encoding=encoding, granularity=granularity)
+        windows = WindowConfig(window, edge or "", passes, seed, vocabulary=vocabulary)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+    if dataset == "demo":
+        root = _render_demo(root, tracks or DEMO_PIECES, seed, workers)
+    config = BuildConfig(dataset, root, out, splits, tracks, split_scheme, windows, workers)
+    summary = _run_build(config)
+    for row in summary.quarantined:
+        click.echo(f"quarantined {row['name']} ({row['stage']}): {row['error']}")
+    _print_info(summary.folder, summary.manifest)
+    if len(summary.quarantined) > max_failures:
+        click.echo(f"{len(summary.quarantined)} tracks failed; --max-failures is {max_failures}", err=True)
+        sys.exit(1)
+
+
+def _render_demo(root: Path, tracks: int, seed: int, workers: int) -> Path:
+    """Renders the demo pieces where they are not there yet; returns their folder."""
+    from mt3data.synth import synth as run
+
+    folder = root if (root / "synth.json").is_file() else root / "demo"
+    settings = folder / "synth.json"
+    if settings.is_file():  # go on with what was begun there, whatever is asked for now
+        found = json.loads(settings.read_text(encoding="utf-8"))
+        if found["midi"] is None and found["soundfont"]:
+            run(folder, tracks=found["tracks"], seed=found["seed"], seconds=found["seconds"],
+                workers=workers)  # fmt: skip
+    else:
+        run(folder, tracks=tracks, seed=seed, workers=workers)
+    return folder
+
+
+def _run_build(config: BuildConfig) -> Summary:
+    from mt3data.build import build as run
+    from mt3data.plan import make_plan
+
+    plan = make_plan(config)
+    hours = sum(shard.seconds for shard in plan.shards) / 3600
+    with progress(hours, f"build {config.dataset}", "h") as bar:
+        summary = run(plan, on_shard=lambda shard: bar.update(shard.seconds / 3600))
+    if summary.already_complete:
+        click.echo("already complete; nothing to do", err=True)
+    return summary
+
+
+@main.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--fast", is_flag=True, help="Sizes, names and the index only; reads no bodies.")
+def check(folder: Path, fast: bool) -> None:
+    """Finds whatever is wrong with a build, or with every build in FOLDER.
+
+    Example: mt3data check shards/demo
+    """
+    from mt3data.check import check as run
+    from mt3data.shards import find_builds, read_manifest
+
+    n_faults = 0
+    for build_folder in find_builds(folder):
+        manifest = read_manifest(build_folder)
+        n_files = len(manifest["shards"]) + len(manifest["files"])
+        with progress(n_files, f"check {build_folder.name}", "files") as bar:
+            faults = run(build_folder, fast=fast, on_file=lambda _: bar.update(1))  # noqa: B023
+        for fault in faults:
+            click.echo(f"{build_folder.name}: {fault}")
+        records = sum(shard["records"] for shard in manifest["shards"])
+        verdict = f"{len(faults)} faults" if faults else "whole"
+        click.echo(f"{build_folder}: {records} records in {len(manifest['shards'])} shards, {verdict}")
+        n_faults += len(faults)
+    if n_faults:
+        sys.exit(1)
+
+
+@main.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--json", "as_json", is_flag=True, help="The manifests, as JSON.")
+def info(folder: Path, as_json: bool) -> None:
+    """Says what a build, or every build in FOLDER, holds.
+
+    Example: mt3data info shards/
+    """
+    from mt3data.shards import find_builds, read_manifest
+
+    manifests = {path: read_manifest(path) for path in find_builds(folder)}
+    if as_json:
+        _print_json({str(path): manifest for path, manifest in manifests.items()})
+        return
+    for path, manifest in manifests.items():
+        _print_info(path, manifest)
+
+
+@main.command()
+@click.argument("folder", type=FOLDER)
+@click.argument("key")
+@click.option("--out", type=FOLDER, required=True, help="A picture: .png, .svg or .pdf.")
+def show(folder: Path, key: str, out: Path) -> None:
+    """Draws one record: its log-mel with the notes over it; prints its tokens in words.
+
+    Example: mt3data show shards/demo demo-Track00001-p0-0000000 --out record.png
+    """
+    from mt3data.picture import draw_record
+
+    for line in draw_record(folder, key, out):
+        click.echo(line)
+
+
+def _print_info(folder: Path, manifest: dict[str, Any]) -> None:
+    click.echo(
+        f"{folder}: {manifest['title']}, window {manifest['window']}, edge {manifest['edge']}, "
+        f"{len(manifest['shards'])} shards, {sum(s['bytes'] for s in manifest['shards']) / 1e6:,.1f} MB, "
+        f"licence {manifest['licence']}"
+    )
+    click.echo(f"  {'split':12}{'tracks':>8}{'hours':>9}{'records':>9}{'notes':>10}{'tokens':>11}"
+               f"{'too long':>10}{'failed':>8}")  # fmt: skip
+    for name, s in manifest["splits"].items():
+        click.echo(
+            f"  {name:12}{s['tracks']:>8}{s['hours']:>9.3f}{s['records']:>9}{s['notes']:>10}"
+            f"{s['tokens']:>11}{s['targets_too_long']:>10}{s['quarantined']:>8}"
+        )
+
+
+def _print_json(value: Any) -> None:
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))

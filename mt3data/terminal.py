@@ -1,0 +1,44 @@
+"""How the commands speak: results on stdout, progress on stderr, a mistake in one line.
+
+Exit codes of every command: 0 all that was asked for is done; 1 done, with faults that are listed
+(quarantined tracks, files that failed a check); 2 a mistake or bad input, told in one line; 130
+interrupted. Any other exception is a bug and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from mt3data.errors import UserError
+
+LINE_EVERY_SECONDS = 10.0  # between progress lines where stderr is no terminal
+
+
+class CommandGroup(click.Group):
+    """A click group that turns a UserError into one line and exit code 2, Ctrl-C into 130."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Runs the chosen command."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+            ctx.exit(2)
+        except KeyboardInterrupt:
+            click.echo("interrupted; the same command continues where that is possible", err=True)
+            ctx.exit(130)
+
+
+def progress(total: float, what: str, unit: str) -> Any:
+    """A tqdm bar with rate and time left; where stderr is no terminal, a line now and then."""
+    from tqdm import tqdm
+
+    if sys.stderr.isatty():
+        return tqdm(total=total, desc=what, unit=unit, dynamic_ncols=True)
+    return tqdm(
+        total=total, desc=what, unit=unit, mininterval=LINE_EVERY_SECONDS,
+        bar_format="{desc}: {n:.4g}/{total:.4g} {unit}, {elapsed} so far, {remaining} left\n",
+    )  # fmt: skip
