@@ -192,7 +192,7 @@ def check(folder: Path, fast: bool) -> None:
         manifest = read_manifest(build_folder)
         n_files = len(manifest["shards"]) + len(manifest["files"])
         with progress(n_files, f"check {build_folder.name}", "files") as bar:
-            faults = run(build_folder, fast=fast, on_file=lambda _: bar.update(1))  # noqa: B023
+            faults = run(build_folder, fast=fast, on_file=lambda _: bar.update(1))
         for fault in faults:
             click.echo(f"{build_folder.name}: {fault}")
         records = sum(shard["records"] for shard in manifest["shards"])
