@@ -24,6 +24,10 @@ SLAKH_STEMS = {
     "S03": (33, "Bass"),
     "S04": (98, "Sound Effects"),  # has no Slakh class, so neither audio nor MIDI
 }
+SLAKH_FAULTS = {
+    "missing_audio", "missing_midi", "orphan_midi", "zero_length", "empty_midi",
+    "missing_mix", "missing_metadata", "broken_metadata",
+}  # fmt: skip
 SLAKH_TRACKS = {"Track00001": "train", "Track01501": "validation", "Track01877": "test"}
 
 FakeNote = tuple[float, float, int, int]  # onset s, offset s, pitch, velocity
@@ -46,14 +50,7 @@ def slakh_tree(
     tracks: Mapping[str, str] | Collection[str] = tuple(SLAKH_TRACKS),
     *,
     seconds: float = 1.0,
-    missing_audio: Collection[str] = (),
-    missing_midi: Collection[str] = (),
-    orphan_midi: Collection[str] = (),
-    zero_length: Collection[str] = (),
-    empty_midi: Collection[str] = (),
-    missing_mix: Collection[str] = (),
-    missing_metadata: Collection[str] = (),
-    broken_metadata: Collection[str] = (),
+    **faults: Collection[str],
 ) -> Path:
     """Writes Slakh tracks below root and returns the folder that holds them.
 
@@ -61,51 +58,61 @@ def slakh_tree(
         root: an existing or new folder.
         layout: "redux" (slakh2100_flac_redux/SPLIT/TrackNNNNN, 44.1 kHz FLAC), "baby"
             (babyslakh_16k/TrackNNNNN, 16 kHz WAV) or "demo" (SPLIT/TrackNNNNN, FLAC).
-        tracks: track names, or a mapping of names to split folders (default: train, or the split
-            of SLAKH_TRACKS).
+        tracks: track names, or a mapping of names to split folders (default: the split of
+            SLAKH_TRACKS, else train).
         seconds: length of the audio.
-        missing_audio, missing_midi, orphan_midi, zero_length, empty_midi: "TrackNNNNN/SNN" entries:
-            a stem without audio, a stem without MIDI, an extra MIDI file that metadata.yaml does
-            not know, a note-on whose note-off comes at the same tick, MIDI without any note.
-        missing_mix, missing_metadata, broken_metadata: track names.
+        faults: where to do harm. Stems as "TrackNNNNN/SNN": missing_audio, missing_midi,
+            orphan_midi (an extra MIDI file that metadata.yaml does not know), zero_length (a
+            note-on whose note-off comes at the same tick), empty_midi (no note). Tracks as
+            "TrackNNNNN": missing_mix, missing_metadata, broken_metadata.
     """
+    unknown = set(faults) - SLAKH_FAULTS
+    if unknown:
+        raise TypeError(f"unknown faults {sorted(unknown)}; there are {sorted(SLAKH_FAULTS)}")
     top = root / {"redux": "slakh2100_flac_redux", "baby": "babyslakh_16k", "demo": ""}[layout]
-    suffix, rate = ("wav", 16000) if layout == "baby" else ("flac", 44100)
     for name in tracks:
         split = tracks[name] if isinstance(tracks, Mapping) else SLAKH_TRACKS.get(name, "train")
         folder = top / name if layout == "baby" else top / split / name
-        for sub in ("MIDI", "stems"):
-            (folder / sub).mkdir(parents=True)
-        mix = np.zeros(round(seconds * rate))
-        described, played = {}, []
-        for stem_id, (program, family) in SLAKH_STEMS.items():
-            exists = program == 128 or program < 96
-            described[stem_id] = _slakh_stem(program, family, layout)
-            if not exists:
-                continue
-            key = f"{name}/{stem_id}"
-            notes = [] if key in empty_midi else slakh_notes(stem_id, seconds)
-            played += [(program, notes)]
-            samples = tones(notes, seconds, rate) / len(SLAKH_STEMS)
-            mix += samples
-            if key not in missing_midi:
-                silent = [(0.05, 0.05, 90, 64)] if key in zero_length else []
-                write_midi(folder / "MIDI" / f"{stem_id}.mid", [(program, [*silent, *notes])])
-            if key not in missing_audio:
-                soundfile.write(folder / "stems" / f"{stem_id}.{suffix}", samples, rate)
-        for key in orphan_midi:
-            if key.startswith(f"{name}/"):
-                path = folder / "MIDI" / f"{key.split('/')[1]}.mid"
-                write_midi(path, [(0, slakh_notes("S00", seconds))])
-        write_midi(folder / "all_src.mid", played)
-        if name not in missing_mix:
-            soundfile.write(folder / f"mix.{suffix}", mix, rate)
-        if name in broken_metadata:
-            (folder / "metadata.yaml").write_text("stems: {S00: [", encoding="utf-8")
-        elif name not in missing_metadata:
-            text = yaml.safe_dump({"UUID": "0" * 32, "overall_gain": 0.2, "stems": described})
-            (folder / "metadata.yaml").write_text(text, encoding="utf-8")
+        _slakh_track(folder, layout == "baby", seconds, faults)
     return top
+
+
+def _slakh_track(
+    folder: Path, baby: bool, seconds: float, faults: Mapping[str, Collection[str]]
+) -> None:
+    def harmed(fault: str, key: str) -> bool:
+        return key in faults.get(fault, ())
+
+    name, suffix, rate = folder.name, *(("wav", 16000) if baby else ("flac", 44100))
+    for sub in ("MIDI", "stems"):
+        (folder / sub).mkdir(parents=True)
+    mix, played = np.zeros(round(seconds * rate)), []
+    for stem_id, (program, _) in SLAKH_STEMS.items():
+        key = f"{name}/{stem_id}"
+        if not _rendered(program):
+            continue
+        notes = [] if harmed("empty_midi", key) else slakh_notes(stem_id, seconds)
+        played.append((program, notes))
+        samples = tones(notes, seconds, rate) / len(SLAKH_STEMS)
+        mix += samples
+        if not harmed("missing_midi", key):
+            silent = [(0.05, 0.05, 90, 64)] if harmed("zero_length", key) else []
+            write_midi(folder / "MIDI" / f"{stem_id}.mid", [(program, [*silent, *notes])])
+        if not harmed("missing_audio", key):
+            soundfile.write(folder / "stems" / f"{stem_id}.{suffix}", samples, rate)
+    for key in faults.get("orphan_midi", ()):
+        if key.startswith(f"{name}/"):
+            orphan = folder / "MIDI" / f"{key.split('/')[1]}.mid"
+            write_midi(orphan, [(0, slakh_notes("S00", seconds))])
+    write_midi(folder / "all_src.mid", played)
+    if not harmed("missing_mix", name):
+        soundfile.write(folder / f"mix.{suffix}", mix, rate)
+    if harmed("broken_metadata", name):
+        (folder / "metadata.yaml").write_text("stems: {S00: [", encoding="utf-8")
+    elif not harmed("missing_metadata", name):
+        stems = {stem_id: _describe(*entry, baby) for stem_id, entry in SLAKH_STEMS.items()}
+        text = yaml.safe_dump({"UUID": "0" * 32, "overall_gain": 0.2, "stems": stems})
+        (folder / "metadata.yaml").write_text(text, encoding="utf-8")
 
 
 def tones(notes: Collection[FakeNote], seconds: float, rate: int) -> np.ndarray:
@@ -144,15 +151,19 @@ def write_midi(path: Path, parts: Collection[tuple[int, Collection[FakeNote]]]) 
     file.save(path)
 
 
-def _slakh_stem(program: int, family: str, layout: str) -> dict[str, object]:
-    exists = program == 128 or program < 96
+def _rendered(program: int) -> bool:
+    return program == 128 or program < 96
+
+
+def _describe(program: int, family: str, baby: bool) -> dict[str, object]:
+    # babyslakh says false for stems that exist, see known_issues in manifests/slakh.toml
+    flag = _rendered(program) and not baby
     return {
-        # babyslakh says false for stems that exist, see known_issues in manifests/slakh.toml
-        "audio_rendered": exists and layout != "baby",
+        "audio_rendered": flag,
         "inst_class": family,
         "is_drum": program == 128,
         "midi_program_name": family,
-        "midi_saved": exists and layout != "baby",
-        "plugin_name": "fake.nkm" if exists else "None",
+        "midi_saved": flag,
+        "plugin_name": "fake.nkm" if _rendered(program) else "None",
         "program_num": program,
     }
