@@ -25,6 +25,7 @@ class Segments(Protocol):
     spectrogram: SpectrogramConfig
     vocabulary: VocabularyConfig
     edge: str
+    n_records: int
 
     def batch(
         self, step: int, global_batch: int, rank: int = 0, world: int = 1, frames: int = 256
@@ -72,15 +73,25 @@ def find_builds(pattern: str) -> list[Path]:
     )
 
 
-def open_shards(config: DataConfig, seed: int, evaluation: bool = False) -> Segments:
-    """The shards that a configuration names, for training or for the evaluation loss."""
+def open_shards(config: DataConfig, seed: int) -> Segments:
+    """The shards that a configuration names for training."""
     from mt3data.reader import IndexedShards
 
-    pattern = config.eval if evaluation and config.eval else config.train
-    split = config.eval_split if evaluation else config.split
-    return IndexedShards(
-        find_builds(pattern), split, seed=0 if evaluation else seed, temperature=config.temperature
-    )
+    builds = find_builds(config.train)
+    return IndexedShards(builds, config.split, seed=seed, temperature=config.temperature)
+
+
+def open_evaluation(config: DataConfig) -> Segments | None:
+    """The shards of the evaluation loss, in a fixed order; None if no build has that split."""
+    from mt3data.reader import IndexedShards
+    from mt3data.shards import read_manifest
+
+    builds = [
+        build
+        for build in find_builds(config.eval or config.train)
+        if config.eval_split in read_manifest(build)["splits"]
+    ]
+    return IndexedShards(builds, config.eval_split, seed=0) if builds else None
 
 
 def micro_batches(batch: Any, size: int, max_target_length: int) -> list[MicroBatch]:
