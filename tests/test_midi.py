@@ -1,0 +1,76 @@
+"""MIDI files in and out."""
+
+from pathlib import Path
+
+import numpy as np
+import pretty_midi
+import pytest
+
+from mt3data.errors import UserError
+from mt3data.midi import apply_sustain, read_midi, write_midi
+from mt3data.notes import Notes
+
+NOTES = Notes.from_array(
+    np.array([
+        [0.01, 0.52, 60, 100, 0, 0, 0],
+        [0.37, 1.111, 43, 90, 33, 0, 1],
+        [0.5, 0.51, 36, 127, 0, 1, 9],
+    ])
+)  # fmt: skip
+
+
+def test_written_notes_come_back_to_the_millisecond(tmp_path: Path) -> None:
+    write_midi(NOTES, tmp_path / "out.mid")
+    back = read_midi(tmp_path / "out.mid").sorted()
+    np.testing.assert_allclose(back.to_array()[:, :6], NOTES.to_array()[:, :6], atol=1e-9)
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mid"]
+
+
+def test_tracks_are_named_after_their_instrument(tmp_path: Path) -> None:
+    write_midi(NOTES, tmp_path / "out.mid")
+    names = [i.name for i in pretty_midi.PrettyMIDI(str(tmp_path / "out.mid")).instruments]
+    assert names == ["Acoustic Grand Piano", "Electric Bass (finger)", "Drums"]
+
+
+def test_no_notes_make_a_valid_empty_file(tmp_path: Path) -> None:
+    write_midi(Notes.empty(), tmp_path / "out.mid")
+    assert len(read_midi(tmp_path / "out.mid")) == 0
+
+
+def test_the_pedal_holds_only_notes_of_its_own_instrument() -> None:
+    two = Notes([0.0, 0.0], [1.0, 1.0], [60, 60], [9, 9], [0, 0], [False, False], [0, 1])
+    pedal = [(0.5, 1, 64, 127), (3.0, 1, 64, 0)]
+    assert apply_sustain(two, pedal).offset.tolist() == [1.0, 3.0]
+
+
+def test_sustain_can_be_left_out(tmp_path: Path) -> None:
+    midi = pretty_midi.PrettyMIDI(resolution=500)
+    piano = pretty_midi.Instrument(0)
+    piano.notes.append(pretty_midi.Note(80, 60, 0.0, 1.0))
+    piano.control_changes += [pretty_midi.ControlChange(64, value, t) for value, t in ((127, 0.5), (0, 2.0))]
+    midi.instruments.append(piano)
+    midi.write(str(tmp_path / "pedal.mid"))
+    assert read_midi(tmp_path / "pedal.mid").offset.tolist() == [2.0]
+    assert read_midi(tmp_path / "pedal.mid", sustain=False).offset.tolist() == [1.0]
+
+
+@pytest.mark.parametrize("content", [b"", b"not midi at all", b"MThd\x00\x00"])
+def test_a_file_that_is_no_midi_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "bad.mid").write_bytes(content)
+    with pytest.raises(UserError, match=r"bad\.mid: not a MIDI file"):
+        read_midi(tmp_path / "bad.mid")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"gone\.mid: cannot be read"):
+        read_midi(tmp_path / "gone.mid")
+
+
+SAMPLES = Path(__file__).parents[2] / "shared" / "samples" / "maestro" / "aria_amt_midi"
+
+
+@pytest.mark.skipif(not SAMPLES.is_dir(), reason="real MAESTRO MIDI files are not beside the checkout")
+def test_a_real_recording_is_lengthened_by_its_pedal() -> None:
+    dry, held = (read_midi(SAMPLES / "maestro1.mid", sustain=s) for s in (False, True))
+    assert len(dry) >= len(held) > 1000
+    assert (held.offset - held.onset).mean() > 1.5 * (dry.offset - dry.onset).mean()

@@ -1,0 +1,140 @@
+"""Targets, as facts to check by hand, and where ours differ from the original's on purpose."""
+
+import numpy as np
+import pytest
+
+from mt3data.notes import Notes
+from mt3data.tokens import (
+    EventTable,
+    encode,
+    encode_notes,
+    first_step,
+    merge_streams,
+    segment_start,
+)
+from mt3data.vocabulary import VocabularyConfig, describe
+
+FRAMES = 1000  # 8 s
+TIES = VocabularyConfig()
+
+
+def notes(*rows: tuple) -> Notes:
+    """Rows of (onset, offset, pitch, velocity, program, is_drum)."""
+    return Notes.from_array(np.array([(*row, 0) for row in rows], dtype=float).reshape(-1, 7))
+
+
+def words(track: Notes, start: int = 0, n: int = 256, config: VocabularyConfig = TIES) -> str:
+    return ", ".join(describe(encode_notes(track, start, n, FRAMES, config), config))
+
+
+def test_a_note_is_program_velocity_pitch_and_later_velocity_zero() -> None:
+    assert words(notes((0.5, 1.0, 60, 80, 5, 0))) == (
+        "tie, shift 50, program 5, velocity 1, pitch 60, shift 100, velocity 0, pitch 60, EOS"
+    )
+
+
+def test_program_and_velocity_are_said_once_until_they_change() -> None:
+    chord = notes((0.5, 9, 60, 80, 5, 0), (0.5, 9, 64, 80, 5, 0), (0.6, 9, 50, 80, 7, 0))
+    assert words(chord) == (
+        "tie, shift 50, program 5, velocity 1, pitch 60, pitch 64, shift 60, program 7, pitch 50, EOS"
+    )
+
+
+def test_a_drum_has_no_program_and_no_end() -> None:
+    assert words(notes((0.5, 1.0, 36, 80, 0, 1))) == "tie, shift 50, velocity 1, drum 36, EOS"
+
+
+def test_shifts_count_from_the_start_of_the_segment() -> None:
+    later = notes((4.2, 4.3, 60, 80, 0, 0))
+    assert words(later, start=512).startswith("tie, shift 11, program 0")  # frame 512 is in step 409
+
+
+def test_held_notes_open_the_segment_ordered_by_program_then_pitch() -> None:
+    held = notes((0.5, 5, 60, 80, 5, 0), (0.6, 5, 64, 80, 3, 0), (0.7, 5, 62, 80, 5, 0))
+    assert words(held, start=256) == "program 3, pitch 64, program 5, pitch 60, pitch 62, tie, EOS"
+
+
+def test_a_program_that_the_tie_section_said_last_is_not_repeated() -> None:
+    track = notes((0.5, 3, 60, 80, 5, 0), (2.5, 5, 64, 80, 5, 0))
+    assert words(track, start=256) == (
+        "program 5, pitch 60, tie, shift 46, velocity 1, pitch 64, shift 96, velocity 0, pitch 60, EOS"
+    )
+
+
+def test_a_shift_beyond_ten_seconds_takes_several_tokens() -> None:
+    far = encode_notes(notes((23.45, 24, 60, 80, 0, 0)), 0, 3000, 4000, TIES)
+    assert describe(far, TIES)[1:4] == ["shift 1000", "shift 1000", "shift 345"]
+
+
+def test_the_last_segment_takes_all_events_after_the_end_of_the_audio() -> None:
+    late = notes((7.5, 30.0, 60, 80, 0, 0))
+    assert words(late, start=768).endswith("shift 1000, shift 1000, shift 386, velocity 0, pitch 60, EOS")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "want"),
+    [
+        ("noties", "shift 46, program 5, velocity 1, pitch 64, shift 96, velocity 0, pitch 60, EOS"),
+        ("onsets", "shift 46, pitch 64, shift 76, pitch 36, EOS"),
+    ],
+)
+def test_the_other_encodings(encoding: str, want: str) -> None:
+    track = notes((0.5, 3, 60, 80, 5, 0), (2.5, 5, 64, 80, 5, 0), (2.8, 2.9, 36, 80, 0, 1))
+    if encoding == "noties":
+        track = track[:2]
+    assert words(track, start=256, config=VocabularyConfig(encoding=encoding)) == want
+
+
+def test_granularities_speak_of_families_or_not_of_programs_at_all() -> None:
+    track = notes((0.5, 9, 60, 80, 5, 0), (0.6, 9, 64, 80, 13, 0))
+    family = VocabularyConfig(granularity="midi_class")
+    assert words(track, config=family) == (
+        "tie, shift 50, program 0, velocity 1, pitch 60, shift 60, program 8, pitch 64, EOS"
+    )
+    flat = VocabularyConfig(granularity="flat")
+    assert words(track, config=flat) == "tie, shift 50, velocity 1, pitch 60, shift 60, pitch 64, EOS"
+    assert words(track, start=256, config=flat) == "pitch 60, pitch 64, tie, EOS"
+
+
+# Deliberate differences from the original
+
+
+def test_a_segment_after_the_last_event_has_an_empty_tie_section() -> None:
+    # The original repeats the state from before the last step: "program 5, pitch 60, tie, EOS".
+    assert words(notes((0.5, 1.0, 60, 80, 5, 0)), start=256) == "tie, EOS"
+
+
+def test_a_track_without_notes_gives_the_target_of_silence() -> None:
+    # The original raises InvalidArgumentError.
+    assert words(Notes.empty()) == "tie, EOS"
+    assert words(Notes.empty(), config=VocabularyConfig(encoding="noties")) == "EOS"
+
+
+def test_segment_starts_are_exact_and_the_originals_rounding_can_be_had() -> None:
+    assert segment_start(5 * 256, TIES) == 10.24
+    assert segment_start(5 * 256, TIES, "float32") == pytest.approx(10.23)
+    assert segment_start(15 * 256, TIES, "float64") == pytest.approx(30.71)
+    exact = [round(100 * segment_start(256 * k, TIES)) for k in range(400)]
+    early = [round(100 * segment_start(256 * k, TIES, "float32")) for k in range(400)]
+    assert sum(a != b for a, b in zip(exact, early, strict=True)) == 44
+    with pytest.raises(ValueError, match="rounding='float16'"):
+        segment_start(0, TIES, "float16")
+
+
+def test_the_step_of_a_frame_is_rounded_down_in_whole_numbers() -> None:
+    assert [first_step(frame, TIES) for frame in (0, 1, 2, 5, 256, 512)] == [0, 0, 1, 4, 204, 409]
+
+
+@pytest.mark.parametrize(("start", "n"), [(-1, 10), (FRAMES, 10), (0, 0)])
+def test_a_crop_outside_the_track_is_refused(start: int, n: int) -> None:
+    with pytest.raises(ValueError, match="inside the track of 1000 frames"):
+        encode(EventTable.of(Notes.empty(), TIES), start, n, FRAMES)
+
+
+def test_streams_merge_by_time_and_keep_their_tie_tokens() -> None:
+    tie, program, pitch = 1131, 1132, 1061
+    first = [tie, 10, program, pitch, 20, pitch + 1]
+    second = [tie, 10, program + 7, pitch + 2, 0, 0]
+    assert merge_streams([first, second], TIES) == [
+        tie, tie, 10, program, pitch, program + 7, pitch + 2, 20, pitch + 1,
+    ]  # fmt: skip
