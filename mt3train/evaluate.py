@@ -111,13 +111,17 @@ def format_table(results: Sequence[TrackScores]) -> str:
     lines = [f"{'F1':{width}}{headings}{'notes':>8}{'found':>8}{'invalid':>9}{'dropped':>9}"]
     for result in results:
         cells = "".join(
-            f"{result.scores[score]:9.3f}" if result.has_drums or score != "drum_f1" else f"{'-':>9}"
+            f"{result.scores[score]:9.3f}"
+            if result.has_drums or score != "drum_f1"
+            else f"{'-':>9}"
             for score in COLUMNS.values()
         )
         counts = f"{result.n_reference:8}{result.n_estimate:8}{result.invalid:9}{result.dropped:9}"
         lines.append(f"{result.track:{width}}{cells}{counts}")
     means = mean_scores(results)
-    lines.append(f"{'mean of tracks':{width}}" + "".join(f"{means[s]:9.3f}" for s in COLUMNS.values()))
+    lines.append(
+        f"{'mean of tracks':{width}}" + "".join(f"{means[s]:9.3f}" for s in COLUMNS.values())
+    )
     return "\n".join(lines)
 
 

@@ -110,9 +110,7 @@ def _by_group(
     return hits_estimated / max(1, n_estimated), hits_found / max(1, n_found)
 
 
-def _precision_recall(
-    reference: Notes, estimate: Notes, *, offsets: bool
-) -> tuple[float, float]:
+def _precision_recall(reference: Notes, estimate: Notes, *, offsets: bool) -> tuple[float, float]:
     if len(reference) == 0 or len(estimate) == 0:
         return 0.0, 0.0
     precision, recall, _, _ = mir_eval.transcription.precision_recall_f1_overlap(

@@ -30,7 +30,7 @@ def test_every_golden_spectrogram_is_within_the_tolerance():
     assert check_spectrogram(GOLDEN)[1] < 1
 
 
-def test_the_golden_check_fails_for_power_instead_of_magnitude(monkeypatch):
+def test_the_golden_check_fails_for_squared_values(monkeypatch):
     monkeypatch.setattr("golden_spectrogram.log_mel", lambda audio, config: 2 * log_mel(audio))
     with pytest.raises(AssertionError, match="times the allowed error"):
         check_spectrogram(GOLDEN)
