@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,11 +139,15 @@ def _choose(tracks: list[Track], config: BuildConfig) -> list[Track]:
     if not total:
         raise UserError(f"{config.root}: no track to build")
     if config.tracks and config.tracks < total:
-        share = config.tracks / total
-        quota = {s: max(1, math.floor(share * len(t))) for s, t in by_split.items() if s and t}
-        for split in sorted(quota, key=lambda s: -len(by_split[s])):
-            quota[split] += max(0, min(config.tracks - sum(quota.values()), len(by_split[split]) - quota[split]))
-        by_split = {s: by_split[s][:n] for s, n in quota.items()}
+        quota = dict.fromkeys(by_split, 0)
+        for _ in range(config.tracks):  # to whom most is owed; first of all to those without any
+            owed = {
+                split: (quota[split] == 0, config.tracks * len(mine) / total - quota[split])
+                for split, mine in by_split.items()
+                if quota[split] < len(mine)
+            }
+            quota[max(owed, key=owed.__getitem__)] += 1
+        by_split = {split: mine[: quota[split]] for split, mine in by_split.items()}
     return [track for split in by_split.values() for track in split]
 
 
