@@ -253,3 +253,7 @@ def _print_info(folder: Path, manifest: dict[str, Any]) -> None:
 
 def _print_json(value: Any) -> None:
     click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+if __name__ == "__main__":
+    main()

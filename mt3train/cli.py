@@ -1,0 +1,216 @@
+"""The command `mt3train`. Everything heavy is imported inside the command that needs it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from mt3data import __version__
+from mt3data.errors import UserError
+from mt3data.terminal import CommandGroup, progress
+
+if TYPE_CHECKING:
+    from mt3train.checkpoint import CheckpointInfo
+    from mt3train.model import MT3
+
+FOLDER = click.Path(path_type=Path)
+CHECKPOINT = click.option(
+    "--checkpoint", type=FOLDER, required=True,
+    help="A .safetensors file, or the folder of a run (its newest checkpoint).",
+)  # fmt: skip
+BATCH = click.option("--batch", default=8, show_default=True, help="Segments decoded at once.")
+
+
+@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, package_name="mt3kit")
+def main() -> None:
+    """Trains and runs MT3.
+
+    Exit codes: 0 done; 1 done, with faults that are listed; 2 a mistake, told in one line.
+    """
+
+
+@main.command(context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1)
+def train(arguments: tuple[str, ...]) -> None:
+    """Trains CONFIG.toml with key=value overrides, in this process; run again, it continues.
+
+    Without arguments: the paper's model on every build under shards/. On several processes:
+    torchrun --nproc_per_node=8 mt3train/train.py CONFIG.toml key=value
+
+    Example: mt3train train demo.toml data.train=shards/demo steps=100
+    """
+    from mt3train.config import load_config
+    from mt3train.train import train as run
+
+    click.echo(run(load_config(arguments)))
+
+
+@main.command()
+@click.argument("files", nargs=-1, required=True, type=FOLDER)
+@CHECKPOINT
+@click.option("-o", "--out", type=FOLDER, required=True,
+              help="A .mid file; with several recordings, or another ending, a folder.")  # fmt: skip
+@BATCH
+def transcribe(files: tuple[Path, ...], checkpoint: Path, out: Path, batch: int) -> None:
+    """Writes the notes of recordings as MIDI files.
+
+    Any format that libsndfile reads, any length. A recording that cannot be read is reported and
+    the others go on.
+
+    Example: mt3train transcribe song.wav --checkpoint runs/mt3 -o song.mid
+    """
+    model, info = _load(checkpoint)
+    _require_positive("--batch", batch)
+    failed = 0
+    for file, target in _targets(files, out):
+        try:
+            click.echo(_transcribe_file(model, info, file, target, batch))
+        except UserError as error:
+            if len(files) == 1:
+                raise
+            failed += 1
+            click.echo(f"Error: {error}", err=True)
+    if failed:
+        click.echo(f"{failed} of {len(files)} recordings could not be transcribed", err=True)
+        sys.exit(1)
+
+
+def _targets(files: tuple[Path, ...], out: Path) -> list[tuple[Path, Path]]:
+    """Recordings and the MIDI files they become."""
+    if len(files) == 1 and out.suffix.lower() in (".mid", ".midi"):
+        targets = [(files[0], out)]
+    else:
+        targets = [(file, out / f"{file.stem}.mid") for file in files]
+    names = [target for _, target in targets]
+    twice = sorted({str(name) for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"two recordings would become {twice[0]}; rename one, or use two folders")
+    try:
+        names[0].parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{names[0].parent}: the folder cannot be made ({error.strerror})") from error
+    return targets
+
+
+def _transcribe_file(model: MT3, info: CheckpointInfo, file: Path, target: Path, batch: int) -> str:
+    """Transcribes one recording; says what came of it."""
+    from mt3data.midi import write_midi
+    from mt3train.transcribe import transcribe as run
+
+    with progress(1, file.name, "segments") as bar:
+
+        def report(done: int, total: int) -> None:
+            bar.total = total
+            bar.update(done - bar.n)
+
+        result = run(model, info, file, batch=batch, on_progress=report)
+    try:
+        write_midi(result.notes, target)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror})") from error
+    instruments = len(set(result.notes.instrument.tolist()))
+    heard = f"{len(result.notes)} notes of {instruments} instruments" if len(result.notes) else "no notes"
+    odd = f", {result.invalid} invalid events skipped" if result.invalid else ""
+    return f"{target}: {heard} in {result.n_segments} segments{odd}"
+
+
+@main.command()
+@click.argument("folder", type=FOLDER)
+@CHECKPOINT
+@click.option("--split", default="test", show_default=True)
+@click.option("--tracks", type=int, help="Only the first so many tracks.")
+@BATCH
+@click.option("--json", "as_json", is_flag=True, help="Scores of every track as JSON.")
+def evaluate(
+    folder: Path, checkpoint: Path, split: str, tracks: int | None, batch: int, as_json: bool
+) -> None:
+    """Scores a model on a split of one build, or of every build in FOLDER, from shards alone.
+
+    Example: mt3train evaluate shards/demo --checkpoint runs/demo --split test
+    """
+    from dataclasses import asdict
+
+    from mt3data.shards import find_builds, read_manifest
+    from mt3train.evaluate import evaluate as run
+    from mt3train.evaluate import format_table
+
+    model, info = _load(checkpoint)
+    _require_positive("--batch", batch)
+    results: dict[str, Any] = {}
+    for build in find_builds(folder):
+        totals = read_manifest(build)["splits"].get(split, {"tracks": 0})
+        n_tracks = min(totals["tracks"], tracks or totals["tracks"])
+        with progress(n_tracks, f"evaluate {build.name}", "tracks") as bar:
+            scores = run(
+                model, info, build, split,
+                batch=batch, max_tracks=tracks, on_track=lambda _: bar.update(1),
+            )  # fmt: skip
+        results[build.name] = [asdict(score) for score in scores]
+        if not as_json:
+            click.echo(f"{build}, split {split}\n{format_table(scores)}")
+    if as_json:
+        click.echo(json.dumps(results, indent=2))
+
+
+@main.command()
+@click.argument("reference", type=FOLDER)
+@click.argument("estimate", type=FOLDER)
+@click.option("--json", "as_json", is_flag=True)
+def score(reference: Path, estimate: Path, as_json: bool) -> None:
+    """Compares two MIDI files: notes that should be there, and notes that were found.
+
+    Example: mt3train score reference.mid song.mid
+    """
+    from mt3data.midi import read_midi
+    from mt3train.metrics import transcription_scores
+
+    notes = [read_midi(path) for path in (reference, estimate)]
+    scores = transcription_scores(*notes)
+    if as_json:
+        click.echo(json.dumps(scores, indent=2))
+        return
+    click.echo(f"{reference}: {len(notes[0])} notes; {estimate}: {len(notes[1])} notes")
+    click.echo(f"{'':14}{'precision':>10}{'recall':>10}{'F1':>10}")
+    for what in ("onset", "onset_offset", "program", "drum"):
+        values = (scores[f"{what}_{measure}"] for measure in ("precision", "recall", "f1"))
+        click.echo(f"{what:14}" + "".join(f"{value:10.3f}" for value in values))
+
+
+@main.command()
+@click.option("--out", type=FOLDER, default=Path("demo-run"), show_default=True)
+@click.option("--workers", default=2, show_default=True, help="Processes.")
+def demo(out: Path, workers: int) -> None:
+    """Goes the whole path once: pieces, shards, training, MIDI file, scores. Some ten minutes.
+
+    It teaches a small model one piece by heart, which shows that everything works together; it
+    says nothing about how well MT3 transcribes.
+
+    Example: mt3train demo --out demo-run
+    """
+    from mt3train.demo import run
+
+    for line in run(out, workers):
+        click.echo(line)
+
+
+def _load(checkpoint: Path) -> tuple[MT3, CheckpointInfo]:
+    import torch
+
+    from mt3train.checkpoint import load_model
+
+    model, info = load_model(checkpoint)
+    return (model.cuda() if torch.cuda.is_available() else model), info
+
+
+def _require_positive(option: str, value: int) -> None:
+    if value < 1:
+        raise UserError(f"{option} {value}: expected at least 1")
+
+
+if __name__ == "__main__":
+    main()
