@@ -75,7 +75,7 @@ class Log:
     def write_evaluation(self, done: int, scores: dict[str, float]) -> None:
         """One line about an evaluation."""
         self._line(step=done, **scores)
-        self.say("  ".join(f"{k} {v:.4f}" for k, v in {"step": done, **scores}.items()))
+        self.say(f"step {done}  " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
 
     def _line(self, **values: Any) -> None:
         if self.rank == 0:

@@ -121,7 +121,6 @@ def train(
             model,
             device_ids=[device] if device.type == "cuda" else None,
             gradient_as_bucket_view=True,
-            broadcast_buffers=False,
         )
     autocast = torch.autocast(
         device.type, DTYPES.get(precision), enabled=precision in ("bf16", "fp16")
