@@ -1,0 +1,78 @@
+"""Training on real shards, by the command that the documentation gives."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import fakes
+import pytest
+
+import mt3train.train
+from mt3data.build import build
+from mt3data.plan import BuildConfig, make_plan
+from mt3data.windows import WindowConfig
+from mt3train.checkpoint import load_model
+from mt3train.config import load_config
+from mt3train.train import main, train
+
+TINY = [
+    "steps=2", "batch=4", "micro_batch=1", "log_every=1", "eval_every=2", "precision=float32",
+    "model.emb_dim=8", "model.num_heads=1", "model.mlp_dim=8", "model.num_encoder_layers=1",
+    "model.num_decoder_layers=1", "optim.warmup_steps=0", "threads=1",
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    splits = {"Track00001": "train", "Track00002": "train", "Track00003": "validation"}
+    root = fakes.slakh_tree(tmp_path_factory.mktemp("source"), "demo", splits, seconds=3.0)
+    out = tmp_path_factory.mktemp("shards")
+    build(make_plan(BuildConfig("demo", root, out, windows=WindowConfig(256))))
+    return out
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if "second" not in k} for line in lines]
+
+
+def test_torchrun_with_two_processes_trains_as_one_process_does(shards, tmp_path):
+    arguments = ["demo.toml", f"data.train={shards}/*", *TINY]
+    script = Path(mt3train.train.__file__)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    subprocess.run([*command, script, *arguments, f"run={tmp_path}/two"], check=True, timeout=120)
+    train(load_config([*arguments, f"run={tmp_path}/one"]))
+    one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
+    assert [line["step"] for line in one] == [1, 2, 2] and one[2]["eval_loss"] > 0
+    for ours, expected in zip(two, one, strict=True):
+        assert ours == pytest.approx(expected, rel=1e-5)
+    _, info = load_model(tmp_path / "two")
+    assert (info.step, info.edge, info.frames, info.model.n_mels) == (2, "segment", 256, 512)
+
+
+def test_a_split_that_no_build_has_means_no_evaluation_and_is_said(shards, tmp_path, capsys):
+    train(load_config(["demo.toml", f"data.train={shards}", *TINY, f"run={tmp_path}",
+                       "data.eval_split=late", "steps=1"]))  # fmt: skip
+    assert "no build has a split 'late': no evaluation loss" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "argument, message",
+    [
+        ("optim.lrr=1", "error: command line: unknown key optim.lrr; did you mean optim.lr?"),
+        ("data.split=late", "has no split 'late'; it has train, validation"),
+        ("data.frames=128", "records of 256 frames with edge 'segment' cannot be cut to 128"),
+        ("batch=0", "error: batch=0; expected at least 1"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    shards, tmp_path, monkeypatch, capsys, argument, message
+):
+    options = ["demo.toml", f"data.train={shards}", *TINY, f"run={tmp_path}", argument]
+    monkeypatch.setattr(sys, "argv", ["train.py", *options])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    assert stopped.value.code == 2
+    assert len(lines) == 1 and message in lines[0]
