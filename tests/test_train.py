@@ -79,6 +79,16 @@ def one_of_two(rank, port, folder):
     )
     for precision in ("float64", "float32"):
         train(compared(Path(folder) / precision, precision), Made(), Made())
+    train(config(Path(folder) / "whole"), Made())
+    cut = config(Path(folder) / "cut")
+    train(cut, Made(at_step=lambda step: rank == 1 and step == 3 and stop()))
+    if rank == 0:
+        (Path(folder) / "stopped_at").write_text(checkpoints(Path(folder) / "cut")[-1].name)
+    train(cut, Made())
+
+
+def stop():
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.fixture(scope="module")
@@ -105,16 +115,25 @@ def test_two_processes_train_as_one(two_processes, tmp_path, precision, digits):
             torch.testing.assert_close(weights[name], value, rtol=1e-9, atol=1e-12)
 
 
+def test_a_signal_to_one_process_stops_both_at_one_step_and_they_go_on_exactly(two_processes):
+    assert (two_processes / "stopped_at").read_text() in (
+        "checkpoint-00000002.safetensors",
+        "checkpoint-00000003.safetensors",
+    )
+    ended, whole = (checkpoints(two_processes / run)[-1] for run in ("cut", "whole"))
+    assert ended.name == whole.name == "checkpoint-00000006.safetensors"
+    assert ended.read_bytes() == whole.read_bytes()
+    assert metrics(two_processes / "cut") == metrics(two_processes / "whole")
+
+
 @pytest.mark.parametrize("optimizer", ["adafactor", "adamw"])
 def test_a_run_that_was_stopped_ends_with_the_same_weights_and_metrics(tmp_path, optimizer):
     optim = OptimConfig(name=optimizer, lr=1e-2, decay="cosine")
     whole = train(config(tmp_path / "whole", optim=optim), Made())
 
-    def signal_at_step_3(step):
-        if step == 3:  # read ahead, while update 3 runs
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    stopped = train(config(tmp_path / "cut", optim=optim), Made(at_step=signal_at_step_3))
+    # Step 3 is read ahead, while update 3 runs.
+    made = Made(at_step=lambda step: step == 3 and stop())
+    stopped = train(config(tmp_path / "cut", optim=optim), made)
     done = load_model(stopped)[1].step
     assert done in (2, 3) and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     ended = train(config(tmp_path / "cut", optim=optim), Made())
