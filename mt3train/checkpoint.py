@@ -52,16 +52,17 @@ class CheckpointInfo:
     frames: int = 256
     max_target_length: int = 1024
 
-    def disagreement(self, other: "CheckpointInfo") -> str:
-        """The first setting, the step excepted, in which the two differ, in words; "" if none."""
+    def difference(self, other: "CheckpointInfo") -> tuple[str, Any, Any] | None:
+        """The first setting, the step excepted, that differs: (name, ours, theirs)."""
         ours, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
         for name in ("vocabulary", "spectrogram", "edge", "frames", "max_target_length", "model"):
-            if ours[name] != theirs[name]:
-                if isinstance(ours[name], dict):
-                    key = next(k for k in ours[name] if ours[name][k] != theirs[name][k])
-                    return f"{name}.{key} {ours[name][key]!r} and {theirs[name][key]!r}"
-                return f"{name} {ours[name]!r} and {theirs[name]!r}"
-        return ""
+            mine, other_s = ours[name], theirs[name]
+            if mine != other_s and isinstance(mine, dict):
+                key = next(key for key in mine if mine[key] != other_s[key])
+                return f"{name}.{key}", mine[key], other_s[key]
+            if mine != other_s:
+                return name, mine, other_s
+        return None
 
 
 def save_weights(path: Path, model: MT3, info: CheckpointInfo) -> None:
@@ -130,9 +131,9 @@ def load_model(
     file = _weights_file(Path(path))
     info, tensors = _read(file)
     if vocabulary is not None and vocabulary != info.vocabulary:
-        differ = dataclasses.replace(info, vocabulary=vocabulary).disagreement(info)
         raise UserError(
-            f"{file} does not fit: asked for and found {differ}; use another checkpoint"
+            f"{file} was trained with {info.vocabulary}, asked for was {vocabulary}; use another"
+            " checkpoint"
         )
     with torch.device("meta"):  # no time spent on initial values
         model = MT3(info.model)
@@ -148,12 +149,14 @@ def load_weights(file: Path, model: MT3) -> None:
     model.load_state_dict(tensors)
 
 
-def load_optimizer(file: Path, model: MT3, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """Fill the optimiser from beside the weights `file`, and return the saved progress."""
-    beside = file.with_name(file.name.removesuffix(WEIGHTS) + OPTIMIZER)
-    if not beside.is_file():
-        raise UserError(f"{beside} is missing, so {file.name} cannot go on; start in another run=")
-    metadata, tensors = _open(beside)
+def read_progress(file: Path) -> dict[str, Any]:
+    """What `save` was given as progress, from beside the weights `file`."""
+    return _open(_beside(file), with_tensors=False)[0]["progress"]
+
+
+def load_optimizer(file: Path, model: MT3, optimizer: torch.optim.Optimizer) -> None:
+    """Fill the optimiser, over model.parameters(), from beside the weights `file`."""
+    tensors = _open(_beside(file))[1]
     index = {name: i for i, (name, _) in enumerate(model.named_parameters())}
     state: dict[int, dict[str, Tensor]] = {}
     for full_name, value in tensors.items():
@@ -161,7 +164,13 @@ def load_optimizer(file: Path, model: MT3, optimizer: torch.optim.Optimizer) -> 
         state.setdefault(index[name], {})[key] = value
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": state, "param_groups": groups})
-    return metadata["progress"]
+
+
+def _beside(file: Path) -> Path:
+    beside = file.with_name(file.name.removesuffix(WEIGHTS) + OPTIMIZER)
+    if not beside.is_file():
+        raise UserError(f"{beside} is missing, so {file.name} cannot go on; start in another run=")
+    return beside
 
 
 def _weights_file(path: Path) -> Path:

@@ -19,7 +19,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -101,27 +101,27 @@ def train(
     sums = dict.fromkeys(SUMS, 0.0)
     if saved:
         found = checkpoint.read_info(saved[0])
-        if differ := found.disagreement(info):
+        progress = checkpoint.read_progress(saved[0])
+        differ = found.difference(info)
+        if progress["optimizer"] != optim.name:
+            differ = "optim.name", progress["optimizer"], optim.name
+        if differ:
             raise UserError(
-                f"{run} was trained with {differ.replace(' and ', ', now asked for is ')};"
+                f"{run} was trained with {differ[0]} {differ[1]!r}, now asked for is {differ[2]!r};"
                 " choose another folder with run=DIR"
             )
         checkpoint.load_weights(saved[0], model)
-        progress = checkpoint.load_optimizer(saved[0], model, optimizer)
+        checkpoint.load_optimizer(saved[0], model, optimizer)
         scaler.load_state_dict(progress["scaler"])
         done, sums = found.step, progress["sums"]
     saved_step = done if saved else -1
 
     # Work together.
-    if world > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     network: Any = model
     if world > 1:
-        network = DistributedDataParallel(
-            model,
-            device_ids=[device] if device.type == "cuda" else None,
-            gradient_as_bucket_view=True,
-        )
+        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
+        only = [device] if device.type == "cuda" else None
+        network = DistributedDataParallel(model, device_ids=only, gradient_as_bucket_view=True)
     autocast = torch.autocast(
         device.type, DTYPES.get(precision), enabled=precision in ("bf16", "fp16")
     )
@@ -130,7 +130,6 @@ def train(
         f"{run}: {sum(p.numel() for p in parameters):,} parameters in {precision} on {world}"
         f" x {device.type}, steps {done} to {config.steps} of {config.batch} segments"
     )
-
     if config.eval_every and evaluation is None:
         log.say(f"no build has a split {config.data.eval_split!r}: no evaluation loss")
 
@@ -142,12 +141,11 @@ def train(
         nonlocal saved_step
         saved_step = done
         if rank == 0:
-            state = {"sums": sums, "scaler": scaler.state_dict()}
+            state = {"optimizer": optim.name, "sums": sums, "scaler": scaler.state_dict()}
             now = dataclasses.replace(info, step=done)
             checkpoint.save(run, model, now, optimizer, state, config.keep)
 
-    batches = Ahead(load, last=config.steps - 1)
-    with signals_caught() as caught:
+    with closing(Ahead(load, last=config.steps - 1)) as batches, signals_caught() as caught:
         while done < config.steps:
             batch = batches(done)
             # The ranks agree on the step at which a signal stops them.
@@ -195,8 +193,8 @@ def train(
             if not math.isfinite(norm) and not scaler.is_enabled():  # the scaler skips such steps
                 keys = [key for micro in batch for key in micro.keys]
                 raise FloatingPointError(
-                    f"the gradient's norm is {norm} at step {done + 1}, nothing was updated;"
-                    f" records of rank {rank}: {', '.join(keys)}"
+                    f"the gradient's norm is {norm} at step {done + 1}, nothing was updated; records"
+                    f" of rank {rank}: {', '.join(keys)}"
                 )
             if optim.clip_norm:
                 torch.nn.utils.clip_grads_with_norm_(parameters, optim.clip_norm, total)
@@ -220,7 +218,6 @@ def train(
                 save()
     if done > saved_step:  # the end, or a signal
         save()
-    batches.close()
     log.close()
     if world > 1:
         dist.barrier()  # until rank 0 has written

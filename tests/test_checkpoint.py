@@ -15,6 +15,7 @@ from mt3train.checkpoint import (
     load_model,
     load_optimizer,
     read_info,
+    read_progress,
     save,
     save_weights,
 )
@@ -56,7 +57,8 @@ def test_an_optimiser_goes_on_where_it_was(tmp_path, name):
     file = save(tmp_path, model, INFO, optimizer, {"tokens": 5})
     fresh, _ = load_model(file)
     other = make_optimizer(fresh.parameters(), name, 1e-2)
-    assert load_optimizer(file, fresh, other) == {"tokens": 5}
+    load_optimizer(file, fresh, other)
+    assert read_progress(file) == {"tokens": 5}
     for m, o in ((model, optimizer), (fresh, other)):
         m.zero_grad()
         m.eval()(torch.ones(1, 4, 6), torch.tensor([[5, 2, 1]])).square().sum().backward()
@@ -81,7 +83,9 @@ def test_only_the_newest_are_kept_and_a_folder_means_its_newest(tmp_path):
 def test_another_vocabulary_than_asked_for_is_refused(tmp_path):
     model, _ = model_and_optimizer()
     save_weights(tmp_path / "a.safetensors", model, INFO)
-    with pytest.raises(UserError, match="vocabulary.num_velocity_bins 1 and 127"):
+    with pytest.raises(
+        UserError, match="num_velocity_bins=127.* asked for was .*num_velocity_bins=1,"
+    ):
         load_model(tmp_path / "a.safetensors", vocabulary=VocabularyConfig())
 
 

@@ -186,6 +186,8 @@ def test_a_run_of_other_shards_or_sizes_is_not_continued(tmp_path):
     wider = dataclasses.replace(config("").model, emb_dim=16)
     with pytest.raises(UserError, match="model.emb_dim 8, now asked for is 16"):
         train(config(tmp_path, model=wider), Made())
+    with pytest.raises(UserError, match="optim.name 'adafactor', now asked for is 'adamw'"):
+        train(config(tmp_path, optim=OptimConfig(name="adamw")), Made())
 
 
 def test_a_finished_run_stays_as_it_is(tmp_path):
