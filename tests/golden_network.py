@@ -1,0 +1,218 @@
+"""Compares network, loss, decoding and optimiser with what the original computed (net_*.npz, ...).
+
+Each check takes a folder laid out like tests/golden and returns (values compared, worst error as a
+share of what is tolerated). Sizes of the network are read from net_io.npz.
+"""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mt3train.convert import load_t5x, t5x_parameters
+from mt3train.decode import greedy
+from mt3train.loss import loss_sum
+from mt3train.model import MT3, ModelConfig, attention_masks, shift_right, sinusoids
+from mt3train.optim import Adafactor
+
+LOGITS = 1e-4  # absolute, at |logits| <= 13
+GRADIENTS = 1e-4  # of the tensor's largest
+WEIGHTS = 2e-6  # absolute, per step
+LEARNING_RATE = 1e-3
+
+
+def load_model(folder: Path) -> tuple[MT3, Mapping[str, np.ndarray]]:
+    """The original's small network in evaluation mode, and net_io.npz."""
+    io = np.load(folder / "net_io.npz")
+    config = json.loads(str(io["config"]))
+    sizes = {key: config[key] for key in config.keys() & ModelConfig.__dataclass_fields__.keys()}
+    model = MT3(ModelConfig(**sizes)).eval()
+    load_t5x(model, np.load(folder / "net_params.npz"))
+    return model, io
+
+
+def check_network(folder: Path) -> tuple[int, float]:
+    """net_io.npz: submodules, encoded frames, logits with both masks, loss, greedy decoding."""
+    model, io = load_model(folder)
+    seen: dict[str, Tensor] = {}
+    for name, module in model.named_modules():
+        key = "act/" + name.replace("layers.", "layers_").replace(".", "/")
+        if key in io:
+            module.register_forward_hook(lambda _m, _i, out, key=key: seen.update({key: out}))
+    mel = torch.from_numpy(io["encoder_input_tokens"])
+    targets = torch.from_numpy(io["decoder_target_tokens"]).long()
+    with torch.no_grad():
+        seen["encoded"] = model.encode(mel)
+        seen["logits"] = model(mel, targets, original_mask=True)
+    modules = [key for key in io if key.startswith("act/") and "FixedEmbed" not in key]
+    assert sorted(seen) == sorted([*modules, "encoded", "logits"])
+    errors = {key: _share(out.numpy(), io[key], LOGITS) for key, out in seen.items()}
+    for smoothing in (0.0, 0.1):
+        want = float(io[f"loss_ls{smoothing}/sum_loss"])
+        ours = loss_sum(torch.from_numpy(io["logits"]), targets, label_smoothing=smoothing).item()
+        errors[f"loss, smoothing {smoothing}"] = _share(ours, want, 1e-6 * want)
+    model, io = load_model(folder)  # without hooks
+    real = io["decoder_target_tokens"] > 0
+    with torch.no_grad():
+        causal = model(mel, targets).numpy()
+    errors["logits, causal mask alone"] = _share(causal[real], io["logits"][real], LOGITS)
+    errors |= _decoding_errors(model, io)
+    return _worst(errors)
+
+
+def _decoding_errors(model: MT3, io: Mapping[str, np.ndarray]) -> dict[str, float]:
+    inputs = [io["decode/encoder_input_tokens_fit"], io["encoder_input_tokens"]]
+    mel = torch.from_numpy(np.concatenate(inputs))
+    want = io["decode/greedy_tokens"]
+    ours = greedy(model, mel, max_length=want.shape[1]).numpy()
+    padded = np.pad(ours, ((0, 0), (0, want.shape[1] - ours.shape[1])))
+    np.testing.assert_array_equal(padded, want, err_msg="greedy tokens")
+
+    tokens = torch.from_numpy(io["decode/loop_tokens_no_eos_stop"])
+    with torch.no_grad():
+        cache = model.new_cache(model.encode(mel), tokens.shape[1])
+        given = shift_right(tokens)
+        steps = [model.decode_step(given[:, i], cache, i) for i in range(tokens.shape[1])]
+    logits = torch.stack(steps, 1)
+    np.testing.assert_array_equal(logits.argmax(-1), tokens, err_msg="tokens step by step")
+    first, top2 = io["decode/loop_logits_first4"], io["decode/loop_top2_logits"]
+    return {
+        "logits step by step": _share(logits[:, : first.shape[1]].numpy(), first, LOGITS),
+        "two largest logits": _share(logits.topk(2).values.flip(-1).numpy(), top2, LOGITS),
+    }
+
+
+def check_training(folder: Path) -> tuple[int, float]:
+    """net_train.npz: gradients, losses and parameters over three updates.
+
+    Where a gradient is nothing but rounding, Adafactor's first steps are sign-like: one value in a
+    thousand (or two) may be off by what a step moves.
+    """
+    model, io = load_model(folder)
+    golden = np.load(folder / "net_train.npz")
+    optimizer = Adafactor(model.parameters(), lr=LEARNING_RATE)
+    mel = torch.from_numpy(io["encoder_input_tokens"])
+    targets = torch.from_numpy(io["decoder_target_tokens"]).long()
+    errors = {}
+    for step, want in enumerate(golden["losses"], start=1):
+        optimizer.zero_grad()
+        loss = loss_sum(model(mel, targets), targets)
+        loss.backward()
+        errors[f"loss {step}"] = _share(loss.item(), want, 1e-5 * want)
+        for name, (parameter, transposed) in t5x_parameters(model).items():
+            assert parameter.grad is not None
+            key, gradient = f"grad{step}/{name}", parameter.grad.T if transposed else parameter.grad
+            if key in golden:
+                allowed = GRADIENTS * np.abs(golden[key]).max()
+                errors[key] = _share(gradient.numpy(), golden[key], allowed)
+        optimizer.step()
+        for name, (parameter, transposed) in t5x_parameters(model).items():
+            key = f"after{step}/{name}"
+            if key in golden:
+                ours = (parameter.T if transposed else parameter).detach().numpy()
+                shares = np.sort((np.abs(ours - golden[key]) / (WEIGHTS * step)).ravel())
+                errors[key] = shares[-1 - max(2, shares.size // 1000)]
+                moved = step * LEARNING_RATE * max(1e-3, np.sqrt(np.square(ours).mean()))
+                errors[key + ", outliers"] = shares[-1] * WEIGHTS * step / (1.1 * moved)
+    return _worst(errors)
+
+
+def check_adafactor(folder: Path) -> tuple[int, float]:
+    """adafactor.npz: parameters and second moments, factored from 128 on."""
+    golden = np.load(folder / "adafactor.npz")
+    errors = {}
+    for name in (key.removeprefix("param0/") for key in golden.files if key.startswith("param0/")):
+        parameter = nn.Parameter(torch.from_numpy(golden[f"param0/{name}"].copy()))
+        optimizer = Adafactor([parameter])
+        for step, lr in enumerate(golden["learning_rates"], start=1):
+            optimizer.param_groups[0]["lr"] = float(lr)
+            parameter.grad = torch.from_numpy(golden[f"grad{step}/{name}"].copy())
+            optimizer.step()
+            if (key := f"param{step}/{name}") in golden:
+                errors[key] = _share(parameter.detach().numpy(), golden[key], 5e-7)
+        ours = {k: v.numpy().ravel() for k, v in optimizer.state[parameter].items() if k != "step"}
+        if "v_row" in ours and parameter.shape[0] > parameter.shape[1]:
+            # The original calls the means over the larger side rows, whichever side that is.
+            ours = {"v_row": ours["v_col"], "v_col": ours["v_row"]}
+        for key in ("v_row", "v_col", "v"):
+            want = golden[f"state3/{name}/{key}"].ravel()
+            assert (key in ours) == (want.shape != (1,)), f"{name}: {key} is kept by one side only"
+            if key in ours:
+                errors[f"{name} {key}"] = float((np.abs(ours[key] - want) / (2e-6 * want)).max())
+    return _worst(errors)
+
+
+def check_pieces(folder: Path) -> tuple[int, float]:
+    """net_pieces.npz: positions, GELU, norm, masks, and the shift and weights of targets."""
+    golden = np.load(folder / "net_pieces.npz")
+    errors = {}
+    for key in golden.files:
+        width = key.removeprefix("sinusoid_")
+        if width.isdigit():
+            table = sinusoids(2048, int(width)).numpy()[golden["sinusoid_rows"]]
+            errors[key] = _share(table, golden[key], 1e-6)
+        if key.endswith("decoder_target_tokens"):
+            targets = torch.from_numpy(golden[key])
+            prefix = key.removesuffix("decoder_target_tokens")
+            for name, ours in (("input_tokens", shift_right(targets[None])[0]),
+                               ("loss_weights", targets > 0)):  # fmt: skip
+                np.testing.assert_array_equal(ours, golden[f"{prefix}decoder_{name}"], err_msg=key)
+                errors[prefix + name] = 0.0
+    gelu = nn.functional.gelu(torch.from_numpy(golden["gelu_x"]), approximate="tanh").numpy()
+    errors["gelu"] = _share(gelu, golden["gelu_y"], 1e-6)
+    norm = MT3(ModelConfig(8, golden["ln_x"].shape[-1], 1, 8, 1, 1, 8, 8)).encoder.encoder_norm
+    with torch.no_grad():
+        norm.scale.copy_(torch.from_numpy(golden["ln_scale"]))
+        errors["norm"] = _share(
+            norm(torch.from_numpy(golden["ln_x"])).numpy(), golden["ln_y"], 3e-6
+        )
+    masks = attention_masks(
+        torch.from_numpy(golden["mask_targets"]), golden["mask_cross"].shape[-1]
+    )
+    for name, mask in zip(("mask_decoder", "mask_cross"), masks, strict=True):
+        np.testing.assert_array_equal(mask == 0, golden[name] > 0, err_msg=name)
+        errors[name] = 0.0
+    return _worst(errors)
+
+
+def check_sizes(folder: Path) -> tuple[int, float]:
+    """full_size_params.json: names and shapes, and the spread of initial values within 2 %."""
+    errors = {}
+    for family, golden in json.loads((folder / "full_size_params.json").read_text()).items():
+        with_values = any("init" in info for info in golden["params"].values())
+        torch.manual_seed(0)
+        with torch.device("cpu" if with_values else "meta"):
+            model = MT3(ModelConfig(**golden["config"]))
+        ours = {"target/" + k: p.T if t else p for k, (p, t) in t5x_parameters(model).items()}
+        want = golden["params"]
+        assert {k: list(p.shape) for k, p in ours.items()} == {
+            k: w["shape"] for k, w in want.items()
+        }
+        assert sum(p.numel() for p in model.parameters()) == golden["num_params"]
+        for name, parameter in ours.items():
+            if "init" in want[name]:
+                std, spread = float(parameter.detach().std()), want[name]["init"]["std"]
+                errors[f"{family} {name}"] = abs(std - spread) / (0.02 * spread) if spread else std
+    return _worst(errors)
+
+
+def _share(ours: np.ndarray | float, want: np.ndarray | float, allowed: float) -> float:
+    return float(np.abs(np.asarray(ours, np.float64) - want).max() / allowed) if allowed else 0.0
+
+
+def _worst(errors: Mapping[str, float]) -> tuple[int, float]:
+    name = max(errors, key=errors.__getitem__)
+    assert errors[name] <= 1, f"{name}: {errors[name]:.3g} times the allowed error"
+    return len(errors), float(errors[name])
+
+
+CHECKS: dict[str, Callable[[Path], tuple[int, float]]] = {
+    "net_io.npz": check_network,
+    "net_train.npz": check_training,
+    "net_pieces.npz": check_pieces,
+    "adafactor.npz": check_adafactor,
+    "full_size_params.json": check_sizes,
+}
