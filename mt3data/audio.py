@@ -110,7 +110,7 @@ def _open(path: str | Path) -> Iterator[soundfile.SoundFile]:
     except soundfile.LibsndfileError as error:
         raise UserError(
             f"{path}: not audio that libsndfile reads ({error.error_string.strip()}); expected wav, "
-            f"flac, mp3, ogg or the like; try `ffmpeg -i {path.name} {path.stem}.wav`"
+            f"flac, mp3, ogg or the like; try `ffmpeg -i {path.name} converted.wav`"
         ) from error
     with file:
         if file.frames == 0:
@@ -118,7 +118,7 @@ def _open(path: str | Path) -> Iterator[soundfile.SoundFile]:
         if file.frames >= _UNKNOWN:
             raise UserError(
                 f"{path}: its header does not say how long it is, as when written to a pipe; "
-                f"try `ffmpeg -i {path.name} {path.stem}.wav`"
+                f"try `ffmpeg -i {path.name} converted.wav`"
             )
         yield file
 

@@ -39,6 +39,7 @@ def progress(total: float, what: str, unit: str) -> Any:
     if sys.stderr.isatty():
         return tqdm(total=total, desc=what, unit=unit, dynamic_ncols=True)
     return tqdm(
-        total=total, desc=what, unit=unit, mininterval=LINE_EVERY_SECONDS,
+        total=total, desc=what, unit=unit,
+        mininterval=LINE_EVERY_SECONDS, delay=LINE_EVERY_SECONDS,  # short work needs no lines
         bar_format="{desc}: {n:.4g}/{total:.4g} {unit}, {elapsed} so far, {remaining} left\n",
     )  # fmt: skip

@@ -17,6 +17,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import golden_network
+import golden_spectrogram
 import numpy as np
 
 from mt3data import detokenize, midi, notes, tokens, vocabulary
@@ -73,9 +75,9 @@ def check_vocabulary(folder: Path) -> tuple[int, float]:
         assert config.max_shift_steps == entry["max_shift_steps"]
         assert vocabulary.vocabulary_size(config) == entry["vocab_size"]
         assert vocabulary.num_embeddings(config) == entry["num_embeddings"]
-        assert (vocabulary.PAD_ID, vocabulary.EOS_ID, vocabulary.UNK_ID) == (
+        assert (
             entry["pad_id"], entry["eos_id"], entry["unk_id"],
-        )  # fmt: skip
+        ) == (vocabulary.PAD_ID, vocabulary.EOS_ID, vocabulary.UNK_ID)  # fmt: skip
         for token, want in entry["decode_single"]:
             got = vocabulary.tokens_to_event_ids(np.array([token]), config).tolist()
             assert got == ([] if want == -1 else [want]), token
@@ -270,6 +272,8 @@ CHECKS: dict[str, Check] = {
     "merge.json": check_merge,
     "detokenize.json.gz": check_detokenize,
     "start_times.json": check_start_times,
+    "spectrogram.npz": golden_spectrogram.check_spectrogram,
+    **golden_network.CHECKS,
 }
 
 
