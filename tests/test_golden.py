@@ -2,9 +2,8 @@
 
 from pathlib import Path
 
-import pytest
-
 import golden_check
+import pytest
 
 GOLDEN = Path(__file__).parent / "golden"
 

@@ -167,6 +167,15 @@ def test_micro_batches_change_nothing_but_rounding(tmp_path):
         torch.testing.assert_close(value, whole[name], rtol=1e-9, atol=1e-12)
 
 
+def test_bfloat16_products_change_the_loss_little_and_keep_float32_weights(tmp_path):
+    for precision in ("bf16", "float32"):
+        ended = train(config(tmp_path / precision, precision=precision), Made())
+        assert {value.dtype for value in load_file(ended).values()} == {torch.float32}
+    rounded, exact = metrics(tmp_path / "bf16"), metrics(tmp_path / "float32")
+    assert rounded != exact
+    assert [m["loss"] for m in rounded] == pytest.approx([m["loss"] for m in exact], rel=0.01)
+
+
 def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_records(tmp_path):
     broken = config(tmp_path, save_every=1, micro_batch=1)
     with pytest.raises(FloatingPointError, match="loss is nan at step 3.* made-2-1$"):

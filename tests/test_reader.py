@@ -1,0 +1,130 @@
+"""IndexedShards: what a batch holds follows from (seed, step) alone."""
+
+from collections import Counter
+from pathlib import Path
+
+import fakes
+import numpy as np
+import pytest
+
+from mt3data.build import build
+from mt3data.errors import UserError
+from mt3data.plan import BuildConfig, make_plan
+from mt3data.reader import IndexedShards, ShardSet, read_tracks
+from mt3data.shards import read_npy
+from mt3data.tokens import encode_notes
+from mt3data.vocabulary import VocabularyConfig
+from mt3data.windows import WindowConfig
+
+
+def make(tmp_path: Path, name: str, n_tracks: int, window: int) -> Path:
+    tracks = {f"Track{n:05d}": "train" for n in range(1, n_tracks + 1)}
+    root = fakes.slakh_tree(tmp_path / name, "demo", tracks, seconds=5.0)
+    config = BuildConfig("demo", root, tmp_path / f"out-{name}", windows=WindowConfig(window))
+    return build(make_plan(config)).folder
+
+
+@pytest.fixture(scope="module")
+def segments(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("a"), "segments", 3, 256)  # 9 records
+
+
+@pytest.fixture(scope="module")
+def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("b"), "long", 2, 512)  # 4 records, then edge track
+
+
+@pytest.fixture(scope="module")
+def long_track(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make(tmp_path_factory.mktemp("c"), "long", 2, 400)  # edge track
+
+
+def test_every_record_comes_once_per_epoch(segments: Path) -> None:
+    shards = IndexedShards([segments], seed=5)
+    seen = [row for step in range(9) for _, row in shards.plan(step, 4)]  # 36 draws of 9 records
+    epochs = [seen[i : i + 9] for i in range(0, 36, 9)]
+    assert all(sorted(epoch) == list(range(9)) for epoch in epochs)
+    assert epochs[0] != epochs[1]
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
+def test_any_number_of_processes_shares_the_same_global_batch(long_track: Path, world: int) -> None:
+    shards = IndexedShards([long_track], seed=1)
+    whole = shards.batch(7, 6, frames=256)
+    parts = [shards.batch(7, 6, rank, world, frames=256) for rank in range(world)]
+    for rank, part in enumerate(parts):
+        assert part.keys == whole.keys[rank::world]
+        np.testing.assert_array_equal(part.start_frames, whole.start_frames[rank::world])
+        np.testing.assert_array_equal(part.mel, whole.mel[rank::world])
+        for ours, want in zip(part.tokens, whole.tokens[rank::world], strict=True):
+            np.testing.assert_array_equal(ours, want)
+
+
+def test_a_crop_is_the_slice_of_its_record_with_the_tokens_of_exactly_that_crop(long_track: Path) -> None:
+    shards, source = IndexedShards([long_track], seed=2), ShardSet(long_track, "train")
+    tracks = {track.track: track for track in read_tracks(long_track, "train")}
+    batch = shards.batch(0, 32, frames=100)
+    for slot, key in enumerate(batch.keys):
+        row = source.index["key"].index(key)
+        offset = int(batch.start_frames[slot] - source.index["start_frame"][row])
+        mel = read_npy(source.member(row, "mel"))
+        np.testing.assert_array_equal(batch.mel[slot], mel[offset : offset + 100])
+        track = tracks[source.index["track"][row]]
+        start = int(batch.start_frames[slot])
+        n_frames = min(100, track.track_frames - start)
+        want = encode_notes(track.notes, start, n_frames, track.track_frames, VocabularyConfig())
+        assert batch.tokens[slot].tolist() == want.tolist()
+    assert len(set(batch.start_frames.tolist())) > 20
+
+
+def test_records_of_the_length_asked_for_come_as_they_are(segments: Path) -> None:
+    batch = IndexedShards([segments]).batch(0, 3, frames=256)
+    source = ShardSet(segments, "train")
+    for key, tokens in zip(batch.keys, batch.tokens, strict=True):
+        row = source.index["key"].index(key)
+        assert tokens.tolist() == read_npy(source.member(row, "tokens")).tolist()
+
+
+def test_mixture_shares_are_exact(segments: Path, long: Path) -> None:
+    with pytest.raises(UserError, match="edge|window"):
+        IndexedShards([segments, long])
+    copy = segments.parent / "copy"
+    if not copy.exists():
+        copy.symlink_to(segments)
+    shards = IndexedShards([segments, copy], weights=[0.7, 0.3], seed=3)
+    sources = Counter(source for step in range(100) for source, _ in shards.plan(step, 100))
+    assert sources == {0: 7000, 1: 3000}
+
+
+def test_a_mixture_by_temperature_follows_the_number_of_records(segments: Path) -> None:
+    shards = IndexedShards([segments], temperature=10 / 3)
+    assert {source for source, _ in shards.plan(0, 50)} == {0}
+
+
+def test_segments_of_edge_segment_cannot_be_cut_again(segments: Path) -> None:
+    with pytest.raises(UserError, match=r"cannot be cut to 128 frames: build with --window 128"):
+        IndexedShards([segments]).batch(0, 2, frames=128)
+
+
+def test_segments_longer_than_the_records_are_refused(segments: Path) -> None:
+    with pytest.raises(UserError, match="512 frames do not fit into records of 256"):
+        IndexedShards([segments]).batch(0, 2, frames=512)
+
+
+def test_a_shard_of_another_size_is_noticed_when_it_is_opened(long: Path, tmp_path: Path) -> None:
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(long, copy)
+    shard = next(copy.glob("*.tar"))
+    shard.write_bytes(shard.read_bytes()[:-512])
+    with pytest.raises(UserError, match=r"has [\d,]+ bytes; the manifest says [\d,]+"):
+        IndexedShards([copy])
+    shard.unlink()
+    with pytest.raises(UserError, match="is missing"):
+        IndexedShards([copy])
+
+
+def test_a_folder_without_manifest_is_no_build(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no manifest.json, so this is no finished build"):
+        IndexedShards([tmp_path])
