@@ -186,9 +186,8 @@ def train(
                     f" rank {rank}: {', '.join(keys) or 'none'}"
                 )
             scaler.unscale_(optimizer)
-            total = torch.nn.utils.get_total_norm(
-                [p.grad for p in parameters if p.grad is not None]
-            )
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            total = torch.nn.utils.get_total_norm(gradients)
             norm = total.item()
             if not math.isfinite(norm) and not scaler.is_enabled():  # the scaler skips such steps
                 keys = [key for micro in batch for key in micro.keys]
@@ -220,9 +219,15 @@ def train(
         save()
     log.close()
     if world > 1:
-        dist.barrier()  # until rank 0 has written
+        # Wait for rank 0 to write. A barrier has no tensor, and DDP lets go first: gloo's threads
+        # need the interpreter to drop tensors, and their destructor waits for them holding it.
+        dist.barrier()
+        network = None
         dist.destroy_process_group()
-    return checkpoint.checkpoints(run)[-1]
+    path = checkpoint.checkpoints(run)[-1]
+    stopped = "done" if done == config.steps else "stopped, the same command goes on"
+    log.say(f"{path}: {stopped}")
+    return path
 
 
 @contextmanager
