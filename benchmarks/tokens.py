@@ -54,7 +54,9 @@ def main() -> None:
 
     print(f"every segment of 60 s, {len(notes)} notes      {median_ms(every_segment, 200):7.3f} ms")
     print(f"one random crop of a prepared window     {median_ms(random_crop, 2000):7.3f} ms")
-    print(f"the same, window of {len(window)} notes prepared {median_ms(random_crop_from_notes, 2000):7.3f} ms")
+    print(
+        f"the same, window of {len(window)} notes prepared {median_ms(random_crop_from_notes, 2000):7.3f} ms"
+    )
 
 
 if __name__ == "__main__":

@@ -96,7 +96,11 @@ def _build_track(track: Track, config: WindowConfig) -> tuple[dict[str, Any], li
         passes = passes_of(track.split, config)
         windows = list(windows_of(samples, labels, track.id, passes, config))
     except (ValueError, OSError) as error:
-        return track_row(track, status="quarantined", stage=stage, error=str(error)), [], Notes.empty()
+        return (
+            track_row(track, status="quarantined", stage=stage, error=str(error)),
+            [],
+            Notes.empty(),
+        )
     seconds = len(samples) / config.spectrogram.sample_rate
     row = track_row(
         track, status="ok", seconds=seconds, frames=windows[0].track_frames, notes=len(labels),
@@ -180,7 +184,9 @@ def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
         if a == b or key in ("fingerprint", "schema"):
             continue
         if isinstance(a, dict) and isinstance(b, dict):
-            named += [f"{key}.{k}: {a.get(k)} there, {b[k]} here" for k in sorted(b) if a.get(k) != b[k]]
+            named += [
+                f"{key}.{k}: {a.get(k)} there, {b[k]} here" for k in sorted(b) if a.get(k) != b[k]
+            ]
         elif key == "tracks" and isinstance(a, list) and isinstance(b, list):
             named.append(f"tracks: {len(a)} there, {len(b)} here, or other files")
         else:
@@ -197,7 +203,9 @@ def _lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(f"{folder}: another build is at work there; wait for it or stop it") from error
+            raise UserError(
+                f"{folder}: another build is at work there; wait for it or stop it"
+            ) from error
         yield
 
 

@@ -88,7 +88,11 @@ def _rows_by_shard(folder: Path, manifest: dict[str, Any]) -> dict[str, list[dic
 
 
 def _check_shard(
-    path: Path, shard: dict[str, Any], rows: list[dict[str, Any]], manifest: dict[str, Any], fast: bool
+    path: Path,
+    shard: dict[str, Any],
+    rows: list[dict[str, Any]],
+    manifest: dict[str, Any],
+    fast: bool,
 ) -> Iterator[str]:
     """Walks a tar beside its index rows."""
     if len(rows) != shard["records"]:
@@ -100,14 +104,20 @@ def _check_shard(
         yield f"{path.name}: not a readable tar ({error})"
         return
     wanted = [
-        (f"{row['key']}.{m}", row[f"{m.removesuffix('.npy')}_offset"], row[f"{m.removesuffix('.npy')}_size"])
+        (
+            f"{row['key']}.{m}",
+            row[f"{m.removesuffix('.npy')}_offset"],
+            row[f"{m.removesuffix('.npy')}_size"],
+        )
         for row in rows
         for m in MEMBERS
     ]
     found = [(member.name, member.offset_data, member.size) for member in members]
     if found != wanted:
         odd = next((a or b for a, b in zip(found, wanted, strict=False) if a != b), None)
-        yield f"{path.name}: members differ from the index" + (f", first at {odd[0]}" if odd else "")
+        yield f"{path.name}: members differ from the index" + (
+            f", first at {odd[0]}" if odd else ""
+        )
         return
     if not fast:
         with path.open("rb") as file:

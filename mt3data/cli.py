@@ -44,7 +44,9 @@ def list_(name: str | None, as_json: bool) -> None:
     if name is None:
         manifests = [load(n) for n in names()]
         if as_json:
-            _print_json([{"name": m.name, "title": m.title, "licence": m.licence} for m in manifests])
+            _print_json(
+                [{"name": m.name, "title": m.title, "licence": m.licence} for m in manifests]
+            )
         for m in [] if as_json else manifests:
             click.echo(f"{m.name:12} {m.title} ({m.licence})")
         return
@@ -75,7 +77,9 @@ def list_(name: str | None, as_json: bool) -> None:
 @click.option("--seconds", default=40.0, show_default=True, help="Length of each piece.")
 @click.option("--seed", default=0, show_default=True)
 @click.option("--soundfont", type=FOLDER, help="An .sf2 file; default: the one pretty_midi ships.")
-@click.option("--midi", "midi_dir", type=FOLDER, help="Render the MIDI files below this folder instead.")
+@click.option(
+    "--midi", "midi_dir", type=FOLDER, help="Render the MIDI files below this folder instead."
+)
 @click.option("--workers", default=os.cpu_count() or 1, show_default=True)
 def synth(
     root: Path, tracks: int, seconds: float, seed: int, soundfont: Path | None,
@@ -100,8 +104,12 @@ def synth(
 
 @main.command()
 @click.argument("dataset")
-@click.option("--root", type=FOLDER, default=Path("data"), show_default=True, help="Where datasets lie.")
-@click.option("--out", type=FOLDER, default=Path("shards"), show_default=True, help="Folder for builds.")
+@click.option(
+    "--root", type=FOLDER, default=Path("data"), show_default=True, help="Where datasets lie."
+)
+@click.option(
+    "--out", type=FOLDER, default=Path("shards"), show_default=True, help="Folder for builds."
+)
 @click.option("--split", "splits", multiple=True, help="Only this split; may be repeated.")
 @click.option("--split-scheme", help="Another division of the tracks, see `mt3data list DATASET`.")
 @click.option("--tracks", default=0, help="At most so many tracks in all; 0 means all.")
@@ -112,9 +120,21 @@ def synth(
 @click.option("--seed", default=0, show_default=True)
 @click.option("--workers", default=os.cpu_count() or 1, show_default=True, help="Processes.")
 @click.option("--velocity-bins", default=1, show_default=True)
-@click.option("--encoding", type=click.Choice(["ties", "noties", "onsets"]), default="ties", show_default=True)
-@click.option("--granularity", type=click.Choice(["full", "midi_class", "flat"]), default="full", show_default=True)
-@click.option("--max-failures", default=0, show_default=True, help="Tracks that may fail before the exit code is 1.")
+@click.option(
+    "--encoding", type=click.Choice(["ties", "noties", "onsets"]), default="ties", show_default=True
+)
+@click.option(
+    "--granularity",
+    type=click.Choice(["full", "midi_class", "flat"]),
+    default="full",
+    show_default=True,
+)
+@click.option(
+    "--max-failures",
+    default=0,
+    show_default=True,
+    help="Tracks that may fail before the exit code is 1.",
+)
 def build(
     dataset: str, root: Path, out: Path, splits: tuple[str, ...], split_scheme: str | None,
     tracks: int, window: int, edge: str | None, passes: int, seed: int, workers: int,
@@ -143,7 +163,9 @@ def build(
         click.echo(f"quarantined {row['name']} ({row['stage']}): {row['error']}")
     _print_info(summary.folder, summary.manifest)
     if len(summary.quarantined) > max_failures:
-        click.echo(f"{len(summary.quarantined)} tracks failed; --max-failures is {max_failures}", err=True)
+        click.echo(
+            f"{len(summary.quarantined)} tracks failed; --max-failures is {max_failures}", err=True
+        )
         sys.exit(1)
 
 
@@ -197,7 +219,9 @@ def check(folder: Path, fast: bool) -> None:
             click.echo(f"{build_folder.name}: {fault}")
         records = sum(shard["records"] for shard in manifest["shards"])
         verdict = f"{len(faults)} faults" if faults else "whole"
-        click.echo(f"{build_folder}: {records} records in {len(manifest['shards'])} shards, {verdict}")
+        click.echo(
+            f"{build_folder}: {records} records in {len(manifest['shards'])} shards, {verdict}"
+        )
         n_faults += len(faults)
     if n_faults:
         sys.exit(1)

@@ -23,7 +23,9 @@ from mt3data.vocabulary import (
     tokens_to_event_ids,
 )
 
-MIN_NOTE_SECONDS = 0.01  # mt3/note_sequences.py; quantising may give zero length. Also a drum's length
+MIN_NOTE_SECONDS = (
+    0.01  # mt3/note_sequences.py; quantising may give zero length. Also a drum's length
+)
 ONSET_ONLY_VELOCITY = 100  # mt3/note_sequences.py DEFAULT_VELOCITY
 
 
@@ -158,7 +160,9 @@ class Decoded:
     dropped: int
 
 
-def decode_segments(segments: Sequence[tuple[float, np.ndarray]], config: VocabularyConfig) -> Decoded:
+def decode_segments(
+    segments: Sequence[tuple[float, np.ndarray]], config: VocabularyConfig
+) -> Decoded:
     """Decodes the segments of one track, given as (start in seconds, tokens) in any order.
 
     Source: mt3/metrics_utils.py event_predictions_to_ns, decode_and_combine_predictions.

@@ -37,11 +37,15 @@ def read_midi(source: str | Path | bytes, *, sustain: bool = True) -> Notes:
     try:
         data = source if isinstance(source, bytes) else Path(source).read_bytes()
     except OSError as error:
-        raise UserError(f"{name}: cannot be read ({error.strerror}); expected a MIDI file") from error
+        raise UserError(
+            f"{name}: cannot be read ({error.strerror}); expected a MIDI file"
+        ) from error
     note_seq = _import_note_seq()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # pretty_midi warns about type 0 and 2 files, which are fine
+            warnings.simplefilter(
+                "ignore"
+            )  # pretty_midi warns about type 0 and 2 files, which are fine
             sequence = note_seq.midi_to_note_sequence(data)
     except note_seq.MIDIConversionError as error:
         raise UserError(f"{name}: not a MIDI file that pretty_midi can read ({error})") from error

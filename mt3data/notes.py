@@ -43,7 +43,9 @@ class Notes:
             object.__setattr__(self, name, np.asarray(getattr(self, name), dtype=dtype))
         lengths = {name: getattr(self, name).shape for name in COLUMNS}
         if len(set(lengths.values())) > 1 or len(self.onset.shape) != 1:
-            raise ValueError(f"columns of notes must be one-dimensional and equally long, got {lengths}")
+            raise ValueError(
+                f"columns of notes must be one-dimensional and equally long, got {lengths}"
+            )
 
     def __len__(self) -> int:
         return len(self.onset)

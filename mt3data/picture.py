@@ -70,7 +70,9 @@ def draw_record(folder: Path, key: str, out: Path) -> list[str]:
     return [facts, *textwrap.wrap(" · ".join(words), 100), f"picture: {out}"]
 
 
-def _draw_notes(axes: Any, notes: Notes, start: float, end: float, config: SpectrogramConfig) -> None:
+def _draw_notes(
+    axes: Any, notes: Notes, start: float, end: float, config: SpectrogramConfig
+) -> None:
     """A line per note at its fundamental, coloured by instrument; drums as ticks at the bottom."""
     import matplotlib.pyplot as plt
     import pretty_midi
@@ -109,4 +111,6 @@ def _find(folder: Path, key: str) -> tuple[ShardSet, int]:
             return source, source.index["key"].index(key)
         keys += source.index["key"]
     near = difflib.get_close_matches(key, keys, n=2, cutoff=0.3) or keys[:2]
-    raise UserError(f"{folder} has no record {key!r}; it has {len(keys)}, such as {' and '.join(near)}")
+    raise UserError(
+        f"{folder} has no record {key!r}; it has {len(keys)}, such as {' and '.join(near)}"
+    )

@@ -131,7 +131,9 @@ def _choose(tracks: list[Track], config: BuildConfig) -> list[Track]:
     splits = sorted({track.split for track in tracks if track.split})
     unknown = set(config.splits) - set(splits)
     if unknown:
-        raise UserError(f"no split {', '.join(sorted(unknown))}; {config.root} has {', '.join(splits)}")
+        raise UserError(
+            f"no split {', '.join(sorted(unknown))}; {config.root} has {', '.join(splits)}"
+        )
     by_split = {s: [t for t in tracks if t.split == s] for s in config.splits or splits}
     if not config.splits:  # those without a split are reported, not lost
         by_split[""] = [t for t in tracks if not t.split]
@@ -155,6 +157,7 @@ def _pack(
     split: str, tracks: list[Track], seconds: dict[str, float], windows: WindowConfig
 ) -> list[ShardPlan]:
     """Fills shards of about equal size with the tracks of one split."""
+
     def rank(track: Track) -> Any:
         return hashlib.sha256(f"{windows.seed}|{track.id}".encode()).digest()
 

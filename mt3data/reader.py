@@ -94,7 +94,9 @@ class ShardSet:
 
     def member(self, row: int, name: str) -> bytes:
         """The bytes of one member ("mel", "tokens", "notes" or "json") of a record."""
-        return self._read(row, int(self.index[f"{name}_offset"][row]), int(self.index[f"{name}_size"][row]))
+        return self._read(
+            row, int(self.index[f"{name}_offset"][row]), int(self.index[f"{name}_size"][row])
+        )
 
     def read_mel(self, row: int, start: int, out: np.ndarray) -> None:
         """Fills `out` [frames, n_mels] float16 with frames of a record from `start` on."""
@@ -146,7 +148,9 @@ class IndexedShards:
         self.seed = seed
         sizes = np.array([len(source) for source in self.sources])
         if not self.sources or not sizes.all():
-            raise UserError(f"no records in split {split!r} of {', '.join(map(str, self.builds)) or 'nothing'}")
+            raise UserError(
+                f"no records in split {split!r} of {', '.join(map(str, self.builds)) or 'nothing'}"
+            )
         manifests = [source.manifest for source in self.sources]
         for key in ("spectrogram", "vocabulary", "edge", "window"):
             values = [manifest[key] for manifest in manifests]
@@ -163,7 +167,9 @@ class IndexedShards:
         self.n_records = int(sizes.sum())
         share = sizes ** (1 / temperature) if weights is None else np.asarray(weights, float)
         if len(share) != len(sizes) or not (share > 0).all():
-            raise UserError(f"{len(share)} weights for {len(sizes)} builds; expected one above 0 each")
+            raise UserError(
+                f"{len(share)} weights for {len(sizes)} builds; expected one above 0 each"
+            )
         self._pattern = _mixture_pattern(share / share.sum(), seed)
         one_hot = self._pattern[:, None] == np.arange(len(sizes))
         self._before = np.cumsum(one_hot, axis=0) - one_hot  # draws of each source so far

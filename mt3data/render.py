@@ -142,7 +142,9 @@ def write_track(
     gain = _write_audio(folder, audio, stems)
     (folder / "all_src.mid").write_bytes(_midi_bytes(parts, tempo, end + TAIL_SECONDS))
     _write_metadata(folder, source, gain, stems)
-    n_notes = sum(len(part.notes) for part, stem_id in zip(parts, stems, strict=True) if stem_id in audio)
+    n_notes = sum(
+        len(part.notes) for part, stem_id in zip(parts, stems, strict=True) if stem_id in audio
+    )
     return Rendered(track, source, end + TAIL_SECONDS, len(audio), n_notes, tuple(left_out))
 
 

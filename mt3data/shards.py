@@ -57,7 +57,9 @@ def record_key(dataset: str, track: str, pass_number: int, start_frame: int) -> 
 def npy_bytes(array: np.ndarray) -> bytes:
     """An array as the bytes of a version 1.0 .npy file; object arrays are refused."""
     buffer = io.BytesIO()
-    np.lib.format.write_array(buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False)
+    np.lib.format.write_array(
+        buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False
+    )
     return buffer.getvalue()
 
 

@@ -1,11 +1,11 @@
 """Renders MIDI with a SoundFont into Slakh's own on-disk layout: the demo dataset.
 
-    mt3data synth --out ROOT          composes seeded pieces and renders them
-    mt3data synth --out ROOT --midi DIR    renders the user's own MIDI files
+mt3data synth --out ROOT          composes seeded pieces and renders them
+mt3data synth --out ROOT --midi DIR    renders the user's own MIDI files
 
-    ROOT/synth.json                                     the settings; another set is refused
-    ROOT/{train,validation,test}/TrackNNNNN/mix.flac    mono, 44.1 kHz, 16 bit: the sum of the stems
-                                            stems/SNN.flac   MIDI/SNN.mid   all_src.mid   metadata.yaml
+ROOT/synth.json                                     the settings; another set is refused
+ROOT/{train,validation,test}/TrackNNNNN/mix.flac    mono, 44.1 kHz, 16 bit: the sum of the stems
+                                        stems/SNN.flac   MIDI/SNN.mid   all_src.mid   metadata.yaml
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ import hashlib
 import importlib.metadata
 import json
 import shutil
-import sys
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from mt3data.compose import compose
 from mt3data.errors import UserError
 from mt3data.render import MAX_SECONDS, Rendered, default_soundfont, soundfont_bytes, write_track
+from mt3data.terminal import progress
 
 if TYPE_CHECKING:
     import pretty_midi
@@ -75,7 +75,6 @@ def synth(
             root holds something else.
     """
     from joblib import Parallel, delayed
-    from tqdm import tqdm
 
     _require_renderer()
     root, soundfont = Path(root), Path(soundfont) if soundfont else default_soundfont()
@@ -110,9 +109,12 @@ def synth(
     # loky starts processes anew; one worker stays in this one, where errors are easiest to read.
     parallel = Parallel(n_jobs=min(workers, len(jobs)) or 1, return_as="generator_unordered")
     results = parallel(delayed(_render_piece)(job) for job in jobs)
-    pause = 0.5 if sys.stderr.isatty() else 15.0  # seconds between lines of progress
-    bar = tqdm(results, "render", len(jobs), unit="piece", mininterval=pause, disable=not jobs)
-    done = sorted(bar, key=lambda result: result.track)
+    done = []
+    with progress(len(jobs), "render", "pieces") as bar:
+        for result in results:
+            done.append(result)
+            bar.update(1)
+    done.sort(key=lambda result: result.track)
     return SynthSummary(
         root=root,
         kept=len(folders) - len(jobs),
@@ -153,7 +155,9 @@ def _splits(n: int, validation: int | None, test: int | None) -> list[str]:
     share = max(1, n // 10) if n >= 3 else 0
     validation, test = share if validation is None else validation, share if test is None else test
     if min(validation, test) < 0 or validation + test > n:
-        raise UserError(f"{validation} validation and {test} test pieces do not fit into {n} pieces")
+        raise UserError(
+            f"{validation} validation and {test} test pieces do not fit into {n} pieces"
+        )
     return ["train"] * (n - validation - test) + ["validation"] * validation + ["test"] * test
 
 
@@ -189,7 +193,9 @@ def _render_piece(job: _Job) -> Rendered:
         shutil.rmtree(part)  # an interrupted run left it
     if isinstance(job.source, int):
         midi = compose(job.source, job.seconds)
-        result = write_track(midi, part, job.soundfont, track=job.track, source=f"seed {job.source}")
+        result = write_track(
+            midi, part, job.soundfont, track=job.track, source=f"seed {job.source}"
+        )
     else:
         try:
             midi, name = _read(job.source), job.source.name

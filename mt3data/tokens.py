@@ -132,7 +132,9 @@ class EventTable:
         return EventTable(config, step, nothing, nothing, word, *_held_spans(nothing, nothing))
 
 
-def _held_spans(key: np.ndarray, velocity_bin: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _held_spans(
+    key: np.ndarray, velocity_bin: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For every pitched onset: its row, the row of its key's next event, and the key."""
     by_key = np.argsort(key, kind="stable")
     next_of_key = np.full(len(key), len(key))

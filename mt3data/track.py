@@ -100,7 +100,9 @@ class Track:
                 instrument=np.full(len(notes), number),
             ))  # fmt: skip
         if not any(len(part) for part in parts):
-            raise UserError(f"{self.dataset} {self.name}: no note in any of {len(parts)} MIDI files")
+            raise UserError(
+                f"{self.dataset} {self.name}: no note in any of {len(parts)} MIDI files"
+            )
         return Notes.concat(parts), tuple(problems)
 
 

@@ -70,9 +70,13 @@ class VocabularyConfig:
         if self.encoding not in ENCODINGS:
             raise ValueError(f"encoding={self.encoding!r}; expected one of {', '.join(ENCODINGS)}")
         if self.granularity not in GRANULARITIES:
-            raise ValueError(f"granularity={self.granularity!r}; expected one of {', '.join(GRANULARITIES)}")
+            raise ValueError(
+                f"granularity={self.granularity!r}; expected one of {', '.join(GRANULARITIES)}"
+            )
         if not 1 <= self.num_velocity_bins <= MAX_VELOCITY:
-            raise ValueError(f"num_velocity_bins={self.num_velocity_bins}; expected 1 to {MAX_VELOCITY}")
+            raise ValueError(
+                f"num_velocity_bins={self.num_velocity_bins}; expected 1 to {MAX_VELOCITY}"
+            )
         if self.steps_per_second < 1 or self.max_shift_seconds < 1:
             raise ValueError("steps_per_second and max_shift_seconds must be at least 1")
 
@@ -124,7 +128,9 @@ class Codec:
                         f"{event_range.min_value} to {event_range.max_value}"
                     )
                 return self.first[event.type] + event.value - event_range.min_value
-        raise ValueError(f"unknown event type {event.type!r}; expected one of {', '.join(self.first)}")
+        raise ValueError(
+            f"unknown event type {event.type!r}; expected one of {', '.join(self.first)}"
+        )
 
     def decode(self, event_id: int) -> Event:
         """The event with this id.

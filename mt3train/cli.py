@@ -93,7 +93,9 @@ def _targets(files: tuple[Path, ...], out: Path) -> list[tuple[Path, Path]]:
     try:
         names[0].parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"{names[0].parent}: the folder cannot be made ({error.strerror})") from error
+        raise UserError(
+            f"{names[0].parent}: the folder cannot be made ({error.strerror})"
+        ) from error
     return targets
 
 
@@ -114,7 +116,11 @@ def _transcribe_file(model: MT3, info: CheckpointInfo, file: Path, target: Path,
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror})") from error
     instruments = len(set(result.notes.instrument.tolist()))
-    heard = f"{len(result.notes)} notes of {instruments} instruments" if len(result.notes) else "no notes"
+    heard = (
+        f"{len(result.notes)} notes of {instruments} instruments"
+        if len(result.notes)
+        else "no notes"
+    )
     odd = f", {result.invalid} invalid events skipped" if result.invalid else ""
     return f"{target}: {heard} in {result.n_segments} segments{odd}"
 

@@ -58,7 +58,9 @@ def run(out: Path, workers: int) -> Iterator[str]:
         reference, estimate = out / f"{role}-reference.mid", out / f"{role}.mid"
         notes = track.load_notes()
         write_midi(notes, reference)
-        yield from _command("mt3train", "transcribe", track.audio, "--checkpoint", model, "-o", estimate)
+        yield from _command(
+            "mt3train", "transcribe", track.audio, "--checkpoint", model, "-o", estimate
+        )
         yield from _command("mt3train", "score", reference, estimate)
         printed = _output("mt3train", "score", reference, estimate, "--json")
         scores[role] = json.loads(printed)["onset_f1"]
@@ -97,7 +99,9 @@ def _command(*words: object) -> Iterator[str]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     code = subprocess.run(_arguments(words), check=False, env=environment).returncode
     if code:
-        raise UserError(f"the command above ended with exit code {code}; the same demo continues there")
+        raise UserError(
+            f"the command above ended with exit code {code}; the same demo continues there"
+        )
 
 
 def _output(*words: object) -> str:

@@ -65,7 +65,9 @@ def check_vocabulary(folder: Path) -> tuple[int, float]:
             assert codec.encode(event) == codec_id == token - vocabulary.NUM_SPECIAL_IDS
             assert codec.decode(codec_id) == event
         for event_type, value, error in entry["encode_errors"]:
-            assert error == "ValueError" and _raises(codec.encode, vocabulary.Event(event_type, value))
+            assert error == "ValueError" and _raises(
+                codec.encode, vocabulary.Event(event_type, value)
+            )
         for index, event_type, value in entry["decode_index_errors"]:
             if event_type == "ValueError":
                 assert _raises(codec.decode, index), index
@@ -194,9 +196,9 @@ def _compare_frames(events: tokens.EventTable, part: dict[str, np.ndarray]) -> i
                 assert np.isin(ours[:cut], state).all()
                 assert ours[:cut][np.isin(ours[:cut], pitches)].tolist() == state[1::2].tolist()
             ours = ours[cut + 1 :]
-        assert (
-            ours[np.isin(ours, pitches)].tolist() == theirs[np.isin(theirs, pitches)].tolist()
-        ), frame
+        assert ours[np.isin(ours, pitches)].tolist() == theirs[np.isin(theirs, pitches)].tolist(), (
+            frame
+        )
         assert (theirs > last_shift).any() == (ours > last_shift).any(), frame
     return len(starts)
 
@@ -207,7 +209,9 @@ def check_notes_ops(folder: Path) -> tuple[int, float]:
     for case in data["trim_overlapping_notes"]:
         same_notes(notes.trim_overlapping(Notes.from_columns(case["input"])), case["output"])
     for case in data["apply_sustain_control_changes"]:
-        same_notes(midi.apply_sustain(Notes.from_columns(case["input"]), case["ccs"]), case["output"])
+        same_notes(
+            midi.apply_sustain(Notes.from_columns(case["input"]), case["ccs"]), case["output"]
+        )
     for case in data["assign_instruments"]:
         same_notes(notes.assign_instruments(Notes.from_columns(case["input"])), case["output"])
     return sum(len(group) for group in data.values()), 0.0
@@ -241,7 +245,9 @@ def check_detokenize(folder: Path) -> tuple[int, float]:
         decoded = detokenize.decode_segments(
             [(p["start_time"], np.array(p["ids"], dtype=np.int64)) for p in predictions], config
         )
-        assert (decoded.invalid, decoded.dropped) == (case["invalid"], case["dropped"]), case["kind"]
+        assert (decoded.invalid, decoded.dropped) == (case["invalid"], case["dropped"]), case[
+            "kind"
+        ]
         worst = max(worst, same_notes(decoded.notes, case["notes"], time_tolerance=1e-9))
         total = float(decoded.notes.offset.max()) if len(decoded.notes) else 0.0
         assert abs(total - case["total_time"]) <= 1e-9
@@ -283,7 +289,10 @@ def main(folder: Path) -> int:
     for name, check in CHECKS.items():
         try:
             cases, worst = check(folder)
-            print(f"{name:22} {cases:6} cases   worst error {worst:8.2g} of tolerance   ok", flush=True)
+            print(
+                f"{name:22} {cases:6} cases   worst error {worst:8.2g} of tolerance   ok",
+                flush=True,
+            )
         except Exception as error:  # one line per file, whatever goes wrong with it
             failures += 1
             print(f"{name:22} NOT OK   {type(error).__name__}: {str(error)[:300]}", flush=True)

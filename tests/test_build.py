@@ -198,7 +198,9 @@ def test_a_bad_track_is_quarantined_with_its_reason_and_moves_nothing(
     summary = build(make_plan(config(root, tmp_path / "out")))
     assert [row["track"] for row in summary.quarantined] == ["Track00003"]
     assert re.search(reason, summary.quarantined[0]["error"])
-    rows = {row["track"]: row for row in pq.read_table(summary.folder / "tracks.parquet").to_pylist()}
+    rows = {
+        row["track"]: row for row in pq.read_table(summary.folder / "tracks.parquet").to_pylist()
+    }
     assert rows["Track00003"]["status"] == "quarantined"
     assert {row["status"] for name, row in rows.items() if name != "Track00003"} == {"ok"}
     assert check(summary.folder) == []
@@ -217,12 +219,16 @@ def test_a_stem_without_audio_loses_its_label_and_is_reported(tmp_path: Path) ->
     row = pq.read_table(folder / "tracks.parquet").to_pylist()[0]
     assert row["status"] == "ok"
     assert any("S00" in problem for problem in row["problems"])
-    assert any("S02: 1 of" in problem or "S02: 1 zero-length" in problem for problem in row["problems"])
+    assert any(
+        "S02: 1 of" in problem or "S02: 1 zero-length" in problem for problem in row["problems"]
+    )
     assert json.loads(ShardSet(folder, "train").member(0, "json"))["programs"] == [0, 33]
 
 
 def test_overlaps_are_trimmed_in_training_and_references_are_not(tmp_path: Path) -> None:
-    root = fakes.slakh_tree(tmp_path / "root", "demo", {"Track00001": "train", "Track00002": "test"})
+    root = fakes.slakh_tree(
+        tmp_path / "root", "demo", {"Track00001": "train", "Track00002": "test"}
+    )
     for split, name in (("train", "Track00001"), ("test", "Track00002")):
         notes = [(0.1, 0.6, 60, 80), (0.2, 0.9, 60, 80)]
         # Two files of one class, so that one pitch overlaps itself.
@@ -261,7 +267,9 @@ def test_passes_cut_training_tracks_again_and_leave_evaluation_alone(
 def test_references_of_a_track_are_its_notes(source: Path, built: Path) -> None:
     track = next(read_tracks(built, "test"))
     assert track.track == "Track00006"
-    wanted = [note for stem in ("S00", "S01", "S02", "S03") for note in fakes.slakh_notes(stem, 3.0)]
+    wanted = [
+        note for stem in ("S00", "S01", "S02", "S03") for note in fakes.slakh_notes(stem, 3.0)
+    ]
     assert isinstance(track.notes, Notes)
     np.testing.assert_allclose(
         sorted(zip(track.notes.onset, track.notes.pitch, strict=True)),

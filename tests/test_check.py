@@ -20,7 +20,9 @@ from mt3data.windows import WindowConfig
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("check")
-    root = fakes.slakh_tree(folder / "root", "demo", {"Track00001": "train", "Track00002": "train"}, seconds=3.0)
+    root = fakes.slakh_tree(
+        folder / "root", "demo", {"Track00001": "train", "Track00002": "train"}, seconds=3.0
+    )
     return build(make_plan(BuildConfig("demo", root, folder, windows=WindowConfig(256)))).folder
 
 

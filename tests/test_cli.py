@@ -20,7 +20,18 @@ def run(*words: object) -> Result:
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cli")
     fakes.slakh_tree(folder, "redux", seconds=2.5)
-    result = run("build", "slakh", "--root", folder, "--out", folder / "shards", "--window", 256, "--workers", 1)
+    result = run(
+        "build",
+        "slakh",
+        "--root",
+        folder,
+        "--out",
+        folder / "shards",
+        "--window",
+        256,
+        "--workers",
+        1,
+    )
     assert result.exit_code == 0, result.output
     assert "train" in result.stdout
     return folder / "shards"
@@ -33,7 +44,9 @@ def test_a_build_can_be_checked_described_and_drawn(shards: Path, tmp_path: Path
     assert set(json.loads(run("info", shards, "--json").stdout)[str(shards / "slakh")]["splits"]) == {
         "train", "validation", "test",
     }  # fmt: skip
-    drawn = run("show", shards / "slakh", "slakh-Track00001-p0-0000000", "--out", tmp_path / "a.png")
+    drawn = run(
+        "show", shards / "slakh", "slakh-Track00001-p0-0000000", "--out", tmp_path / "a.png"
+    )
     assert "tie · shift 10 · program 0 · velocity 1 · pitch" in drawn.stdout
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
 
@@ -107,12 +120,24 @@ def test_help_of_every_command_has_an_example(module: str) -> None:
 
     commands = importlib.import_module(module).main.commands
     for name, command in commands.items():
-        assert f"Example: {module.split('.')[0]} {name}" in command.help.replace("Examples", "Example")
+        assert f"Example: {module.split('.')[0]} {name}" in command.help.replace(
+            "Examples", "Example"
+        )
 
 
 def test_demo_pieces_are_rendered_first_when_they_are_not_there(tmp_path: Path) -> None:
     pytest.importorskip("midirenderer", reason="the renderer (extra `synth`) is not installed")
-    words = [sys.executable, "-m", "mt3data.cli", "build", "demo", "--tracks", "1", "--window", "256"]
+    words = [
+        sys.executable,
+        "-m",
+        "mt3data.cli",
+        "build",
+        "demo",
+        "--tracks",
+        "1",
+        "--window",
+        "256",
+    ]
     done = subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "data" / "demo" / "train" / "Track00001" / "mix.flac").is_file()

@@ -37,7 +37,9 @@ def test_an_untied_note_ends_where_the_next_segment_begins() -> None:
 
 
 def test_a_second_onset_ends_the_first_note() -> None:
-    decoded = decode_segments([(0.0, ids(TIE, ("shift", 10), *NOTE_ON, ("shift", 50), ("pitch", 60)))], TIES)
+    decoded = decode_segments(
+        [(0.0, ids(TIE, ("shift", 10), *NOTE_ON, ("shift", 50), ("pitch", 60)))], TIES
+    )
     assert times(decoded.notes) == [(0.1, 0.5), (0.5, 0.51)]
 
 
@@ -48,7 +50,9 @@ def test_events_behind_the_next_segment_are_dropped_and_counted() -> None:
 
 
 def test_what_makes_no_sense_is_skipped_and_counted() -> None:
-    decoded = decode_segments([(0.0, ids(("pitch", 60), TIE, TIE, *NOTE_OFF, ("shift", 5), *NOTE_ON))], TIES)
+    decoded = decode_segments(
+        [(0.0, ids(("pitch", 60), TIE, TIE, *NOTE_OFF, ("shift", 5), *NOTE_ON))], TIES
+    )
     assert (len(decoded.notes), decoded.invalid) == (1, 3)
 
 
@@ -81,6 +85,10 @@ def test_what_was_encoded_segment_by_segment_comes_back_on_the_grid() -> None:
     assert (decoded.invalid, decoded.dropped, len(decoded.notes)) == (0, 0, 60)
     back, want = decoded.notes.sorted(), track.sorted()
     order, order_want = np.argsort(back.pitch), np.argsort(want.pitch)
-    np.testing.assert_allclose(back.onset[order], np.rint(100 * want.onset[order_want]) / 100, atol=1e-9)
-    np.testing.assert_allclose(back.offset[order], np.rint(100 * want.offset[order_want]) / 100, atol=1e-9)
+    np.testing.assert_allclose(
+        back.onset[order], np.rint(100 * want.onset[order_want]) / 100, atol=1e-9
+    )
+    np.testing.assert_allclose(
+        back.offset[order], np.rint(100 * want.offset[order_want]) / 100, atol=1e-9
+    )
     np.testing.assert_array_equal(back.program[order], want.program[order_want])

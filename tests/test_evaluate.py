@@ -51,7 +51,10 @@ def answers(folder: Path, split: str) -> Iterator[tuple[torch.Tensor, torch.Tens
         for start in range(0, track.track_frames, 256):
             n_frames = min(256, track.track_frames - start)
             ids = encode_notes(track.notes, start, n_frames, track.track_frames, VocabularyConfig())
-            yield torch.from_numpy(mel[start : start + n_frames]), torch.from_numpy(ids.astype("i8"))
+            yield (
+                torch.from_numpy(mel[start : start + n_frames]),
+                torch.from_numpy(ids.astype("i8")),
+            )
 
 
 @pytest.fixture

@@ -10,8 +10,51 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 # The reading order. A module imports only what stands before it.
-MT3DATA = ["errors", "vocabulary", "notes", "midi", "tokens", "detokenize", "audio", "spectrogram", "windows", "manifest", "track", "datasets.slakh", "datasets.demo", "players", "compose", "render", "synth", "shards", "reader", "plan", "card", "build", "check", "picture", "terminal", "cli"]
-MT3TRAIN = ["model", "loss", "optim", "convert", "config", "checkpoint", "data", "log", "train", "decode", "transcribe", "metrics", "evaluate", "demo", "cli"]
+MT3DATA = [
+    "errors",
+    "vocabulary",
+    "notes",
+    "midi",
+    "tokens",
+    "detokenize",
+    "audio",
+    "spectrogram",
+    "windows",
+    "manifest",
+    "track",
+    "datasets.slakh",
+    "datasets.demo",
+    "players",
+    "compose",
+    "render",
+    "synth",
+    "shards",
+    "reader",
+    "plan",
+    "card",
+    "build",
+    "check",
+    "picture",
+    "terminal",
+    "cli",
+]
+MT3TRAIN = [
+    "model",
+    "loss",
+    "optim",
+    "convert",
+    "config",
+    "checkpoint",
+    "data",
+    "log",
+    "train",
+    "decode",
+    "transcribe",
+    "metrics",
+    "evaluate",
+    "demo",
+    "cli",
+]
 ORDER = [f"mt3data.{name}" for name in MT3DATA] + [f"mt3train.{name}" for name in MT3TRAIN]
 
 
@@ -48,14 +91,24 @@ def test_no_module_that_lies_beside_train_py_hides_one_of_the_standard_library()
 def loaded_after(code: str) -> set[str]:
     """Top-level modules in a fresh interpreter after running code."""
     script = f"{code}\nimport sys; print(*sorted({{name.split('.')[0] for name in sys.modules}}))"
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True
+    )
     return set(done.stdout.split())
 
 
 def test_building_never_loads_torch() -> None:
     names = " ".join(f"import mt3data.{name};" for name in MT3DATA)
     loaded = loaded_after(names)
-    assert not loaded & {"torch", "mt3train", "note_seq", "librosa", "pyarrow", "matplotlib", "pandas"}
+    assert not loaded & {
+        "torch",
+        "mt3train",
+        "note_seq",
+        "librosa",
+        "pyarrow",
+        "matplotlib",
+        "pandas",
+    }
 
 
 def test_training_and_transcribing_stay_within_few_libraries(tmp_path: Path) -> None:

@@ -47,7 +47,9 @@ def test_sustain_can_be_left_out(tmp_path: Path) -> None:
     midi = pretty_midi.PrettyMIDI(resolution=500)
     piano = pretty_midi.Instrument(0)
     piano.notes.append(pretty_midi.Note(80, 60, 0.0, 1.0))
-    piano.control_changes += [pretty_midi.ControlChange(64, value, t) for value, t in ((127, 0.5), (0, 2.0))]
+    piano.control_changes += [
+        pretty_midi.ControlChange(64, value, t) for value, t in ((127, 0.5), (0, 2.0))
+    ]
     midi.instruments.append(piano)
     midi.write(str(tmp_path / "pedal.mid"))
     assert read_midi(tmp_path / "pedal.mid").offset.tolist() == [2.0]
@@ -69,7 +71,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 SAMPLES = Path(__file__).parents[2] / "shared" / "samples" / "maestro" / "aria_amt_midi"
 
 
-@pytest.mark.skipif(not SAMPLES.is_dir(), reason="real MAESTRO MIDI files are not beside the checkout")
+@pytest.mark.skipif(
+    not SAMPLES.is_dir(), reason="real MAESTRO MIDI files are not beside the checkout"
+)
 def test_a_real_recording_is_lengthened_by_its_pedal() -> None:
     dry, held = (read_midi(SAMPLES / "maestro1.mid", sustain=s) for s in (False, True))
     assert len(dry) >= len(held) > 1000

@@ -8,7 +8,9 @@ from mt3data.notes import Notes, assign_instruments, trim_overlapping, validate
 
 def notes(*rows: tuple) -> Notes:
     """Rows of (onset, offset, pitch, program, is_drum); velocity 80."""
-    return Notes.from_array(np.array([(a, b, p, 80, g, d, 0) for a, b, p, g, d in rows], dtype=float))
+    return Notes.from_array(
+        np.array([(a, b, p, 80, g, d, 0) for a, b, p, g, d in rows], dtype=float)
+    )
 
 
 def test_an_overlapping_note_ends_where_the_next_of_its_pitch_begins() -> None:

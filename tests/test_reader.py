@@ -60,7 +60,9 @@ def test_any_number_of_processes_shares_the_same_global_batch(long_track: Path, 
             np.testing.assert_array_equal(ours, want)
 
 
-def test_a_crop_is_the_slice_of_its_record_with_the_tokens_of_exactly_that_crop(long_track: Path) -> None:
+def test_a_crop_is_the_slice_of_its_record_with_the_tokens_of_exactly_that_crop(
+    long_track: Path,
+) -> None:
     shards, source = IndexedShards([long_track], seed=2), ShardSet(long_track, "train")
     tracks = {track.track: track for track in read_tracks(long_track, "train")}
     batch = shards.batch(0, 32, frames=100)

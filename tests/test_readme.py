@@ -34,7 +34,9 @@ EXPECTED = {
 def test_a_snippet_of_the_readme_prints_records(
     folder: Path, library: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (snippet,) = [text for text in SNIPPETS if f"import {library}" in text or f", {library}" in text]
+    (snippet,) = [
+        text for text in SNIPPETS if f"import {library}" in text or f", {library}" in text
+    ]
     monkeypatch.chdir(folder)
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):

@@ -73,7 +73,9 @@ def test_the_demo_splits_by_folder(tmp_path):
 def test_notes_carry_program_drum_flag_and_stem_number(tmp_path):
     notes = one(tmp_path, seconds=0.5).load_notes()
     expected = [n for stem in ("S00", "S01", "S02", "S03") for n in slakh_notes(stem, 0.5)]
-    assert list(zip(notes.onset, notes.offset, notes.pitch, notes.velocity, strict=True)) == expected
+    assert (
+        list(zip(notes.onset, notes.offset, notes.pitch, notes.velocity, strict=True)) == expected
+    )
     assert notes.program.tolist() == [29, 29, 0, 0, 0, 0, 33, 33]
     assert notes.is_drum.tolist() == [False, False, True, True, False, False, False, False]
     assert notes.instrument.tolist() == [0, 0, 9, 9, 1, 1, 2, 2]
@@ -195,7 +197,10 @@ def test_half_written_folders_are_ignored(tmp_path):
 @pytest.mark.parametrize(
     ("point_at", "hint"),
     [
-        ("a/b/slakh2100_flac_redux/train/Track00001", "this is one track, point at the folder above"),
+        (
+            "a/b/slakh2100_flac_redux/train/Track00001",
+            "this is one track, point at the folder above",
+        ),
         ("a", r"there are tracks in .*slakh2100_flac_redux/train: point there"),
         ("nowhere", "the folder does not exist"),
     ],

@@ -46,7 +46,9 @@ def test_a_drum_has_no_program_and_no_end() -> None:
 
 def test_shifts_count_from_the_start_of_the_segment() -> None:
     later = notes((4.2, 4.3, 60, 80, 0, 0))
-    assert words(later, start=512).startswith("tie, shift 11, program 0")  # frame 512 is in step 409
+    assert words(later, start=512).startswith(
+        "tie, shift 11, program 0"
+    )  # frame 512 is in step 409
 
 
 def test_held_notes_open_the_segment_ordered_by_program_then_pitch() -> None:
@@ -68,13 +70,18 @@ def test_a_shift_beyond_ten_seconds_takes_several_tokens() -> None:
 
 def test_the_last_segment_takes_all_events_after_the_end_of_the_audio() -> None:
     late = notes((7.5, 30.0, 60, 80, 0, 0))
-    assert words(late, start=768).endswith("shift 1000, shift 1000, shift 386, velocity 0, pitch 60, EOS")
+    assert words(late, start=768).endswith(
+        "shift 1000, shift 1000, shift 386, velocity 0, pitch 60, EOS"
+    )
 
 
 @pytest.mark.parametrize(
     ("encoding", "want"),
     [
-        ("noties", "shift 46, program 5, velocity 1, pitch 64, shift 96, velocity 0, pitch 60, EOS"),
+        (
+            "noties",
+            "shift 46, program 5, velocity 1, pitch 64, shift 96, velocity 0, pitch 60, EOS",
+        ),
         ("onsets", "shift 46, pitch 64, shift 76, pitch 36, EOS"),
     ],
 )
@@ -92,7 +99,9 @@ def test_granularities_speak_of_families_or_not_of_programs_at_all() -> None:
         "tie, shift 50, program 0, velocity 1, pitch 60, shift 60, program 8, pitch 64, EOS"
     )
     flat = VocabularyConfig(granularity="flat")
-    assert words(track, config=flat) == "tie, shift 50, velocity 1, pitch 60, shift 60, pitch 64, EOS"
+    assert (
+        words(track, config=flat) == "tie, shift 50, velocity 1, pitch 60, shift 60, pitch 64, EOS"
+    )
     assert words(track, start=256, config=flat) == "pitch 60, pitch 64, tie, EOS"
 
 

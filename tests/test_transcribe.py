@@ -169,7 +169,10 @@ def test_a_real_recording_at_48_khz_in_stereo_goes_through():
     ("samples", "message"),
     [
         (np.zeros(0, np.float32), "0 samples"),
-        (np.array([0, 0, np.nan, 0] * 4, np.float32), r"NaN or infinite samples, first at 0\.000 s"),
+        (
+            np.array([0, 0, np.nan, 0] * 4, np.float32),
+            r"NaN or infinite samples, first at 0\.000 s",
+        ),
     ],
 )
 def test_arrays_that_are_no_audio_are_refused(samples, message):

@@ -43,19 +43,37 @@ def test_any_audible_velocity_falls_into_a_bin_above_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    ("granularity", "want"), [("full", [0, 7, 127]), ("midi_class", [0, 0, 120]), ("flat", [0, 0, 0])]
+    ("granularity", "want"),
+    [("full", [0, 7, 127]), ("midi_class", [0, 0, 120]), ("flat", [0, 0, 0])],
 )
-def test_programs_map_to_themselves_their_family_or_nothing(granularity: str, want: list[int]) -> None:
+def test_programs_map_to_themselves_their_family_or_nothing(
+    granularity: str, want: list[int]
+) -> None:
     assert map_programs(np.array([0, 7, 127]), granularity).tolist() == want
 
 
 def test_tokens_read_as_words() -> None:
     words = describe(np.array([1135, 1064, 1134, 15, 1133, 1300, 1400, 1]), VocabularyConfig())
-    assert words == ["program 0", "pitch 60", "tie", "shift 12", "velocity 1", "drum 37", "unused 1400", "EOS"]
+    assert words == [
+        "program 0",
+        "pitch 60",
+        "tie",
+        "shift 12",
+        "velocity 1",
+        "drum 37",
+        "unused 1400",
+        "EOS",
+    ]
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"encoding": "tie"}, {"granularity": "fine"}, {"num_velocity_bins": 0}, {"steps_per_second": 0}]
+    "wrong",
+    [
+        {"encoding": "tie"},
+        {"granularity": "fine"},
+        {"num_velocity_bins": 0},
+        {"steps_per_second": 0},
+    ],
 )
 def test_a_vocabulary_that_cannot_be_is_refused(wrong: dict) -> None:
     with pytest.raises(ValueError, match="expected|at least"):

@@ -48,20 +48,28 @@ def tracks(root: Path, manifest: Manifest, split_scheme: str | None = None) -> I
 def _track_folders(root: Path, manifest: Manifest) -> list[Path]:
     """Track folders of the first base folder that has any, sorted by name."""
     top_folders = manifest.layout["folders"]
-    bases = [base / folder for base in (root, root / manifest.name) for folder in ("", *top_folders)]
+    bases = [
+        base / folder for base in (root, root / manifest.name) for folder in ("", *top_folders)
+    ]
     for base in bases:
         groups = [base, *(base / split for split in manifest.layout["split_folders"])]
-        found = sorted((path for group in groups for path in _tracks_in(group)), key=lambda p: p.name)
+        found = sorted(
+            (path for group in groups for path in _tracks_in(group)), key=lambda p: p.name
+        )
         for one, other in zip(found, found[1:], strict=False):
             if one.name == other.name:
-                raise UserError(f"{one.name} lies in {one.parent} and in {other.parent}; remove one")
+                raise UserError(
+                    f"{one.name} lies in {one.parent} and in {other.parent}; remove one"
+                )
         if found:
             return found
     splits = ",".join(manifest.layout["split_folders"])
     looked_for = f"TrackNNNNN or {{{splits}}}/TrackNNNNN in {root}"
     if top_folders:
         looked_for += f" or in its folders {', '.join(top_folders)}"
-    raise UserError(f"{root} holds no {manifest.title} tracks; looked for {looked_for}{_hint(root)}")
+    raise UserError(
+        f"{root} holds no {manifest.title} tracks; looked for {looked_for}{_hint(root)}"
+    )
 
 
 def _tracks_in(folder: Path) -> list[Path]:
@@ -100,7 +108,9 @@ def _track(folder: Path, manifest: Manifest, scheme: SplitScheme) -> Track:
             failure = failure or f"no stem with a class, audio and MIDI ({'; '.join(problems)})"
     for entry in manifest.rows.get(name, {}).get("problem_stems", "").split():
         stem_id, fault = entry.split(":")
-        problems.append(f"{stem_id}: listed as a problem stem ({fault}); kept where its files exist")
+        problems.append(
+            f"{stem_id}: listed as a problem stem ({fault}); kept where its files exist"
+        )
     return Track(
         id=name, name=name, dataset=manifest.name, split=split, audio=audio, stems=stems,
         problems=tuple(problems), trim=split == "train", failure=failure,
@@ -130,7 +140,9 @@ def _read_metadata(path: Path) -> dict[str, dict[str, Any]]:
     except OSError as error:
         raise UserError(f"{path.name} cannot be read ({error.strerror})") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{path.name} is not valid YAML ({' '.join(str(error).split())})") from error
+        raise UserError(
+            f"{path.name} is not valid YAML ({' '.join(str(error).split())})"
+        ) from error
     stems = content.get("stems") if isinstance(content, dict) else None
     if not isinstance(stems, dict):
         raise UserError(f"{path.name} lists no stems; expected a mapping `stems:` of S00, S01, ...")
