@@ -16,6 +16,7 @@ same bytes. Nothing in a shard is ever pickled.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import io
 import json
@@ -256,7 +257,9 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     if not path.is_file():
         if not folder.is_dir():
-            raise UserError(f"{folder}: no such folder; expected a build made by `mt3data build`")
+            raise UserError(
+                f"{folder}: no such folder; expected a build, such as `mt3data build demo` makes"
+            )
         inside = sorted(p.parent.name for p in folder.glob(f"*/{MANIFEST}"))
         hint = f"; builds inside it: {', '.join(inside)}" if inside else ""
         raise UserError(
@@ -273,16 +276,23 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def find_builds(path: str | Path) -> list[Path]:
-    """The finished builds at a path: the folder itself, or those directly inside it.
+def find_builds(pattern: str | Path) -> list[Path]:
+    """Finished builds that a path or a pattern such as `shards/*` names, in order.
+
+    A folder without manifest stands for the builds directly inside it.
 
     Raises:
-        UserError: there are none.
+        UserError: there are none; says what was seen and which command makes one.
     """
-    folder = Path(path)
-    if (folder / MANIFEST).is_file():
-        return [folder]
-    builds = sorted(p.parent for p in folder.glob(f"*/{MANIFEST}"))
-    if not builds:
-        read_manifest(folder)  # raises with the reason
-    return builds
+    named = [Path(p) for p in sorted(glob.glob(str(pattern)))]  # noqa: PTH207 (may be absolute)
+    inside = [child for path in named if path.is_dir() for child in sorted(path.iterdir())]
+    for candidates in (named, inside):
+        builds = [path for path in candidates if (path / MANIFEST).is_file()]
+        if builds:
+            return builds
+    if not glob.has_magic(str(pattern)):
+        read_manifest(Path(pattern))  # raises with the reason
+    seen = f"{len(named)} path(s) there, none with a {MANIFEST}" if named else "nothing is there"
+    raise UserError(
+        f"no build under {pattern} ({seen}); make one with `mt3data build demo --out shards/`"
+    )

@@ -1,17 +1,15 @@
 """From shards to micro-batches: which builds, which members, padding, reading one step ahead."""
 
 import dataclasses
-import glob
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mt3data.errors import UserError
+from mt3data.shards import find_builds
 from mt3data.spectrogram import SpectrogramConfig
 from mt3data.vocabulary import PAD_ID, VocabularyConfig
 from mt3train.config import DataConfig
@@ -50,27 +48,6 @@ class MicroBatch:
     keys: list[str]
     n_tokens: int
     n_skipped: int
-
-
-def find_builds(pattern: str) -> list[Path]:
-    """Folders of finished builds (with a manifest.json) that a path or pattern names.
-
-    A folder without manifest stands for the builds right under it.
-
-    Raises:
-        UserError: none; says which command makes one.
-    """
-    named = [Path(p) for p in sorted(glob.glob(pattern))]  # noqa: PTH207 (an absolute pattern may come)
-    under = [child for path in named if path.is_dir() for child in sorted(path.iterdir())]
-    for candidates in (named, under):
-        builds = [path for path in candidates if (path / "manifest.json").is_file()]
-        if builds:
-            return builds
-    seen = f"{len(named)} path(s) there, none with a manifest.json" if named else "nothing is there"
-    raise UserError(
-        f"no build under {pattern} ({seen}); make one with `mt3data build demo --out shards/`, or"
-        " name another with data.train=DIR"
-    )
 
 
 def open_shards(config: DataConfig, seed: int) -> Segments:

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from mt3data.errors import UserError
-from mt3train.data import Ahead, find_builds, micro_batches
+from mt3data.shards import find_builds
+from mt3train.data import Ahead, micro_batches
 
 
 def batch_of(*lengths):
