@@ -14,11 +14,11 @@ MT3DATA = (
     "errors terminal vocabulary notes midi tokens detokenize audio spectrogram windows manifest "
     "track datasets.slakh datasets.demo players compose render synth shards reader plan card build "
     "check picture cli"
-).split()  # noqa: SIM905 (words are easier to read)
+).split()
 MT3TRAIN = (
     "model loss optim convert config checkpoint data log train decode transcribe metrics evaluate "
     "demo cli"
-).split()  # noqa: SIM905
+).split()
 ORDER = [f"mt3data.{name}" for name in MT3DATA] + [f"mt3train.{name}" for name in MT3TRAIN]
 
 
