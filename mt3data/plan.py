@@ -195,7 +195,9 @@ def passes_of(split: str, windows: WindowConfig) -> int:
 
 
 def source_files(track: Track) -> list[Path]:
-    """Everything a track is built from: its mix, then the MIDI of its stems."""
+    """Everything a track is built from: its mix, then its label files or the MIDI of its stems."""
+    if track.labels is not None:
+        return [track.audio, *track.labels.files]
     return [track.audio, *(stem.midi for stem in track.stems if stem.midi)]
 
 

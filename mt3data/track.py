@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -30,6 +31,21 @@ class Stem:
     name: str
 
 
+class Labels(Protocol):
+    """How a track's labels are read where they are not one MIDI file per stem.
+
+    Each adapter has its own frozen, picklable dataclass. `files` are what `load` reads, all of
+    them; their bytes are hashed into the build.
+    """
+
+    @property
+    def files(self) -> tuple[Path, ...]: ...
+
+    def load(self) -> tuple[Notes, tuple[str, ...]]:
+        """The notes, untrimmed, and what was noticed while reading, one sentence each."""
+        ...
+
+
 @dataclass(frozen=True)
 class Track:
     """One piece. Holds paths and facts only: making one opens no audio and no MIDI file.
@@ -40,10 +56,11 @@ class Track:
         dataset: name of the manifest.
         split: "train", "validation", "test", or another name of the split scheme.
         audio: the mix; where it is missing, the path at which it was looked for.
-        stems: labelled stems in the order of their ids.
+        stems: labelled stems in the order of their ids; none where `labels` are read as a whole.
         problems: what was noticed on the way, one sentence each; the track is usable all the same.
         trim: overlapping notes of one pitch and program are to be trimmed (training splits only).
         failure: why the track cannot be used at all; empty when it can.
+        labels: reads the labels of a dataset without stems.
 
     Texts in problems and failure name files relative to the track, because they end up in builds,
     whose bytes must not depend on where the data lie.
@@ -54,17 +71,18 @@ class Track:
     dataset: str
     split: str
     audio: Path
-    stems: tuple[Stem, ...]
+    stems: tuple[Stem, ...] = ()
     problems: tuple[str, ...] = ()
     trim: bool = False
     failure: str = ""
+    labels: Labels | None = None
 
     def load_notes(self) -> Notes:
-        """The notes of all stems, untrimmed: see load_labels."""
+        """The notes, untrimmed: see load_labels."""
         return self.load_labels()[0]
 
     def load_labels(self) -> tuple[Notes, tuple[str, ...]]:
-        """Reads the MIDI of every stem.
+        """Reads `labels`, or the MIDI of every stem.
 
         Returns:
             The notes, stem after stem, with sustain applied, program and is_drum of their stem, and
@@ -75,6 +93,8 @@ class Track:
         """
         if self.failure:
             raise UserError(f"{self.dataset} {self.name}: {self.failure}")
+        if self.labels is not None:
+            return self._load_whole(self.labels)
         parts, problems, pitched = [], list(self.problems), 0
         for stem in self.stems:
             if stem.is_drum:
@@ -104,6 +124,22 @@ class Track:
                 f"{self.dataset} {self.name}: no note in any of {len(parts)} MIDI files"
             )
         return Notes.concat(parts), tuple(problems)
+
+    def _load_whole(self, labels: Labels) -> tuple[Notes, tuple[str, ...]]:
+        try:
+            notes, noticed = labels.load()
+        except UserError as error:
+            reason = str(error)
+            for path in labels.files:
+                reason = reason.replace(str(path), path.name)
+            raise UserError(f"{self.dataset} {self.name}: {reason}") from error
+        problems, fine = [*self.problems, *noticed], notes.offset > notes.onset
+        if not fine.all():
+            problems.append(f"{int((~fine).sum())} of {len(notes)} notes have no length; dropped")
+        if not fine.any():
+            names = ", ".join(path.name for path in labels.files)
+            raise UserError(f"{self.dataset} {self.name}: no note in {names}")
+        return notes[fine], tuple(problems)
 
 
 def _count_note_ons(path: Path) -> int:
