@@ -1,0 +1,109 @@
+"""The README's main job, whole; and the commands of mt3train with wrong input."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from click.testing import CliRunner, Result
+
+from mt3data.midi import read_midi, write_midi
+from mt3data.notes import Notes
+from mt3data.spectrogram import SpectrogramConfig
+from mt3data.vocabulary import VocabularyConfig
+from mt3train import checkpoint
+from mt3train.checkpoint import CheckpointInfo
+from mt3train.cli import main
+from mt3train.model import MT3, ModelConfig
+
+TINY = ModelConfig(
+    emb_dim=16, num_heads=1, head_dim=8, num_encoder_layers=1, num_decoder_layers=1, mlp_dim=16
+)
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+@pytest.mark.slow
+def test_the_whole_path_learns_one_piece_and_not_the_control(tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "mt3train.cli", "demo", "--out", str(tmp_path / "run")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "It shows memorising, not quality." in done.stdout
+    assert len(read_midi(tmp_path / "run" / "learned.mid")) >= 150
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    info = CheckpointInfo(
+        model=TINY,
+        spectrogram=SpectrogramConfig(),
+        vocabulary=VocabularyConfig(),
+        edge="segment",
+        frames=256,
+        max_target_length=24,
+    )
+    checkpoint.save_weights(path, MT3(TINY), info)
+    return path
+
+
+def sine(path: Path, seconds: float = 0.5) -> Path:
+    soundfile.write(path, 0.1 * np.sin(np.arange(int(16000 * seconds)) / 9), 16000)
+    return path
+
+
+def test_recordings_become_midi_files_and_a_bad_one_does_not_stop_the_rest(
+    weights: Path, tmp_path: Path
+) -> None:
+    good, bad = sine(tmp_path / "good.wav"), tmp_path / "bad.wav"
+    bad.write_text("no audio")
+    result = run("transcribe", bad, good, "--checkpoint", weights, "-o", tmp_path / "out")
+    assert result.exit_code == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.mid"]
+    assert "bad.wav: not audio" in result.stderr
+    assert "1 of 2 recordings could not be transcribed" in result.stderr
+
+
+def test_scores_of_equal_files_are_one(tmp_path: Path) -> None:
+    notes = Notes([0.1, 0.5], [0.4, 0.9], [60, 36], [90, 90], [0, 0], [False, True], [0, 9])
+    write_midi(notes, tmp_path / "a.mid")
+    result = run("score", tmp_path / "a.mid", tmp_path / "a.mid", "--json")
+    scores = json.loads(result.stdout)
+    assert {name: scores[f"{name}_f1"] for name in ("onset", "onset_offset", "program", "drum")} == {
+        "onset": 1.0, "onset_offset": 1.0, "program": 1.0, "drum": 1.0,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["transcribe", "GOOD", "--checkpoint", "nowhere", "-o", "a.mid"], "no checkpoint nowhere"),
+        (["transcribe", "GOOD", "--checkpoint", "GOOD", "-o", "a.mid"], "not a whole safetensors"),
+        (["transcribe", "gone.wav", "--checkpoint", "WEIGHTS", "-o", "a.mid"], "no such file"),
+        (
+            ["transcribe", "GOOD", "--checkpoint", "WEIGHTS", "-o", "a.mid", "--batch", "0"],
+            "--batch",
+        ),
+        (["transcribe", "GOOD", "GOOD", "--checkpoint", "WEIGHTS", "-o", "x"], "two recordings"),
+        (["evaluate", "nowhere", "--checkpoint", "WEIGHTS"], "no such folder"),
+        (["score", "gone.mid", "gone.mid"], "cannot be read"),
+        (["train", "demo.toml", "optim.lrr=1"], "did you mean optim.lr?"),
+        (["train", "demo.toml", "data.train=nowhere"], "no such folder"),
+        (["train", "data.train=none/*"], "make one with `mt3data build demo --out shards/`"),
+        (["train", "nowhere.toml"], "no configuration file nowhere.toml"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(
+    words: list[str], complaint: str, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = {"GOOD": str(sine(tmp_path / "good.wav")), "WEIGHTS": str(weights)}
+    result = run(*(names.get(word, word) for word in words))
+    assert result.exit_code == 2
+    assert complaint in result.stderr
+    assert result.stderr.count("\n") == 1
