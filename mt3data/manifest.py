@@ -2,8 +2,9 @@
 
 A manifest names the licence, the sources with their checksums, the layout, the splits of every
 scheme, the instrument classes and the known issues. Lists of tracks stand in a CSV beside it. The
-files live in `manifests/` at the top of a checkout and in `mt3data/manifests/` inside the wheel.
-MT3 has no counterpart: its TFRecords were made by code that was not published.
+files live in `manifests/` at the top of a checkout and in `mt3data/manifests/` inside the wheel;
+`manifests/mixtures/` names sets that are trained on together. MT3 has no counterpart: its TFRecords
+were made by code that was not published.
 """
 
 from __future__ import annotations
@@ -12,36 +13,64 @@ import csv
 import difflib
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from mt3data.errors import UserError
 
+# How sure a fact is. "ours" marks what was decided here and is no claim of a publisher.
+STATUSES = ("verified", "several", "one", "unverified", "ours")
+
 
 @dataclass(frozen=True)
 class Source:
-    """One published file. `status` says how sure size and checksum are; empty strings = unknown."""
+    """One published file; what is not known is 0 or empty.
+
+    Attributes:
+        url, mirrors: where the same bytes are served, in the order in which to try.
+        status: how sure size and checksum are, one of STATUSES.
+        kind: "zip", "tar.gz", or "file" (stored under its own name).
+        into: folder below the dataset's folder where it is unpacked or stored; "" is that folder.
+        strip: leading folders of member names that are removed when unpacking.
+        optional: not fetched unless asked for.
+        seekable: single members can be fetched with HTTP Range (a zip on a server that allows it).
+    """
 
     id: str
     url: str
+    mirrors: tuple[str, ...] = ()
     bytes: int = 0
     md5: str = ""
     sha256: str = ""
     status: str = "unverified"
+    kind: str = "file"
+    into: str = ""
+    strip: int = 0
+    optional: bool = False
+    seekable: bool = False
     note: str = ""
 
 
 @dataclass(frozen=True)
 class KnownIssue:
-    """A known fault of the published data and what is done about it by default."""
+    """A known fault of the published data and what a build does about it by default.
+
+    Attributes:
+        action: "keep" (nothing is done), "flag" (kept, and told in the track's problems), "drop"
+            (what is faulty is left out) or "shift" (shift_seconds is added to every note time).
+            The profile "paper" never drops or shifts: it flags.
+        tracks: ids of the tracks that are meant; empty: the files tell, or all of them.
+    """
 
     id: str
     what: str
-    action: str  # keep, flag, drop, shift, trust files
+    action: str
     status: str = "unverified"
     source: str = ""
+    tracks: tuple[str, ...] = ()
+    shift_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -51,6 +80,7 @@ class SplitScheme:
     name: str
     ranges: tuple[tuple[str, int, int], ...] = ()  # (split, first number, last number)
     column: str = ""
+    note: str = ""
 
     @property
     def splits(self) -> tuple[str, ...]:
@@ -59,8 +89,31 @@ class SplitScheme:
 
 
 @dataclass(frozen=True)
+class PaperFigures:
+    """What a paper counted, and why the published files give something else (empty: they do not)."""
+
+    where: str
+    tracks: int = 0
+    hours: float = 0.0
+    splits: Mapping[str, int] = field(default_factory=dict)
+    difference: str = ""
+
+
+@dataclass(frozen=True)
 class Manifest:
-    """One dataset. `classes` maps class name -> (program that labels carry, member programs)."""
+    """One dataset.
+
+    Attributes:
+        folder: below --root, where the dataset lies; adapters take --root or this folder itself.
+        adapter: module of mt3data.datasets that reads it.
+        layout, reader: how the files lie, and what their contents mean.
+        expected, expected_hours: scheme -> split -> number of tracks, hours of audio.
+        classes: class name -> (program that labels carry, member programs).
+        programs: the publisher's instrument code -> program that labels carry (0-based).
+        status: fact ("licence", "layout", "splits.mt3", ...) -> one of STATUSES.
+        unverified: what nobody could confirm, one sentence each.
+        profile_notes: profile ("paper", "fixed") -> what it does here.
+    """
 
     name: str
     title: str
@@ -74,18 +127,27 @@ class Manifest:
     layout: Mapping[str, Any]
     schemes: Mapping[str, SplitScheme]
     default_scheme: str
-    expected: Mapping[str, Mapping[str, int]]  # scheme -> split -> number of tracks
+    expected: Mapping[str, Mapping[str, int]]
     classes: Mapping[str, tuple[int, tuple[int, ...]]]
     known_issues: tuple[KnownIssue, ...]
     rows_path: Path | None = None
+    folder: str = ""
+    adapter: str = ""
+    reader: Mapping[str, str] = field(default_factory=dict)
+    expected_hours: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    programs: Mapping[str, int] = field(default_factory=dict)
+    paper: tuple[PaperFigures, ...] = ()
+    status: Mapping[str, str] = field(default_factory=dict)
+    unverified: tuple[str, ...] = ()
+    profile_notes: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def rows(self) -> dict[str, dict[str, str]]:
-        """The rows of the CSV by track name; empty where the dataset has none."""
+        """The rows of the CSV by their first column, the track's id; empty where there is no CSV."""
         if self.rows_path is None:
             return {}
         with self.rows_path.open(newline="", encoding="utf-8") as file:
-            return {row["track"]: row for row in csv.DictReader(file)}
+            return {next(iter(row.values())): row for row in csv.DictReader(file)}
 
     @cached_property
     def program_to_class(self) -> dict[int, str]:
@@ -129,34 +191,79 @@ def load(name: str) -> Manifest:
     path = _folder() / f"{name}.toml"
     with path.open("rb") as file:
         raw = tomllib.load(file)
-    if "classes_from" in raw:
-        classes = load(raw["classes_from"]).classes
-    else:
-        classes = {
-            key: (entry["program"], tuple(entry["members"]))
-            for key, entry in raw.get("classes", {}).items()
-        }
     texts = ("name", "title", "version", "licence", "licence_url", "redistribution", "citation")
+    tables = (
+        "layout",
+        "expected",
+        "expected_hours",
+        "reader",
+        "programs",
+        "status",
+        "profile_notes",
+    )
+    sources = load(raw["sources_from"]).sources if "sources_from" in raw else ()
     return Manifest(
         **{key: raw[key] for key in texts},
+        **{key: raw[key] for key in tables if key in raw},
         homepage=raw.get("homepage", ""),
-        sources=tuple(Source(**entry) for entry in raw.get("sources", [])),
-        layout=raw["layout"],
+        folder=raw.get("folder", name),
+        adapter=raw.get("adapter", name),
+        sources=sources + tuple(Source(**_frozen(entry)) for entry in raw.get("sources", [])),
         schemes={key: _scheme(key, entry) for key, entry in raw["splits"].items()},
         default_scheme=raw["default_scheme"],
-        expected=raw.get("expected", {}),
-        classes=classes,
-        known_issues=tuple(KnownIssue(**entry) for entry in raw.get("known_issues", [])),
+        classes=_classes(raw),
+        known_issues=tuple(KnownIssue(**_frozen(entry)) for entry in raw.get("known_issues", [])),
+        paper=tuple(PaperFigures(**entry) for entry in raw.get("paper", [])),
+        unverified=tuple(raw.get("unverified", [])),
         rows_path=path.with_name(raw["rows"]) if "rows" in raw else None,
     )
 
 
+@dataclass(frozen=True)
+class Mixture:
+    """Sets that are trained on together: P(set) is proportional to n ** (1 / temperature)."""
+
+    name: str
+    title: str
+    datasets: tuple[str, ...]
+    temperature: float
+    source: str = ""
+
+
+def mixture_names() -> list[str]:
+    """Mixtures that have a file, in alphabetical order."""
+    return sorted(path.stem for path in (_folder() / "mixtures").glob("*.toml"))
+
+
+def load_mixture(name: str) -> Mixture:
+    """Reads `manifests/mixtures/NAME.toml`.
+
+    Raises:
+        UserError: there is no mixture of this name; the message names the nearest one.
+    """
+    known = mixture_names()
+    if name not in known:
+        raise UserError(f"no mixture {name!r}{_near(name, known)}; known are {', '.join(known)}")
+    with (_folder() / "mixtures" / f"{name}.toml").open("rb") as file:
+        return Mixture(**_frozen(tomllib.load(file)))
+
+
+def _classes(raw: dict[str, Any]) -> Mapping[str, tuple[int, tuple[int, ...]]]:
+    if "classes_from" in raw:
+        return load(raw["classes_from"]).classes
+    return {
+        key: (entry["program"], tuple(entry["members"]))
+        for key, entry in raw.get("classes", {}).items()
+    }
+
+
+def _frozen(entry: dict[str, Any]) -> dict[str, Any]:
+    return {key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()}
+
+
 def _scheme(name: str, entry: dict[str, Any]) -> SplitScheme:
-    if "column" in entry:
-        return SplitScheme(name, column=entry["column"])
-    if entry.get("by") == "folder":
-        return SplitScheme(name)
-    return SplitScheme(name, tuple((split, *bounds) for split, bounds in entry.items()))
+    ranges = tuple((split, *v) for split, v in entry.items() if isinstance(v, list))
+    return SplitScheme(name, ranges, entry.get("column", ""), entry.get("note", ""))
 
 
 def _near(name: str, known: Mapping[str, Any] | list[str]) -> str:
