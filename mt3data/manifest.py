@@ -201,6 +201,7 @@ def load(name: str) -> Manifest:
         "status",
         "profile_notes",
     )
+    raw.setdefault("expected", {})
     sources = load(raw["sources_from"]).sources if "sources_from" in raw else ()
     return Manifest(
         **{key: raw[key] for key in texts},
