@@ -13,10 +13,11 @@ import csv
 import difflib
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
+from urllib.parse import quote
 
 from mt3data.errors import UserError
 
@@ -33,9 +34,12 @@ class Source:
         status: how sure size and checksum are, one of STATUSES.
         kind: "zip", "tar.gz", or "file" (stored under its own name).
         into: folder below the dataset's folder where it is unpacked or stored; "" is that folder.
-        strip: leading folders of member names that are removed when unpacking.
+        strip: leading folders of member names that are removed when unpacking; a member that lies
+            higher up keeps its name.
         optional: not fetched unless asked for.
         seekable: single members can be fetched with HTTP Range (a zip on a server that allows it).
+        group: the entry of the manifest that this one file belongs to, where one entry stands for
+            all files that the rows name.
     """
 
     id: str
@@ -51,6 +55,7 @@ class Source:
     optional: bool = False
     seekable: bool = False
     note: str = ""
+    group: str = ""
 
 
 @dataclass(frozen=True)
@@ -107,11 +112,15 @@ class Manifest:
         folder: below --root, where the dataset lies; adapters take --root or this folder itself.
         adapter: module of mt3data.datasets that reads it.
         layout, reader: how the files lie, and what their contents mean.
-        expected, expected_hours: scheme -> split -> number of tracks, hours of audio.
+        expected, expected_hours: scheme -> split -> number of tracks, hours of audio. Every
+            recording that a row names is a track of its own.
+        total_hours: of all tracks, where the splits' hours are not known.
         classes: class name -> (program that labels carry, member programs).
         programs: the publisher's instrument code -> program that labels carry (0-based).
         status: fact ("licence", "layout", "splits.mt3", ...) -> one of STATUSES.
         unverified: what nobody could confirm, one sentence each.
+        rows_where: only rows of the CSV with something in this column belong to the dataset.
+        row_paths: "audio", "labels" -> what the CSV leaves out because it follows from its columns.
         profile_notes: profile ("paper", "fixed") -> what it does here.
     """
 
@@ -131,10 +140,13 @@ class Manifest:
     classes: Mapping[str, tuple[int, tuple[int, ...]]]
     known_issues: tuple[KnownIssue, ...]
     rows_path: Path | None = None
+    rows_where: str = ""
+    row_paths: Mapping[str, str] = field(default_factory=dict)
     folder: str = ""
     adapter: str = ""
     reader: Mapping[str, str] = field(default_factory=dict)
     expected_hours: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    total_hours: float = 0.0
     programs: Mapping[str, int] = field(default_factory=dict)
     paper: tuple[PaperFigures, ...] = ()
     status: Mapping[str, str] = field(default_factory=dict)
@@ -143,11 +155,32 @@ class Manifest:
 
     @cached_property
     def rows(self) -> dict[str, dict[str, str]]:
-        """The rows of the CSV by their first column, the track's id; empty where there is no CSV."""
+        """The rows of the CSV by their first column, the track's id; empty where there is no CSV.
+
+        Columns `audio` and `labels` hold paths below the dataset's folder, ";" between several.
+        """
         if self.rows_path is None:
             return {}
         with self.rows_path.open(newline="", encoding="utf-8") as file:
-            return {next(iter(row.values())): row for row in csv.DictReader(file)}
+            found = [row for row in csv.DictReader(file) if row.get(self.rows_where, "all")]
+        paths = self.row_paths.items()
+        return {
+            next(iter(row.values())): row | {key: text.format(**row) for key, text in paths}
+            for row in found
+        }
+
+    @property
+    def hours(self) -> float:
+        """Hours of audio in all splits of the default scheme; 0: not known."""
+        return sum(self.expected_hours.get(self.default_scheme, {}).values()) or self.total_hours
+
+    def open_questions(self) -> tuple[str, ...]:
+        """Everything in the manifest that nobody could confirm, one sentence each."""
+        facts = [f"{k}: unverified" for k, status in self.status.items() if status == "unverified"]
+        groups = {s.group or s.id for s in self.sources if s.status == "unverified"}
+        sources = [f"source {name}: size and checksum are unverified" for name in sorted(groups)]
+        issues = [f"{i.id}: {i.what}" for i in self.known_issues if i.status == "unverified"]
+        return (*self.unverified, *facts, *sources, *issues)
 
     @cached_property
     def program_to_class(self) -> dict[int, str]:
@@ -191,33 +224,39 @@ def load(name: str) -> Manifest:
     path = _folder() / f"{name}.toml"
     with path.open("rb") as file:
         raw = tomllib.load(file)
-    texts = ("name", "title", "version", "licence", "licence_url", "redistribution", "citation")
-    tables = (
-        "layout",
-        "expected",
-        "expected_hours",
-        "reader",
-        "programs",
-        "status",
-        "profile_notes",
-    )
-    raw.setdefault("expected", {})
-    sources = load(raw["sources_from"]).sources if "sources_from" in raw else ()
-    return Manifest(
-        **{key: raw[key] for key in texts},
-        **{key: raw[key] for key in tables if key in raw},
-        homepage=raw.get("homepage", ""),
-        folder=raw.get("folder", name),
-        adapter=raw.get("adapter", name),
-        sources=sources + tuple(Source(**_frozen(entry)) for entry in raw.get("sources", [])),
+    plain = (
+        "name title version licence licence_url redistribution citation homepage layout expected "
+        "expected_hours total_hours default_scheme reader programs status profile_notes row_paths "
+        "rows_where folder adapter"
+    ).split()
+    raw = {"homepage": "", "expected": {}, "folder": name, "adapter": name} | raw
+    manifest = Manifest(
+        **{key: raw[key] for key in plain if key in raw},
+        sources=load(raw["sources_from"]).sources if "sources_from" in raw else (),
         schemes={key: _scheme(key, entry) for key, entry in raw["splits"].items()},
-        default_scheme=raw["default_scheme"],
         classes=_classes(raw),
         known_issues=tuple(KnownIssue(**_frozen(entry)) for entry in raw.get("known_issues", [])),
         paper=tuple(PaperFigures(**entry) for entry in raw.get("paper", [])),
         unverified=tuple(raw.get("unverified", [])),
         rows_path=path.with_name(raw["rows"]) if "rows" in raw else None,
     )
+    sources = [source for entry in raw.get("sources", []) for source in _sources(entry, manifest)]
+    return replace(manifest, sources=(*manifest.sources, *sources))
+
+
+def _sources(entry: dict[str, Any], manifest: Manifest) -> list[Source]:
+    """One source; or, of kind "rows", one for every file that the rows name, below its url."""
+    source = Source(**_frozen(entry))
+    if source.kind != "rows":
+        return [source]
+    named = (row[key] for row in manifest.rows.values() for key in ("audio", "labels"))
+    paths = [PurePosixPath(path) for cell in named for path in cell.split(";") if path]
+    return [
+        replace(source, id=path.name, url=source.url + quote(str(path)), kind="file",
+                mirrors=tuple(mirror + quote(str(path)) for mirror in source.mirrors),
+                into=str(path.parent), group=source.id)
+        for path in paths
+    ]  # fmt: skip
 
 
 @dataclass(frozen=True)
