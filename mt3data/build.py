@@ -130,11 +130,14 @@ def build(plan: Plan, on_shard: Callable[[ShardPlan], None] = lambda shard: None
         on_shard: called for each finished shard, those of earlier runs included.
     Raises:
         UserError: the folder holds another build, another run is at work in it, or something that
-            is no build.
+            is no build; or a finished build there has lost files.
     """
     folder = plan.folder
     finished = _claim(plan)
     if finished:
+        _require_files(folder, finished)
+        # A run that was killed just after it wrote the manifest leaves its state records.
+        shutil.rmtree(folder / STATE, ignore_errors=True)
         quarantined = [row for row in _read_tracks(folder) if row["status"] != "ok"]
         return Summary(folder, finished, tuple(quarantined), already_complete=True)
     with _lock(folder):
@@ -194,6 +197,22 @@ def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
     return "; ".join(named) or "another version"
 
 
+def _require_files(folder: Path, manifest: dict[str, Any]) -> None:
+    """Raises a UserError if files of a finished build are missing or have another size."""
+    entries = manifest["shards"] + manifest["files"]
+    sizes = {e["name"]: e["bytes"] for e in entries}
+    lost = [
+        name
+        for name, size in sizes.items()
+        if not (folder / name).is_file() or (folder / name).stat().st_size != size
+    ]
+    if lost:
+        raise UserError(
+            f"{folder} was finished, but {len(lost)} of its {len(sizes)} files are missing or have "
+            f"another size, first {lost[0]}; copy them back, or remove the folder and build again"
+        )
+
+
 @contextmanager
 def _lock(folder: Path) -> Iterator[None]:
     """Keeps a second run out of the folder while this one is alive."""
@@ -220,7 +239,7 @@ def _run(todo: list[ShardPlan], folder: Path, config: BuildConfig) -> Iterator[s
     """Writes shards in parallel; yields the name of each as it is done."""
     import joblib
 
-    for leftover in folder.glob("*.tmp-*"):
+    for leftover in folder.rglob("*.tmp-*"):
         leftover.unlink()
     with joblib.parallel_config("loky", n_jobs=config.workers, inner_max_num_threads=1):
         parallel = joblib.Parallel(

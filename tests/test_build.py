@@ -111,6 +111,8 @@ def test_an_unfinished_build_goes_on_and_ends_with_the_same_bytes(
             build(plan)
     assert not (plan.folder / "manifest.json").exists()
     (plan.folder / "train-00000-of-00001.tar.tmp-1").write_bytes(b"left by a killed worker")
+    (plan.folder / "index").mkdir()
+    (plan.folder / "index" / "train.parquet.tmp-1").write_bytes(b"left by a killed build")
     build(plan)
     assert digests(plan.folder) == digests(built)
 
@@ -140,6 +142,25 @@ def test_building_again_does_nothing(source: Path, built: Path) -> None:
     before = digests(built)
     assert build(make_plan(config(source, built.parent))).already_complete
     assert digests(built) == before
+
+
+def test_a_finished_build_that_lost_a_shard_is_not_called_complete(
+    source: Path, built: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(built, tmp_path / "demo")
+    (tmp_path / "demo" / "train-00000-of-00001.tar").unlink()
+    with pytest.raises(UserError, match="missing or have another size, first train-00000-of-00001"):
+        build(make_plan(config(source, tmp_path)))
+
+
+def test_what_a_run_left_that_was_killed_at_its_very_end_is_removed(
+    source: Path, built: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(built, tmp_path / "demo")
+    (tmp_path / "demo" / ".state").mkdir()
+    (tmp_path / "demo" / ".state" / "lock").touch()
+    assert build(make_plan(config(source, tmp_path))).already_complete
+    assert check(tmp_path / "demo") == []
 
 
 def test_other_settings_in_the_same_folder_are_refused_by_name(source: Path, built: Path) -> None:

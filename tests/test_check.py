@@ -83,6 +83,14 @@ def test_harm_is_found_and_named(copy: Path, harm: Callable[[Path], None], compl
     assert any(re.search(complaint, fault) for fault in faults), faults
 
 
+def test_a_stray_file_or_a_lost_index_is_one_fault(copy: Path) -> None:
+    (copy / ".DS_Store").write_bytes(b"")
+    assert check(copy) == [".DS_Store: not part of this build; move it elsewhere"]
+    (copy / ".DS_Store").unlink()
+    lose_the_index(copy)
+    assert check(copy) == ["index/train.parquet: missing"]
+
+
 def test_a_whole_build_has_no_faults(whole: Path) -> None:
     assert check(whole) == []
     assert check(whole, fast=True) == []
