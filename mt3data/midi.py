@@ -80,6 +80,14 @@ def apply_sustain(notes: Notes, control_changes: list[tuple[float, int, int, int
     return _from_sequence(note_seq.apply_sustain_control_changes(sequence))
 
 
+def count_note_ons(path: str | Path) -> int:
+    """Note-ons in a MIDI file; more than it has notes where pretty_midi drops some silently."""
+    import mido
+
+    messages = (message for part in mido.MidiFile(path).tracks for message in part)
+    return sum(message.type == "note_on" and message.velocity > 0 for message in messages)
+
+
 def write_midi(notes: Notes, path: str | Path) -> None:
     """Writes notes as a MIDI file, one track per instrument, named after its program.
 

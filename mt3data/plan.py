@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-from dataclasses import asdict, dataclass, field
+import re
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from mt3data import __version__
 from mt3data.audio import audio_info
 from mt3data.errors import UserError
-from mt3data.manifest import Manifest, load
+from mt3data.manifest import Manifest, load, names
 from mt3data.shards import SCHEMA_VERSION, canonical_json
 from mt3data.spectrogram import n_frames_of
 from mt3data.track import Track
@@ -33,12 +34,13 @@ class BuildConfig:
     Attributes:
         dataset: name of a manifest.
         root: where the dataset lies.
-        out: folder for builds; this one goes into `out/dataset`.
+        out: folder for builds; this one goes into `out/dataset`, or `out/name`.
         splits: only these; empty means all.
         tracks: at most this many tracks in all, every split keeping its share; 0 means all.
         split_scheme: a scheme of the manifest; None takes its default.
         windows: how tracks are cut.
         workers: processes.
+        name: what the build is called where it is not the dataset; for the user's own folders.
     """
 
     dataset: str
@@ -49,6 +51,7 @@ class BuildConfig:
     split_scheme: str | None = None
     windows: WindowConfig = field(default_factory=WindowConfig)
     workers: int = 1
+    name: str = ""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,7 @@ class Plan:
     @property
     def folder(self) -> Path:
         """Where the build goes."""
-        return self.config.out / self.config.dataset
+        return self.config.out / self.manifest.name
 
     @property
     def fingerprint(self) -> str:
@@ -92,7 +95,9 @@ def make_plan(config: BuildConfig) -> Plan:
         UserError: unknown dataset, split or scheme, a wrong root, or no track at all.
     """
     manifest = load(config.dataset)
-    adapter = importlib.import_module(f"mt3data.datasets.{config.dataset}")
+    adapter = importlib.import_module(f"mt3data.datasets.{manifest.adapter}")
+    if config.name:
+        manifest = replace(manifest, name=_checked_name(config))
     tracks = list(adapter.tracks(config.root, manifest, config.split_scheme))
     chosen = _choose(tracks, config)
     rejected, usable, sizes = [], [], {}
@@ -109,7 +114,7 @@ def make_plan(config: BuildConfig) -> Plan:
         mine = [track for track in usable if track.split == split]
         shards += _pack(split, mine, sizes, config.windows)
     identity = {
-        "schema": SCHEMA_VERSION, "version": __version__, "dataset": config.dataset,
+        "schema": SCHEMA_VERSION, "version": __version__, "dataset": manifest.name,
         "split_scheme": config.split_scheme or manifest.default_scheme,
         **_settings(config.windows),
         "tracks": [
@@ -118,6 +123,17 @@ def make_plan(config: BuildConfig) -> Plan:
         ],
     }  # fmt: skip
     return Plan(config, manifest, tuple(shards), tuple(rejected), identity)
+
+
+def _checked_name(config: BuildConfig) -> str:
+    """The name that the user gave to a build of `folder`."""
+    if config.dataset != "folder":
+        raise UserError(f"--name is for the dataset `folder`; {config.dataset} keeps its own name")
+    if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,39}", config.name):
+        raise UserError(f"--name {config.name!r}: expected up to 40 of a-z, 0-9, _ and -")
+    if config.name != "folder" and config.name in names():
+        raise UserError(f"--name {config.name}: a dataset is called so; choose another name")
+    return config.name
 
 
 def _settings(windows: WindowConfig) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from mt3data.errors import UserError
-from mt3data.midi import read_midi
+from mt3data.midi import count_note_ons, read_midi
 from mt3data.notes import DRUM_INSTRUMENT, Notes
 
 
@@ -109,7 +109,7 @@ class Track:
                 reason = str(error).replace(str(stem.midi), f"MIDI/{stem.midi.name}")
                 raise UserError(f"{self.dataset} {self.name}: {reason}") from error
             notes = notes[notes.offset > notes.onset]
-            struck = _count_note_ons(stem.midi)
+            struck = count_note_ons(stem.midi)
             if len(notes) < struck:
                 lost = f"{struck - len(notes)} of {struck} note-ons give no note"
                 problems.append(f"{stem.id}: {lost} (zero length or never ended); dropped")
@@ -140,11 +140,3 @@ class Track:
             names = ", ".join(path.name for path in labels.files)
             raise UserError(f"{self.dataset} {self.name}: no note in {names}")
         return notes[fine], tuple(problems)
-
-
-def _count_note_ons(path: Path) -> int:
-    """Note-ons in a MIDI file. pretty_midi drops notes of length zero without a word."""
-    import mido
-
-    messages = (message for part in mido.MidiFile(path).tracks for message in part)
-    return sum(message.type == "note_on" and message.velocity > 0 for message in messages)

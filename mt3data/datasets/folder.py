@@ -1,0 +1,176 @@
+"""Your own recordings: audio and MIDI files of the same name, anywhere below a folder.
+
+`song.wav` and `song.mid` are one track. Files of one name in several places are paired within their
+folders; what stays without a partner, or has several, is a track that fails and says why.
+
+Splits come from `splits.csv` (columns stem,split) in the folder if there is one, else from folders
+named train, validation or test on the way to the audio, else every twentieth track, at least one of
+two or more, is for validation; which ones depends on the names alone.
+
+MT3 has no counterpart.
+"""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import re
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+
+from mt3data.datasets.listed import MidiLabels
+from mt3data.errors import UserError
+from mt3data.manifest import Manifest
+from mt3data.track import Track
+
+AUDIO = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64"}
+MIDI = {".mid", ".midi"}
+SPLITS = ("train", "validation", "test")
+VALIDATION_SHARE = 0.05
+SEED = 0  # of the choice for validation
+ID_BYTES = 40
+
+Pair = tuple[Path | None, Path | None, str]  # audio, MIDI, why they cannot be used
+
+
+def tracks(root: Path, manifest: Manifest, split_scheme: str | None = None) -> Iterator[Track]:
+    """Yields every pair of audio and MIDI below root, and everything that has no partner.
+
+    Args:
+        root: any folder. Files and folders whose names begin with a dot are passed over.
+        manifest: of `folder`, perhaps under another name.
+        split_scheme: name of a scheme of the manifest; None takes its default.
+    Raises:
+        UserError: there is no such folder, no such scheme, no audio or no MIDI in it, or
+            splits.csv is wrong.
+    """
+    manifest.scheme(split_scheme)
+    root = Path(root)
+    pairs = _pairs(root)
+    paths = [audio or midi for audio, midi, _ in pairs]
+    relative = [path.relative_to(root) for path in paths if path]
+    ids = _ids(relative)
+    splits = _splits(root, relative, ids, [not why for _, _, why in pairs])
+    return (
+        _track(pair, root, manifest, path, track_id, split)
+        for pair, path, track_id, split in zip(pairs, relative, ids, splits, strict=True)
+    )
+
+
+def _track(
+    pair: Pair, root: Path, manifest: Manifest, path: Path, track_id: str, split: str
+) -> Track:
+    audio, midi, failure = pair
+    if not split:
+        where = "splits.csv" if (root / "splits.csv").is_file() else f"folders {', '.join(SPLITS)}"
+        failure = failure or f"in no split: it is in none of {where}"
+    return Track(
+        id=track_id, name=path.as_posix(), dataset=manifest.name, split=split,
+        audio=audio or root / path, failure=failure, labels=MidiLabels(midi or root / path),
+    )  # fmt: skip
+
+
+def _pairs(root: Path) -> list[Pair]:
+    """Every audio and MIDI file below root exactly once, in the order of names."""
+    if not root.is_dir():
+        raise UserError(f"{root}: no such folder; expected one with audio and MIDI files")
+    found: dict[str, tuple[list[Path], list[Path]]] = defaultdict(lambda: ([], []))
+    for path in sorted(root.rglob("*")):
+        kind = path.suffix.lower()
+        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
+        if (kind in AUDIO or kind in MIDI) and not hidden and path.is_file():
+            found[path.stem][kind in MIDI].append(path)
+    n_audio, n_midi = (sum(len(files[i]) for files in found.values()) for i in (0, 1))
+    if not n_audio or not n_midi:
+        raise UserError(
+            f"{root} holds {n_audio} audio files and {n_midi} MIDI files; expected pairs such as "
+            "song.wav and song.mid, in any folders below it"
+        )
+    pairs: list[Pair] = []
+    for stem in sorted(found):
+        audio, midi = found[stem]
+        if len(audio) == len(midi) == 1:
+            pairs.append((audio[0], midi[0], ""))
+            continue
+        for folder in sorted({path.parent for path in audio + midi}):
+            here = [[p for p in files if p.parent == folder] for files in (audio, midi)]
+            if len(here[0]) == len(here[1]) == 1:
+                pairs.append((here[0][0], here[1][0], ""))
+                continue
+            why = _unpaired(stem, len(audio), len(midi))
+            pairs += [(path, None, why) for path in here[0]] + [
+                (None, path, why) for path in here[1]
+            ]
+    return pairs
+
+
+def _unpaired(stem: str, n_audio: int, n_midi: int) -> str:
+    if not n_midi:
+        return f"no MIDI file is named {stem}.mid or {stem}.midi"
+    if not n_audio:
+        return f"no audio file is named {stem}"
+    return (
+        f"{n_audio} audio and {n_midi} MIDI files are named {stem}, and not one of each in this "
+        "folder; rename them or put each pair into a folder of its own"
+    )
+
+
+def _ids(relative: list[Path]) -> list[str]:
+    """Ids from names: at most 40 bytes of [A-Za-z0-9_-], with a hash of the path where needed."""
+    plain = []
+    for path in relative:
+        ascii_name = unicodedata.normalize("NFKD", path.stem).encode("ascii", "ignore").decode()
+        plain.append(re.sub(r"[^A-Za-z0-9_-]+", "-", ascii_name).strip("-"))
+    times = Counter(name.lower() for name in plain)
+    ids = []
+    for path, name in zip(relative, plain, strict=True):
+        if not name or times[name.lower()] > 1 or len(name) > ID_BYTES:
+            mark = hashlib.sha256(path.as_posix().encode()).hexdigest()[:8]
+            name = f"{name[: ID_BYTES - 9] or 'track'}-{mark}"
+        ids.append(name)
+    return ids
+
+
+def _splits(root: Path, relative: list[Path], ids: list[str], usable: list[bool]) -> list[str]:
+    """The split of each track; "" where the user divides the tracks and forgot this one."""
+    table = root / "splits.csv"
+    if table.is_file():
+        listed = _read_splits(table)
+        stems = {path.stem for path in relative}
+        if unknown := [stem for stem in listed if stem not in stems]:
+            raise UserError(f"{table}: {unknown[0]!r} and {len(unknown) - 1} other stems name no file below {root}")  # fmt: skip
+        return [listed.get(path.stem, "") for path in relative]
+    by_folder = [next((p for p in path.parts[:-1] if p in SPLITS), "") for path in relative]
+    if any(by_folder):
+        return by_folder
+
+    def rank(track_id: str) -> bytes:
+        return hashlib.sha256(f"{SEED}|{track_id}".encode()).digest()
+
+    good = sorted((i for i, fine in zip(ids, usable, strict=True) if fine), key=rank)
+    wanted = max(round(VALIDATION_SHARE * len(good)), 1 if len(good) > 1 else 0)
+    chosen = set(good[:wanted])
+    return ["validation" if track_id in chosen else "train" for track_id in ids]
+
+
+def _read_splits(table: Path) -> dict[str, str]:
+    """Split by stem; a stem may be given with its suffix."""
+    try:
+        reader = csv.DictReader(table.read_text(encoding="utf-8-sig").splitlines())
+        splits: dict[str, str] = {}
+        if not {"stem", "split"} <= set(reader.fieldnames or ()):
+            raise UserError(f"{table}: columns are {reader.fieldnames}; expected stem,split")
+        for entry in reader:
+            stem, split = (entry["stem"] or "").strip(), (entry["split"] or "").strip()
+            if Path(stem).suffix.lower() in AUDIO | MIDI:
+                stem = Path(stem).stem
+            if not stem or split not in SPLITS or splits.setdefault(stem, split) != split:
+                raise UserError(
+                    f"{table}: row {reader.line_num} has stem {stem!r}, split {split!r}; expected "
+                    f"each stem in one of {', '.join(SPLITS)}"
+                )
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{table}: cannot be read ({error})") from error
+    return splits

@@ -1,0 +1,124 @@
+"""GuitarSet 1.1: short guitar performances, each recorded by a microphone and by pickups.
+
+Both mono recordings of a performance, `_mic` and `_mix` (the six pickups mixed), are tracks of
+their own with the same labels. The labels are JAMS: one `note_midi` annotation per string, whose
+note times count from the start of the recording; `annotation.time` is where the excerpt lay in the
+session and is ignored. Pitches are fractional and go to the nearest semitone, halves upwards; how
+many lie near a half is reported. The strings are merged into one instrument, so that
+one pitch on two strings gives overlapping notes; they are kept.
+
+MT3 dropped two excerpts that it does not name (478 + 238 tracks of 720) and labels every note as
+program 24, "Clean Guitar".
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mt3data.datasets.listed import VELOCITY, count_overlaps, nearest_pitches, rows, shift
+from mt3data.errors import UserError
+from mt3data.manifest import Manifest
+from mt3data.notes import Notes
+from mt3data.track import Track
+
+PROGRAM = 24  # paper B.4 and mt3/tasks.py
+N_STRINGS = 6
+
+
+def tracks(root: Path, manifest: Manifest, split_scheme: str | None = None) -> Iterator[Track]:
+    """Yields the recordings below root, `ID-mic` and `ID-mix` of each performance.
+
+    A kind of recording of which nothing is there, because its archive was not fetched, has no
+    tracks.
+
+    Args:
+        root: the folder that holds `guitarset`, or that folder itself, with one folder per archive.
+        manifest: of GuitarSet.
+        split_scheme: name of a scheme of the manifest; None takes its default.
+    Raises:
+        UserError: there is no such scheme, or no file where one was looked for.
+    """
+    for_each = rows(root, manifest, split_scheme)
+
+    def make() -> Iterator[Track]:
+        fetched: dict[Path, bool] = {}
+        for row in for_each:
+            for audio in row.audio:
+                kind = audio.stem.rpartition("_")[2]
+                there = fetched.setdefault(audio.parent, audio.parent.is_dir())
+                if not there and any(path.parent.is_dir() for path in row.audio):
+                    continue
+                suffix = "" if row.id.endswith(f"-{kind}") else f"-{kind}"
+                yield Track(
+                    id=row.id + suffix, name=audio.stem, dataset=manifest.name, split=row.split,
+                    audio=audio, problems=row.problems, failure=row.missing(audio),
+                    labels=JamsLabels(row.labels[0], row.shift_seconds),
+                )  # fmt: skip
+
+    return make()
+
+
+@dataclass(frozen=True)
+class JamsLabels:
+    """The notes of one JAMS file, moved by `shift_seconds`."""
+
+    path: Path
+    shift_seconds: float = 0.0
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path,)
+
+    def load(self) -> tuple[Notes, tuple[str, ...]]:
+        """The notes of all strings in order of onset; and what was noticed.
+
+        Raises:
+            UserError: the file cannot be read or its notes are not what JAMS says.
+        """
+        strings = self._read()
+        problems = nearest_pitches(np.concatenate(strings)[:, 2])[1]
+        parts, struck_again = [], 0
+        if len(strings) != N_STRINGS:
+            problems.append(f"{len(strings)} strings with notes annotated, expected {N_STRINGS}")
+        for table in strings:
+            onset, duration, value = table.T
+            constant = np.zeros(len(table))
+            part = Notes(
+                onset, onset + duration, nearest_pitches(value)[0], constant + VELOCITY,
+                constant + PROGRAM, constant, constant,
+            ).sorted()  # fmt: skip
+            struck_again += sum(count_overlaps(part))
+            parts.append(part)
+        notes = Notes.concat(parts).sorted()
+        if struck_again:
+            problems.append(f"{struck_again} notes begin while their own string sounds that pitch")
+        if overlapping := sum(count_overlaps(notes)) - struck_again:
+            problems.append(f"{overlapping} notes begin while another string sounds their pitch")
+        return shift(notes, self.shift_seconds), tuple(problems)
+
+    def _read(self) -> list[np.ndarray]:
+        """Per string, rows of (onset s, duration s, fractional pitch)."""
+        try:
+            annotations = json.loads(self.path.read_bytes())["annotations"]
+            strings = [a["data"] for a in annotations if a["namespace"] == "note_midi"]
+            tables = [
+                np.array([[n["time"], n["duration"], n["value"]] for n in data], float).reshape(-1, 3)
+                for data in strings
+            ]  # fmt: skip
+        except OSError as error:
+            raise UserError(f"{self.path}: cannot be read ({error.strerror})") from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{self.path}: not GuitarSet's JAMS ({type(error).__name__}: {error}); expected "
+                "annotations `note_midi` with time, duration and value; download it again"
+            ) from error
+        if not tables or not np.isfinite(np.concatenate(tables)).all():
+            raise UserError(
+                f"{self.path}: no `note_midi` annotations, or values that are no number"
+            )
+        return tables

@@ -1,0 +1,215 @@
+"""Datasets whose tracks a manifest lists row by row: where they lie, their split, known issues.
+
+Adapters of such datasets differ in how labels are read; everything else is here. The rows decide
+what a dataset holds and the files what of it is there: a row none of whose files exist is no track
+(a part of the dataset was fetched; `mt3data verify` names what is missing), a row with some of its
+files is a track that fails.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from mt3data.errors import UserError
+from mt3data.manifest import Manifest, SplitScheme
+from mt3data.midi import count_note_ons, read_midi
+from mt3data.notes import Notes, assign_instruments
+
+VELOCITY = 100  # of notes whose publisher gives none; with one velocity bin no token depends on it
+AMBIGUOUS = 0.05  # semitones around a half, where rounding a pitch is a guess
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a manifest's CSV, with its files looked up.
+
+    Attributes:
+        id, name: as in the CSV.
+        split: of the scheme asked for; "" where the row is in none, see `failure`.
+        audio, labels: paths in the order of the CSV, whether they exist or not.
+        problems: known issues that are flagged for this track.
+        shift_seconds: what known issues add to every note time.
+        failure: why the row cannot be used whatever its files hold.
+    """
+
+    id: str
+    name: str
+    split: str
+    audio: tuple[Path, ...]
+    labels: tuple[Path, ...]
+    problems: tuple[str, ...]
+    shift_seconds: float
+    failure: str
+
+    def missing(self, audio: Path) -> str:
+        """Why a track of this recording and these labels cannot be used; "" when it can."""
+        absent = [path.name for path in (audio, *self.labels) if not path.is_file()]
+        return self.failure or (f"no {', no '.join(absent)}" if absent else "")
+
+
+def rows(
+    root: Path, manifest: Manifest, split_scheme: str | None = None, *, also: tuple[str, ...] = ()
+) -> Iterator[Row]:
+    """The rows of which at least one recording or label file is there, in the CSV's order.
+
+    Args:
+        root: the folder that holds `manifest.folder`, or that folder itself.
+        manifest: of a dataset with rows.
+        split_scheme: name of a scheme of the manifest; None takes its default.
+        also: other folders below root in which copies of the dataset are known to lie.
+    Raises:
+        UserError: there is no such scheme, or no file of any row where one was looked for.
+    """
+    scheme, root = manifest.scheme(split_scheme), Path(root)
+    bases = list(dict.fromkeys([root / manifest.folder, root, *(root / name for name in also)]))
+    # Audio and labels may come from different publishers, and so lie in different places.
+    audio, labels = (_base(bases, manifest, column) for column in ("audio", "labels"))
+    if not audio and not labels:
+        raise UserError(_nothing(root, bases, manifest))
+    every = (
+        _row(entry, manifest, scheme, audio or bases[0], labels or bases[0])
+        for entry in manifest.rows.values()
+    )
+    return (row for row in every if any(path.is_file() for path in (*row.audio, *row.labels)))
+
+
+def _row(
+    entry: dict[str, str], manifest: Manifest, scheme: SplitScheme, audio: Path, labels: Path
+) -> Row:
+    track_id = next(iter(entry.values()))
+    split = entry.get(scheme.column, "")
+    problems, shift = [], 0.0
+    for issue in manifest.known_issues:
+        if track_id not in issue.tracks or issue.action == "keep":
+            continue
+        problems.append(f"known issue {issue.id}: {issue.what}")
+        if issue.action == "shift":
+            shift += issue.shift_seconds
+            problems[-1] += f" (note times moved by {issue.shift_seconds:+.3f} s)"
+    return Row(
+        id=track_id, name=entry.get("name") or track_id, split=split,
+        audio=tuple(audio / path for path in _paths(entry, "audio")),
+        labels=tuple(labels / path for path in _paths(entry, "labels")),
+        problems=tuple(problems), shift_seconds=shift,
+        failure="" if split else f"in no split of the scheme {scheme.name!r}",
+    )  # fmt: skip
+
+
+def _paths(entry: dict[str, str], column: str) -> list[str]:
+    return [path for path in entry.get(column, "").split(";") if path]
+
+
+def _base(bases: Iterable[Path], manifest: Manifest, column: str) -> Path | None:
+    """The first base folder that holds a file of this column."""
+    for base in bases:
+        if base.is_dir() and _holds(base, manifest, column):
+            return base
+    return None
+
+
+def _holds(base: Path, manifest: Manifest, column: str) -> bool:
+    paths = [path for entry in manifest.rows.values() for path in _paths(entry, column)]
+    there = {folder: (base / folder).is_dir() for folder in {p.rpartition("/")[0] for p in paths}}
+    return any(there[p.rpartition("/")[0]] and (base / p).is_file() for p in paths)
+
+
+def _nothing(root: Path, bases: list[Path], manifest: Manifest) -> str:
+    example = next(path for entry in manifest.rows.values() for path in _paths(entry, "audio"))
+    looked = " and ".join(str(base) for base in bases)
+    said = (
+        f"{root} holds no file of {manifest.title}; looked for {example} and its like in {looked}"
+    )
+    if not root.is_dir():
+        return f"{said}; the folder does not exist"
+    near = [root.parent, root.parent.parent, *sorted(root.glob("*/")), *sorted(root.glob("*/*/"))]
+    for folder in near:
+        for base in (folder, folder / manifest.folder):
+            if _holds(base, manifest, "audio") or _holds(base, manifest, "labels"):
+                return f"{said}; there are files in {base}: point there"
+    return f"{said}; `mt3data download {manifest.name} --root {root}` fetches it"
+
+
+# --- labels that are one MIDI file ---------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MidiLabels:
+    """Labels that are one MIDI file, read as pretty_midi and note_seq read it (see midi.py).
+
+    Attributes:
+        path: the file.
+        program: what all notes are, for a dataset of one instrument; None: what the file says.
+        shift_seconds: added to every note time.
+        count_reonsets: report notes that begin while the same pitch still sounds.
+    """
+
+    path: Path
+    program: int | None = None
+    shift_seconds: float = 0.0
+    count_reonsets: bool = False
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return (self.path,)
+
+    def load(self) -> tuple[Notes, tuple[str, ...]]:
+        """The notes with sustain applied, numbered by program; and what was noticed.
+
+        Raises:
+            UserError: the file is missing or not MIDI.
+        """
+        notes, problems = read_midi(self.path), []
+        struck = count_note_ons(self.path)
+        if len(notes) < struck:
+            lost = f"{struck - len(notes)} of {struck} note-ons give no note"
+            problems.append(f"{lost} (zero length or never ended); dropped")
+        if self.program is not None:
+            fixed = np.full(len(notes), self.program)
+            notes = replace(notes, program=fixed, is_drum=np.zeros(len(notes), dtype=bool))
+        if self.count_reonsets and (count := count_overlaps(notes)[0]):
+            problems.append(
+                f"{count} of {len(notes)} notes begin before the note-off of the same pitch; all "
+                "notes of a pitch end at the first note-off"
+            )
+        return shift(assign_instruments(notes), self.shift_seconds), tuple(problems)
+
+
+def shift(notes: Notes, seconds: float) -> Notes:
+    """Notes moved in time; what would begin before time 0 begins there."""
+    if not seconds:
+        return notes
+    onset, offset = (np.maximum(column + seconds, 0.0) for column in (notes.onset, notes.offset))
+    return replace(notes, onset=onset, offset=offset)
+
+
+def count_overlaps(notes: Notes) -> tuple[int, int]:
+    """Pairs of successive notes of one pitch, program and kind that overlap, and that coincide.
+
+    Returns:
+        The number of notes that begin after the start and before the end of the one before them,
+        and of those that begin with it.
+    """
+    order = np.lexsort((notes.onset, notes.pitch, notes.program, notes.is_drum))
+    ordered = notes[order]
+    same = np.ones(max(len(notes) - 1, 0), dtype=bool)
+    for column in (ordered.pitch, ordered.program, ordered.is_drum):
+        same &= column[1:] == column[:-1]
+    together = same & (ordered.onset[1:] == ordered.onset[:-1])
+    overlapping = same & ~together & (ordered.onset[1:] < ordered.offset[:-1])
+    return int(overlapping.sum()), int(together.sum())
+
+
+def nearest_pitches(fractional: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Fractional MIDI pitches rounded to the nearest semitone, halves upwards.
+
+    Returns:
+        The pitches; and a sentence if some lie within AMBIGUOUS semitones of a half.
+    """
+    pitches = np.floor(fractional + 0.5)
+    near = int((np.abs(np.abs(fractional - pitches) - 0.5) < AMBIGUOUS).sum())
+    said = f"{near} of {len(pitches)} pitches lie within {AMBIGUOUS} semitones of a half"
+    return pitches, [said] if near else []

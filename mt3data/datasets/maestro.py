@@ -1,0 +1,85 @@
+"""MAESTRO, versions 1, 2 and 3: recordings of a Disklavier with what its keys and pedals did.
+
+The manifest's rows list the recordings and their splits. The publisher's own table, where it lies
+beside the files, is compared with them: v1 divides 312 recordings otherwise than v2 and v3 do, so
+a folder of one version must not be built as another without a word. Rates are 44.1 or 48 kHz, by
+year; audio.py brings every file to 16 kHz. Velocities and the sustain pedal are in the MIDI; the
+pedal prolongs notes, as in MT3 (mt3/preprocessors.py add_track_to_notesequence). Overlaps are not
+trimmed.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from mt3data.datasets.listed import MidiLabels, Row, rows
+from mt3data.errors import UserError
+from mt3data.manifest import Manifest
+from mt3data.track import Track
+
+PIANO = 0  # General MIDI program
+
+
+def tracks(root: Path, manifest: Manifest, split_scheme: str | None = None) -> Iterator[Track]:
+    """Yields the recordings below root in the order of the manifest's rows.
+
+    Args:
+        root: the folder that holds maestro-vN.0.0, or that folder itself.
+        manifest: of one version.
+        split_scheme: name of a scheme of the manifest; None takes its default.
+    Raises:
+        UserError: there is no such scheme, no recording where one was looked for, or the
+            publisher's table is unreadable.
+    """
+    found = rows(root, manifest, split_scheme)
+    return _tracks(found, manifest)
+
+
+def _tracks(found: Iterator[Row], manifest: Manifest) -> Iterator[Track]:
+    published: dict[str, str] | None = None
+    for row in found:
+        audio, midi = row.audio[0], row.labels[0]
+        year_and_name = "/".join(midi.parts[-2:])
+        if published is None:  # the table lies beside the folders of the years
+            published = read_table(midi.parent.parent)
+        problems = list(row.problems)
+        theirs = published.get(year_and_name, row.split)
+        if theirs != row.split:
+            problems.append(
+                f"the table beside the files says {theirs}, {manifest.title} {row.split}"
+            )
+        yield Track(
+            id=row.id, name=row.name, dataset=manifest.name, split=row.split, audio=audio,
+            problems=tuple(problems), failure=row.missing(audio),
+            labels=MidiLabels(midi, program=PIANO, shift_seconds=row.shift_seconds),
+        )  # fmt: skip
+
+
+def read_table(folder: Path) -> dict[str, str]:
+    """Split by MIDI file of the publisher's table in a folder; empty where there is none.
+
+    The JSON of v1 and v2 is a list of rows, that of v3 a mapping of columns, each a mapping from
+    the number of the row; the CSV is the same in all.
+
+    Raises:
+        UserError: the file is not what it should be.
+    """
+    for path in sorted(folder.glob("maestro-v*.json")) + sorted(folder.glob("maestro-v*.csv")):
+        try:
+            text = path.read_text(encoding="utf-8")
+            content: Any = json.loads(text) if path.suffix == ".json" else None
+            if isinstance(content, dict):
+                names, splits = content["midi_filename"], content["split"]
+                return {names[number]: splits[number] for number in names}
+            table = list(csv.DictReader(text.splitlines())) if content is None else content
+            return {entry["midi_filename"]: entry["split"] for entry in table}
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"{path}: not MAESTRO's table ({type(error).__name__}: {error}); expected columns "
+                "midi_filename and split; remove the file or download it again"
+            ) from error
+    return {}
