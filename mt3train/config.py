@@ -6,6 +6,7 @@ A key is `steps` or `section.key`, such as `optim.lr`; the sections are `model`,
 
 import dataclasses
 import difflib
+import math
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,9 +14,24 @@ from pathlib import Path
 from typing import Any
 
 from mt3data.errors import UserError
-from mt3train.model import ModelConfig
+from mt3train.model import MAX_POSITIONS, ModelConfig
 
 CONFIGS = Path(__file__).parent / "configs"
+INFINITY = math.inf
+RANGES: dict[str, tuple[float, float]] = {  # smallest and largest value, both allowed
+    "seed": (0, INFINITY), "steps": (1, INFINITY), "batch": (1, INFINITY),
+    "micro_batch": (1, INFINITY), "threads": (0, INFINITY), "log_every": (1, INFINITY),
+    "save_every": (1, INFINITY), "keep": (1, INFINITY), "eval_every": (0, INFINITY),
+    "eval_segments": (1, INFINITY), "model.emb_dim": (4, INFINITY),
+    "model.num_heads": (1, INFINITY), "model.head_dim": (1, INFINITY),
+    "model.num_encoder_layers": (1, INFINITY), "model.num_decoder_layers": (1, INFINITY),
+    "model.mlp_dim": (1, INFINITY), "data.frames": (1, MAX_POSITIONS),
+    "data.max_target_length": (1, MAX_POSITIONS), "data.temperature": (1e-3, INFINITY),
+    "optim.lr": (0, INFINITY), "optim.warmup_steps": (0, INFINITY),
+    "optim.weight_decay": (0, INFINITY), "optim.clip_norm": (0, INFINITY),
+    "optim.z_loss": (0, INFINITY),
+}  # fmt: skip
+FROM_SHARDS = ("model.vocab_size", "model.n_mels")  # no settings of a run
 PRECISIONS = ("auto", "bf16", "fp16", "float32", "float64")
 
 
@@ -73,11 +89,16 @@ class Config:
         _one_of("optim.decay", self.optim.decay, ("constant", "cosine"))
         if self.optim.name == "adafactor" and self.optim.weight_decay:
             raise UserError("optim.weight_decay is for optim.name='adamw'; Adafactor has none")
-        for key in ("steps", "batch", "micro_batch", "log_every", "save_every", "keep"):
-            if getattr(self, key) < 1:
-                raise UserError(f"{key}={getattr(self, key)}; expected at least 1")
-        if not 0.0 <= self.model.dropout_rate < 1.0:
-            raise UserError(f"model.dropout_rate={self.model.dropout_rate}; expected 0 to below 1")
+        values = dict(_flatten(as_dict(self)))
+        for key, (low, high) in RANGES.items():
+            if not low <= values[key] <= high or math.isinf(values[key]):
+                expected = f"at least {low:g}" if math.isinf(high) else f"{low:g} to {high:g}"
+                raise UserError(f"{key}={values[key]}; expected {expected}")
+        for key in ("model.dropout_rate", "optim.label_smoothing"):
+            if not 0.0 <= values[key] < 1.0:
+                raise UserError(f"{key}={values[key]}; expected 0 to below 1")
+        if self.model.emb_dim % 2:
+            raise UserError(f"model.emb_dim={self.model.emb_dim}; expected an even number")
 
 
 def load_config(arguments: Sequence[str] = ()) -> Config:
@@ -135,9 +156,11 @@ def _parse(text: str) -> Any:
 
 def _build(values: dict[str, tuple[Any, str]]) -> Config:
     defaults = Config()
-    known = dict(_flatten(as_dict(defaults)))
+    known = {k: v for k, v in _flatten(as_dict(defaults)) if k not in FROM_SHARDS}
     parts: dict[str, dict[str, Any]] = {"": {}, "model": {}, "data": {}, "optim": {}}
     for key, (value, origin) in values.items():
+        if key in FROM_SHARDS:
+            raise UserError(f"{origin}: {key} is no setting; it comes from the shards")
         if key not in known:
             near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
             near += [k for k in known if k.endswith("." + key)]
