@@ -7,6 +7,7 @@ interrupted. Any other exception is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import errno
 import sys
 from typing import Any
 
@@ -14,11 +15,18 @@ import click
 
 from mt3data.errors import UserError
 
+# What the world does to a path, as against a bug of ours: no such file is not among them.
+UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR,
+            errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)  # fmt: skip
 LINE_EVERY_SECONDS = 10.0  # between progress lines where stderr is no terminal
 
 
 class CommandGroup(click.Group):
-    """A click group that turns a UserError into one line and exit code 2, Ctrl-C into 130."""
+    """A click group that turns a UserError into one line and exit code 2, Ctrl-C into 130.
+
+    A path that cannot be written or made (read-only, full, a file where a folder should be) is a
+    UserError too.
+    """
 
     def invoke(self, ctx: click.Context) -> Any:
         """Runs the chosen command."""
@@ -27,9 +35,19 @@ class CommandGroup(click.Group):
         except UserError as error:
             click.echo(f"Error: {' '.join(str(error).split())}", err=True)
             ctx.exit(2)
+        except OSError as error:
+            if error.errno not in UNUSABLE:
+                raise
+            click.echo(f"Error: {unusable(error)}", err=True)
+            ctx.exit(2)
         except KeyboardInterrupt:
             click.echo("interrupted; the same command continues where that is possible", err=True)
             ctx.exit(130)
+
+
+def unusable(error: OSError) -> str:
+    """One line about a path that cannot be used."""
+    return f"{error.filename}: {error.strerror}; choose another path, or make room there"
 
 
 def progress(total: float, what: str, unit: str) -> Any:

@@ -44,10 +44,15 @@ def train(arguments: tuple[str, ...]) -> None:
 
     Example: mt3train train demo.toml data.train=shards/demo steps=100
     """
+    from mt3train.checkpoint import read_info
     from mt3train.config import load_config
     from mt3train.train import train as run
 
-    click.echo(run(load_config(arguments)))
+    config = load_config(arguments)
+    path = run(config)
+    click.echo(path)
+    if read_info(path).step < config.steps:
+        sys.exit(130)  # a signal ended it
 
 
 @main.command()
@@ -147,6 +152,8 @@ def evaluate(
 
     model, info = _load(checkpoint)
     _require_positive("--batch", batch)
+    if tracks is not None:
+        _require_positive("--tracks", tracks)
     results: dict[str, Any] = {}
     for build in find_builds(folder):
         totals = read_manifest(build)["splits"].get(split, {"tracks": 0})

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mt3data.errors import UserError
+from mt3data.terminal import UNUSABLE, unusable
 from mt3data.vocabulary import num_embeddings
 from mt3train import checkpoint
 from mt3train.checkpoint import CheckpointInfo
@@ -225,7 +226,7 @@ def train(
         network = None
         dist.destroy_process_group()
     path = checkpoint.checkpoints(run)[-1]
-    stopped = "done" if done == config.steps else "stopped, the same command goes on"
+    stopped = "done" if done >= config.steps else "stopped, the same command goes on"
     log.say(f"{path}: {stopped}")
     return path
 
@@ -294,12 +295,20 @@ def evaluate(
 
 
 def main() -> None:
-    """Run by path: a user's mistake is one line and exit code 2."""
+    """Run by path: a user's mistake is one line and exit code 2; 130 if a signal ended the run."""
     try:
-        train(load_config(sys.argv[1:]))
+        config = load_config(sys.argv[1:])
+        path = train(config)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except OSError as error:
+        if error.errno not in UNUSABLE:
+            raise
+        print(f"error: {unusable(error)}", file=sys.stderr)
+        sys.exit(2)
+    if checkpoint.read_info(path).step < config.steps:
+        sys.exit(130)
 
 
 if __name__ == "__main__":

@@ -99,6 +99,18 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert result.stderr.count("\n") == 1
 
 
+def test_a_path_that_cannot_be_used_is_one_line_and_exit_code_2(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        (shards / "slakh" / "manifest.json" / "x").mkdir()
+
+    monkeypatch.setattr("mt3data.shards.read_manifest", fail)
+    result = run("info", shards)
+    assert result.exit_code == 2
+    assert "manifest.json/x: Not a directory; choose another path" in result.stderr
+
+
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mt3data.manifest.names", lambda: 1 / 0)
     assert isinstance(run("list").exception, ZeroDivisionError)

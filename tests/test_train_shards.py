@@ -12,7 +12,7 @@ import mt3train.train
 from mt3data.build import build
 from mt3data.plan import BuildConfig, make_plan
 from mt3data.windows import WindowConfig
-from mt3train.checkpoint import load_model
+from mt3train.checkpoint import checkpoints, load_model
 from mt3train.config import load_config
 from mt3train.train import main, train
 
@@ -49,6 +49,39 @@ def test_torchrun_with_two_processes_trains_as_one_process_does(shards, tmp_path
         assert ours == pytest.approx(expected, rel=1e-5)
     _, info = load_model(tmp_path / "two")
     assert (info.step, info.edge, info.frames, info.model.n_mels) == (2, "segment", 256, 512)
+
+
+@pytest.mark.parametrize("steps, code", [(2, 130), (1, None)])
+def test_a_run_that_a_signal_ended_exits_with_130(shards, tmp_path, monkeypatch, steps, code):
+    options = ["demo.toml", f"data.train={shards}", *TINY, f"run={tmp_path}", "steps=1"]
+    train(load_config(options))
+    monkeypatch.setattr(mt3train.train, "train", lambda _: checkpoints(tmp_path)[-1])
+    monkeypatch.setattr(sys, "argv", ["train.py", *options, f"steps={steps}"])
+    if code is None:
+        main()
+        return
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == code
+
+
+def test_a_run_that_is_further_than_it_was_asked_for_is_done(shards, tmp_path, capsys):
+    options = ["demo.toml", f"data.train={shards}", *TINY, f"run={tmp_path}"]
+    train(load_config([*options, "steps=2"]))
+    train(load_config([*options, "steps=1"]))
+    assert capsys.readouterr().err.endswith("checkpoint-00000002.safetensors: done\n")
+
+
+def test_a_run_in_a_place_of_a_file_is_one_line_and_exit_code_2(
+    shards, tmp_path, monkeypatch, capsys
+):
+    (tmp_path / "run").write_text("precious")
+    options = ["demo.toml", f"data.train={shards}", *TINY, f"run={tmp_path}/run"]
+    monkeypatch.setattr(sys, "argv", ["train.py", *options])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert "File exists; choose another path" in capsys.readouterr().err
 
 
 def test_a_split_that_no_build_has_means_no_evaluation_and_is_said(shards, tmp_path, capsys):
