@@ -99,23 +99,31 @@ class ShardSet:
         )
 
     def read_mel(self, row: int, start: int, out: np.ndarray) -> None:
-        """Fills `out` [frames, n_mels] float16 with frames of a record from `start` on."""
+        """Reads frames of a record from `start` on into `out`, float16 [frames, n_mels] in C order."""
         row_bytes = out.shape[1] * out.itemsize
         end = int(self.index["mel_offset"][row] + self.index["mel_size"][row])
         first = end - (int(self.index["frames"][row]) - start) * row_bytes
-        out[:] = np.frombuffer(self._read(row, first, out.nbytes), out.dtype).reshape(out.shape)
+        read = os.preadv(self._file_of(row), [out.data.cast("B")], first)
+        if read != out.nbytes:
+            raise self._cut_short(row)
 
     def _read(self, row: int, offset: int, size: int) -> bytes:
+        data = os.pread(self._file_of(row), size, offset)
+        if len(data) != size:
+            raise self._cut_short(row)
+        return data
+
+    def _file_of(self, row: int) -> int:
         name = self.index["shard"][row]
         if name not in self._files:
             self._files[name] = os.open(self.folder / name, os.O_RDONLY)
-        data = os.pread(self._files[name], size, offset)
-        if len(data) != size:
-            raise UserError(
-                f"{self.folder / name}: ends inside record {self.index['key'][row]}; "
-                f"run `mt3data check {self.folder}`"
-            )
-        return data
+        return self._files[name]
+
+    def _cut_short(self, row: int) -> UserError:
+        return UserError(
+            f"{self.folder / self.index['shard'][row]}: ends inside record "
+            f"{self.index['key'][row]}; run `mt3data check {self.folder}`"
+        )
 
 
 class IndexedShards:

@@ -130,3 +130,24 @@ def test_a_shard_of_another_size_is_noticed_when_it_is_opened(long: Path, tmp_pa
 def test_a_folder_without_manifest_is_no_build(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no manifest.json, so this is no finished build"):
         IndexedShards([tmp_path])
+
+
+@pytest.mark.parametrize(
+    "array", [np.array([{"a": 1}], dtype=object), np.asfortranarray(np.ones((2, 3)))]
+)
+def test_objects_and_other_orders_are_never_read(array: np.ndarray) -> None:
+    import io
+
+    buffer = io.BytesIO()
+    np.lib.format.write_array(buffer, array, version=(1, 0), allow_pickle=True)
+    with pytest.raises(ValueError, match="expected numbers in C order"):
+        read_npy(buffer.getvalue())
+
+
+def test_an_array_that_is_cut_short_is_refused() -> None:
+    from mt3data.shards import npy_bytes
+
+    with pytest.raises(ValueError, match="buffer|reshape"):
+        read_npy(npy_bytes(np.arange(5))[:-4])
+    with pytest.raises(ValueError, match="expected a .npy file"):
+        read_npy(b"PK not an array")
