@@ -120,7 +120,7 @@ class Manifest:
         status: fact ("licence", "layout", "splits.mt3", ...) -> one of STATUSES.
         unverified: what nobody could confirm, one sentence each.
         rows_where: only rows of the CSV with something in this column belong to the dataset.
-        row_paths: "audio", "labels" -> what the CSV leaves out because it follows from its columns.
+        derived: column -> text made from other columns, for what the CSV leaves out.
         profile_notes: profile ("paper", "fixed") -> what it does here.
     """
 
@@ -141,7 +141,7 @@ class Manifest:
     known_issues: tuple[KnownIssue, ...]
     rows_path: Path | None = None
     rows_where: str = ""
-    row_paths: Mapping[str, str] = field(default_factory=dict)
+    derived: Mapping[str, str] = field(default_factory=dict)
     folder: str = ""
     adapter: str = ""
     reader: Mapping[str, str] = field(default_factory=dict)
@@ -163,9 +163,9 @@ class Manifest:
             return {}
         with self.rows_path.open(newline="", encoding="utf-8") as file:
             found = [row for row in csv.DictReader(file) if row.get(self.rows_where, "all")]
-        paths = self.row_paths.items()
+        derived = self.derived.items()
         return {
-            next(iter(row.values())): row | {key: text.format(**row) for key, text in paths}
+            next(iter(row.values())): row | {key: text.format(**row) for key, text in derived}
             for row in found
         }
 
@@ -226,7 +226,7 @@ def load(name: str) -> Manifest:
         raw = tomllib.load(file)
     plain = (
         "name title version licence licence_url redistribution citation homepage layout expected "
-        "expected_hours total_hours default_scheme reader programs status profile_notes row_paths "
+        "expected_hours total_hours default_scheme reader programs status profile_notes derived "
         "rows_where folder adapter"
     ).split()
     raw = {"homepage": "", "expected": {}, "folder": name, "adapter": name} | raw
