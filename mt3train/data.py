@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mt3data.errors import UserError
 from mt3data.shards import find_builds
 from mt3data.spectrogram import SpectrogramConfig
 from mt3data.vocabulary import PAD_ID, VocabularyConfig
@@ -58,8 +59,15 @@ def open_shards(config: DataConfig, seed: int) -> Segments:
     return IndexedShards(builds, config.split, seed=seed, temperature=config.temperature)
 
 
-def open_evaluation(config: DataConfig) -> Segments | None:
-    """The shards of the evaluation loss, in a fixed order; None if no build has that split."""
+def open_evaluation(config: DataConfig, like: Segments) -> Segments | None:
+    """The shards of the evaluation loss, in a fixed order; None if no build has that split.
+
+    Args:
+        config: names builds and split.
+        like: the shards of training.
+    Raises:
+        UserError: the builds are not made as those of training.
+    """
     from mt3data.reader import IndexedShards
     from mt3data.shards import read_manifest
 
@@ -68,7 +76,17 @@ def open_evaluation(config: DataConfig) -> Segments | None:
         for build in find_builds(config.eval or config.train)
         if config.eval_split in read_manifest(build)["splits"]
     ]
-    return IndexedShards(builds, config.eval_split, seed=0) if builds else None
+    if not builds:
+        return None
+    shards = IndexedShards(builds, config.eval_split, seed=0)
+    for key in ("spectrogram", "vocabulary", "edge"):
+        if getattr(shards, key) != getattr(like, key):
+            raise UserError(
+                f"{builds[0]}: its {key} is {getattr(shards, key)}, that of the training shards "
+                f"{getattr(like, key)}; give data.eval a build with the same settings"
+            )
+    shards.batch(0, 1, frames=config.frames)  # better now than after hours
+    return shards
 
 
 def micro_batches(batch: Any, size: int, max_target_length: int) -> list[MicroBatch]:

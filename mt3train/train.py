@@ -78,7 +78,7 @@ def train(
     run = Path(config.run)
     shards = shards or open_shards(config.data, config.seed)
     if config.eval_every and evaluation is None:
-        evaluation = open_evaluation(config.data)
+        evaluation = open_evaluation(config.data, shards)
     info = CheckpointInfo(
         model=dataclasses.replace(
             config.model,

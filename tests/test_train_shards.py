@@ -10,7 +10,9 @@ import pytest
 
 import mt3train.train
 from mt3data.build import build
+from mt3data.errors import UserError
 from mt3data.plan import BuildConfig, make_plan
+from mt3data.vocabulary import VocabularyConfig
 from mt3data.windows import WindowConfig
 from mt3train.checkpoint import checkpoints, load_model
 from mt3train.config import load_config
@@ -82,6 +84,25 @@ def test_a_run_in_a_place_of_a_file_is_one_line_and_exit_code_2(
         main()
     assert stopped.value.code == 2
     assert "File exists; choose another path" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "windows, message",
+    [
+        (WindowConfig(256, vocabulary=VocabularyConfig(127)), "its vocabulary is .*=127"),
+        (WindowConfig(256, "track"), "its edge is track, that of the training shards segment"),
+        (WindowConfig(512), "records of 512 frames with edge 'segment' cannot be cut to 256"),
+    ],
+)
+def test_evaluation_shards_of_other_settings_are_refused_at_once(
+    shards, tmp_path, windows, message
+):
+    root = fakes.slakh_tree(tmp_path, "demo", {"Track00003": "validation"}, seconds=3.0)
+    build(make_plan(BuildConfig("demo", root, tmp_path / "other", windows=windows)))
+    options = [f"data.train={shards}", f"data.eval={tmp_path}/other", f"run={tmp_path}/run"]
+    with pytest.raises(UserError, match=message):
+        train(load_config(["demo.toml", *TINY, *options]))
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_split_that_no_build_has_means_no_evaluation_and_is_said(shards, tmp_path, capsys):
