@@ -202,16 +202,16 @@ def _render_piece(job: _Job) -> Rendered:
             result = write_track(midi, part, job.soundfont, track=job.track, source=name)
         except Exception as error:  # whatever a broken file makes parsers and renderer raise
             shutil.rmtree(part, ignore_errors=True)
-            return Rendered(job.track, str(job.source), error=_reason(error))
+            return Rendered(job.track, str(job.source), error=_reason(job.source, error))
     part.replace(job.folder)
     return result
 
 
-def _reason(error: Exception) -> str:
+def _reason(source: Path, error: Exception) -> str:
     text = " ".join(str(error).split())
-    if isinstance(error, UserError):
-        return text
-    return f"not a MIDI file that can be read ({type(error).__name__}: {text})"
+    if not isinstance(error, UserError):
+        text = f"not a MIDI file that can be read ({type(error).__name__}: {text})"
+    return f"{source}: {text}"
 
 
 def _read(path: Path) -> pretty_midi.PrettyMIDI:
