@@ -18,6 +18,8 @@ from mt3data.datasets.musicnet import COPIES
 from mt3data.manifest import Manifest
 from mt3data.track import Track
 
+UNPACKED = ("musicnet_em",)  # the zip, unpacked by hand below --root
+
 
 def tracks(root: Path, manifest: Manifest, split_scheme: str | None = None) -> Iterator[Track]:
     """Yields the recordings below root in the order of the manifest's rows.
@@ -31,7 +33,7 @@ def tracks(root: Path, manifest: Manifest, split_scheme: str | None = None) -> I
     Raises:
         UserError: there is no such scheme, or no file where one was looked for.
     """
-    found = rows(root, manifest, split_scheme, also=("musicnet", *COPIES))
+    found = rows(root, manifest, split_scheme, also=COPIES + UNPACKED)
     return (
         Track(
             id=row.id, name=row.name, dataset=manifest.name, split=row.split, audio=row.audio[0],
