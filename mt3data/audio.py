@@ -7,8 +7,11 @@ the size of the blocks does not change a byte of the result: soxr's stream gives
 function gives, however its input is split (tests/test_audio.py).
 """
 
+import os
+import shutil
+import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,11 +43,16 @@ class AudioInfo:
 def audio_info(path: str | Path) -> AudioInfo:
     """Length, rate and channels of an audio file, from its header alone.
 
+    An MP3 file whose header does not tell its length is decoded for it.
+
     Raises:
         UserError: the file is missing, is not audio, holds no samples, or does not say how many.
     """
     with _open(path) as file:
-        return AudioInfo(file.frames, file.samplerate, file.channels)
+        n_samples = file.frames
+        if n_samples >= _UNKNOWN:
+            n_samples = sum(map(len, _decode(file, path, BLOCK_SECONDS)))
+        return AudioInfo(n_samples, file.samplerate, file.channels)
 
 
 def read_blocks(
@@ -112,6 +120,11 @@ def _open(path: str | Path) -> Iterator[soundfile.SoundFile]:
             f"{path}: not audio that libsndfile reads ({error.error_string.strip()}); expected wav, "
             f"flac, mp3, ogg or the like; try `ffmpeg -i {path.name} converted.wav`"
         ) from error
+    if file.format == "MP3" and not _mp3_tells_its_length(path):
+        file.close()
+        with _streamed(path) as file:
+            yield file
+        return
     with file:
         if file.frames == 0:
             raise UserError(f"{path}: 0 samples of audio; record or download the file again")
@@ -121,6 +134,41 @@ def _open(path: str | Path) -> Iterator[soundfile.SoundFile]:
                 f"try `ffmpeg -i {path.name} converted.wav`"
             )
         yield file
+
+
+def _mp3_tells_its_length(path: Path) -> bool:
+    """Whether a Xing, Info or VBRI header stands in the first frame of an MP3 file."""
+    with path.open("rb") as file:
+        head, audio = file.read(10), 0
+        if head[:3] == b"ID3":  # its size is in 4 bytes of 7 bits
+            sizes = zip(head[6:], (21, 14, 7, 0), strict=True)
+            audio = 10 + sum(byte << shift for byte, shift in sizes)
+        file.seek(audio)
+        start = file.read(4096)
+    return any(mark in start for mark in (b"Xing", b"Info", b"VBRI"))
+
+
+@contextmanager
+def _streamed(path: Path) -> Iterator[soundfile.SoundFile]:
+    """A file as libsndfile reads it from a pipe: to its end, with `frames` unknown.
+
+    Where an MP3 file does not tell its length, libsndfile guesses it from the bit rate of the first
+    frames and reads no further: it ended a recording of 20 s after 5 s (tests/test_audio.py).
+    """
+    reader, writer = os.pipe()
+
+    def feed() -> None:
+        with suppress(BrokenPipeError), os.fdopen(writer, "wb") as pipe, path.open("rb") as file:
+            shutil.copyfileobj(file, pipe)
+
+    thread = threading.Thread(target=feed, daemon=True)
+    thread.start()
+    try:
+        with soundfile.SoundFile(reader, closefd=False) as file:
+            yield file
+    finally:
+        os.close(reader)
+        thread.join()
 
 
 def _decode(
@@ -142,7 +190,9 @@ def _decode(
             break
         done += len(block)
         yield block
-    if done < file.frames:
+    if done == 0:
+        raise UserError(f"{path}: 0 samples of audio; record or download the file again")
+    if done < file.frames < _UNKNOWN:
         said, got = file.frames / file.samplerate, done / file.samplerate
         raise UserError(
             f"{path}: ends after {got:.2f} s, its header says {said:.2f} s; download it again"

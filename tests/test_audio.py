@@ -96,6 +96,25 @@ def test_a_flac_that_does_not_know_its_length_is_refused(tmp_path):
         audio.audio_info(path)
 
 
+@pytest.mark.parametrize("tag", [b"", b"ID3\x04\x00\x00\x00\x01\x00\x00" + bytes(16384)])
+@pytest.mark.parametrize("mode", ["VARIABLE", "CONSTANT"])
+def test_an_mp3_that_does_not_say_its_length_is_read_to_its_end(tmp_path, mode, tag):
+    samples = noise(20, 44100)
+    samples[5 * 44100 : 15 * 44100] *= 1e-3  # so that the first bit rate is not the mean
+    buffer = io.BytesIO()
+    soundfile.write(buffer, samples, 44100, format="MP3", bitrate_mode=mode, compression_level=0.5)
+    said = buffer.getvalue()
+    first, second = said.find(b"\xff\xfb"), said.find(b"\xff\xfb", 40)
+    assert b"Xing" in said[first:second] or b"Info" in said[first:second]
+    path = tmp_path / "silent about its length.mp3"
+    path.write_bytes(tag + said[second:])
+    assert audio.audio_info(path).seconds == pytest.approx(20, abs=0.1)
+    assert len(audio.read_audio(path)) == pytest.approx(20 * 16000, abs=1600)
+    blocks = audio.read_blocks(path)
+    next(blocks)
+    blocks.close()  # what is left unread must not hang
+
+
 def test_a_missing_file_is_named():
     with pytest.raises(UserError, match=r"nowhere\.wav: no such file; expected an audio file"):
         audio.read_audio("nowhere.wav")
