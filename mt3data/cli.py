@@ -35,40 +35,23 @@ def main() -> None:
 @click.argument("name", required=False)
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
 def list_(name: str | None, as_json: bool) -> None:
-    """Lists the datasets that can be built; with NAME, what is known of one.
+    """Lists the datasets that can be built; with NAME, what is known of one, and how surely.
 
     Example: mt3data list slakh
     """
+    from mt3data.catalogue import facts, lines, summary, table
     from mt3data.manifest import load, names
 
     if name is None:
-        manifests = [load(n) for n in names()]
+        manifests = [load(each) for each in names()]
         if as_json:
-            _print_json(
-                [{"name": m.name, "title": m.title, "licence": m.licence} for m in manifests]
-            )
-        for m in [] if as_json else manifests:
-            click.echo(f"{m.name:12} {m.title} ({m.licence})")
-        return
-    m = load(name)
-    facts = {
-        "name": m.name, "title": m.title, "version": m.version, "licence": m.licence,
-        "licence_url": m.licence_url, "redistribution": m.redistribution, "citation": m.citation,
-        "split_schemes": list(m.schemes), "default_scheme": m.default_scheme,
-        "expected_tracks": {k: dict(v) for k, v in m.expected.items()},
-        "sources": [vars(s) for s in m.sources],
-        "known_issues": [vars(i) for i in m.known_issues],
-    }  # fmt: skip
-    if as_json:
-        _print_json(facts)
-        return
-    for key, value in facts.items():
-        if isinstance(value, list) and value and isinstance(value[0], dict):
-            click.echo(f"{key}:")
-            for entry in value:
-                click.echo("  - " + "; ".join(f"{k} {v}" for k, v in entry.items() if v))
-        elif value:
-            click.echo(f"{key}: {', '.join(value) if isinstance(value, list) else value}")
+            _print_json([summary(manifest) for manifest in manifests])
+        else:
+            click.echo("\n".join(table(manifests)))
+    elif as_json:
+        _print_json(facts(load(name)))
+    else:
+        click.echo("\n".join(lines(load(name))))
 
 
 @main.command()
@@ -110,6 +93,7 @@ def synth(
 @click.option(
     "--out", type=FOLDER, default=Path("shards"), show_default=True, help="Folder for builds."
 )
+@click.option("--name", default="", help="For `folder`: what to call the build, in place of it.")
 @click.option("--split", "splits", multiple=True, help="Only this split; may be repeated.")
 @click.option("--split-scheme", help="Another division of the tracks, see `mt3data list DATASET`.")
 @click.option("--tracks", default=0, help="At most so many tracks in all; 0 means all.")
@@ -138,11 +122,12 @@ def synth(
 def build(
     dataset: str, root: Path, out: Path, splits: tuple[str, ...], split_scheme: str | None,
     tracks: int, window: int, edge: str | None, passes: int, seed: int, workers: int,
-    velocity_bins: int, encoding: str, granularity: str, max_failures: int,
+    velocity_bins: int, encoding: str, granularity: str, max_failures: int, name: str,
 ) -> None:  # fmt: skip
     """Builds shards of DATASET into OUT/DATASET; run again, it continues.
 
-    Examples: mt3data build demo --out shards/ ; mt3data build slakh --root data/ --out shards/
+    Examples: mt3data build demo --out shards/ ; mt3data build slakh --root data/ --out shards/ ;
+    mt3data build folder --root recordings/ --name mine
     """
     from mt3data.plan import BuildConfig
     from mt3data.vocabulary import VocabularyConfig
@@ -157,7 +142,7 @@ def build(
         raise UserError(str(error)) from error
     if dataset == "demo":
         root = _render_demo(root, tracks or DEMO_PIECES, seed, workers)
-    config = BuildConfig(dataset, root, out, splits, tracks, split_scheme, windows, workers)
+    config = BuildConfig(dataset, root, out, splits, tracks, split_scheme, windows, workers, name)
     summary = _run_build(config)
     for row in summary.quarantined:
         click.echo(f"quarantined {row['name']} ({row['stage']}): {row['error']}")

@@ -12,7 +12,7 @@ ROOT = Path(__file__).parent.parent
 # The reading order. A module imports only what stands before it.
 MT3DATA = (
     "errors terminal vocabulary notes midi tokens detokenize audio spectrogram windows manifest "
-    "track datasets.slakh datasets.demo datasets.listed datasets.maestro datasets.guitarset "
+    "catalogue track datasets.slakh datasets.demo datasets.listed datasets.maestro datasets.guitarset "
     "datasets.musicnet datasets.musicnet_em datasets.urmp datasets.folder players compose render "
     "synth shards reader plan card build check picture cli"
 ).split()

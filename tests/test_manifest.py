@@ -1,23 +1,41 @@
 """Manifests hold facts that can be counted or compared here."""
 
 import dataclasses
+import re
 
 import pytest
 
 from mt3data import manifest
 from mt3data.errors import UserError
 
-SLAKH = manifest.load("slakh")
+ALL = {name: manifest.load(name) for name in manifest.names()}
+SLAKH = ALL["slakh"]
+DOWNLOADED = [name for name in ALL if name not in ("demo", "folder")]
 
 
 def test_every_manifest_loads_and_bears_the_name_of_its_file():
     assert [manifest.load(name).name for name in manifest.names()] == manifest.names()
-    assert {"demo", "slakh"} <= set(manifest.names())
+    assert (
+        manifest.names()
+        == (
+            "cerberus4 demo folder guitarset maestro_v1 maestro_v2 maestro_v3 musicnet musicnet_em slakh "
+            "urmp"
+        ).split()
+    )
 
 
-def test_an_unknown_name_is_refused_with_the_nearest_one():
-    with pytest.raises(UserError, match=r"no dataset 'slack' \(did you mean 'slakh'\?\)"):
-        manifest.load("slack")
+@pytest.mark.parametrize(
+    ("wrong", "right"),
+    [
+        ("slack", "slakh"),
+        ("MusicNetEM", "musicnet_em"),
+        ("maestro-v3", "maestro_v3"),
+        ("ceberus4", "cerberus4"),
+    ],
+)
+def test_an_unknown_name_is_refused_with_the_nearest_one(wrong, right):
+    with pytest.raises(UserError, match=rf"no dataset '{wrong}' \(did you mean '{right}'\?\)"):
+        manifest.load(wrong)
 
 
 def test_an_unknown_split_scheme_is_refused_with_the_nearest_one():
@@ -31,17 +49,98 @@ def test_the_slakh_archive_has_the_published_size_and_checksum():
     assert (source.bytes, source.md5) == (104322767708, "f4b71b6c45ac9b506f59788456b3f0c4")
 
 
-@pytest.mark.parametrize("scheme", ["mt3", "original", "redux", "v2"])
-def test_slakh_splits_have_the_expected_numbers_of_tracks(scheme):
-    expected = SLAKH.expected[scheme]
-    rule = SLAKH.scheme(scheme)
-    if rule.column:
-        column = [row[rule.column] for row in SLAKH.rows.values()]
-        counted = {split: column.count(split) for split in expected}
-    else:
-        counted = {split: last - first + 1 for split, first, last in rule.ranges}
-    assert counted == dict(expected)
-    assert sum(counted.values()) == 2100
+@pytest.mark.parametrize("name", ALL)
+def test_ranges_of_a_scheme_do_not_overlap(name):
+    for scheme in ALL[name].schemes.values():
+        numbers = [n for _, first, last in scheme.ranges for n in range(first, last + 1)]
+        assert numbers == list(range(1, len(numbers) + 1))
+
+
+# --- what papers say -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", DOWNLOADED)
+def test_counts_and_hours_are_the_papers_or_the_manifest_says_why_not(name):
+    m = ALL[name]
+    counts = m.expected.get(m.default_scheme, {})
+    for figures in m.paper:
+        same = [not figures.tracks or sum(counts.values()) == figures.tracks]
+        same += [not figures.hours or m.hours == pytest.approx(figures.hours, abs=0.1)]
+        same += [counts.get(split) == count for split, count in figures.splits.items()]
+        assert all(same) != bool(figures.difference)
+
+
+@pytest.mark.parametrize(
+    ("name", "tracks", "hours"),
+    [("slakh", 1405, 968.5), ("cerberus4", 1327, 542.6), ("maestro_v3", 1276, 198.7),
+     ("musicnet", 330, 34.0), ("guitarset", 360, 3.0), ("urmp", 44, 1.3)],
+)  # fmt: skip
+def test_every_row_of_the_papers_table_1_is_quoted(name, tracks, hours):
+    assert (tracks, hours) in {(figures.tracks, figures.hours) for figures in ALL[name].paper}
+
+
+def test_the_papers_split_of_guitarset_is_quoted_beside_ours():
+    quoted = [figures.splits for figures in ALL["guitarset"].paper]
+    assert {"train": 478, "validation": 238} in quoted
+
+
+def test_the_mixture_names_the_six_sets_of_mt3():
+    mixture = manifest.load_mixture("mt3")
+    assert set(mixture.datasets) == {
+        "maestro_v3", "guitarset", "urmp", "musicnet_em", "cerberus4", "slakh"
+    }  # fmt: skip
+    assert mixture.temperature == 10 / 3
+    assert set(mixture.datasets) <= set(ALL)
+
+
+def test_an_unknown_mixture_is_refused_with_the_nearest_one():
+    with pytest.raises(UserError, match=r"no mixture 'mt4' \(did you mean 'mt3'\?\)"):
+        manifest.load_mixture("mt4")
+
+
+# --- how sure ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_fact_says_how_sure_it_is(name):
+    m = ALL[name]
+    stated = set(m.status)
+    assert {"layout", "reader"} | {f"splits.{scheme}" for scheme in m.schemes} <= stated
+    for fact, known in (
+        ("programs", m.programs), ("classes", m.classes), ("hours", m.hours),
+        ("licence", m.licence_url), ("citation", m.sources),
+    ):  # fmt: skip
+        assert not known or fact in stated
+    everything = [*m.status.values(), *(x.status for x in (*m.sources, *m.known_issues))]
+    assert set(everything) <= set(manifest.STATUSES)
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_sources_are_complete(name):
+    for source in ALL[name].sources:
+        assert source.kind in ("zip", "tar.gz", "file")
+        assert re.fullmatch(r"https://\S+", source.url)
+        assert re.fullmatch(r"([0-9a-f]{32})?", source.md5)
+        assert re.fullmatch(r"([0-9a-f]{64})?", source.sha256)
+        assert (source.status == "unverified") or source.md5 or source.sha256
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_known_issues_name_tracks_that_exist(name):
+    m = ALL[name]
+    for issue in m.known_issues:
+        assert issue.action in ("keep", "flag", "drop", "shift")
+        assert set(issue.tracks) <= set(m.rows)
+        assert (issue.action == "shift") == bool(issue.shift_seconds)
+        assert issue.what and issue.source
+
+
+def test_an_unverified_repair_is_never_the_default():
+    issues = [issue for m in ALL.values() for issue in m.known_issues]
+    assert {i.action for i in issues if i.status == "unverified"} <= {"keep", "flag"}
+
+
+# --- Slakh and the demo --------------------------------------------------------------------------
 
 
 def test_slakh_rows_name_22_problem_stems_and_1710_distinct_midi_files():
@@ -74,7 +173,7 @@ def test_programs_without_a_class_have_no_label(program):
 def test_the_demo_has_slakhs_classes_and_splits_by_folder():
     demo = manifest.load("demo")
     assert demo.classes == SLAKH.classes
-    assert demo.scheme() == manifest.SplitScheme("folder")
+    assert (demo.scheme().name, demo.scheme().column, demo.scheme().ranges) == ("folder", "", ())
     assert demo.sources == () and demo.rows == {}
 
 
