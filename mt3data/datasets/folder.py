@@ -27,6 +27,7 @@ from mt3data.track import Track
 
 AUDIO = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64"}
 MIDI = {".mid", ".midi"}
+TABLE = "splits.csv"
 SPLITS = ("train", "validation", "test")
 VALIDATION_SHARE = 0.05
 SEED = 0  # of the choice for validation
@@ -64,8 +65,10 @@ def _track(
 ) -> Track:
     audio, midi, failure = pair
     if not split:
-        where = "splits.csv" if (root / "splits.csv").is_file() else f"folders {', '.join(SPLITS)}"
-        failure = failure or f"in no split: it is in none of {where}"
+        forgot = f"it is in none of the folders {', '.join(SPLITS)}"
+        if (root / TABLE).is_file():
+            forgot = f"{TABLE} does not name it"
+        failure = failure or f"in no split: {forgot}"
     return Track(
         id=track_id, name=path.as_posix(), dataset=manifest.name, split=split,
         audio=audio or root / path, failure=failure, labels=MidiLabels(midi or root / path),
@@ -135,12 +138,13 @@ def _ids(relative: list[Path]) -> list[str]:
 
 def _splits(root: Path, relative: list[Path], ids: list[str], usable: list[bool]) -> list[str]:
     """The split of each track; "" where the user divides the tracks and forgot this one."""
-    table = root / "splits.csv"
+    table = root / TABLE
     if table.is_file():
         listed = _read_splits(table)
         stems = {path.stem for path in relative}
         if unknown := [stem for stem in listed if stem not in stems]:
-            raise UserError(f"{table}: {unknown[0]!r} and {len(unknown) - 1} other stems name no file below {root}")  # fmt: skip
+            more = f", nor {len(unknown) - 1} others of it" if len(unknown) > 1 else ""
+            raise UserError(f"{table}: no file below {root} is named {unknown[0]!r}{more}")
         return [listed.get(path.stem, "") for path in relative]
     by_folder = [next((p for p in path.parts[:-1] if p in SPLITS), "") for path in relative]
     if any(by_folder):

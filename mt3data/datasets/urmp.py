@@ -23,6 +23,7 @@ from mt3data.manifest import Manifest
 from mt3data.notes import Notes
 from mt3data.track import Track
 
+LOWEST_HZ, HIGHEST_HZ = 8.0, 12900.0  # MIDI pitches 0 to 127
 COPIES = ("urmp/Dataset", "Dataset", "URMP")  # the archive's own top folder, and mirrors
 
 
@@ -107,7 +108,9 @@ def _read(path: Path) -> np.ndarray:
             continue
         try:
             onset, hertz, duration = map(float, line.split())
-            if not (onset >= 0 and 8 <= hertz < 13290 and 0 <= duration < float("inf")):
+            if not (0 <= onset + duration < np.inf and min(onset, duration) >= 0):
+                raise ValueError("no time")
+            if not LOWEST_HZ <= hertz < HIGHEST_HZ:
                 raise ValueError("out of range")
         except ValueError as error:
             raise UserError(
