@@ -3,6 +3,7 @@
 import importlib
 import pickle
 import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -12,13 +13,16 @@ from fakes_listed import TREES
 
 from mt3data import manifest
 from mt3data.audio import audio_info
+from mt3data.build import build
 from mt3data.errors import UserError
 from mt3data.manifest import Manifest
 from mt3data.notes import validate
-from mt3data.plan import source_files
+from mt3data.plan import BuildConfig, make_plan, source_files
 from mt3data.track import Track
+from mt3data.windows import WindowConfig
 
 NAMES = manifest.names()
+LISTED = [name for name in NAMES if any("audio" in r for r in manifest.load(name).rows.values())]
 TRIMMED = {"slakh", "cerberus4", "demo"}  # and there in training only
 
 
@@ -116,6 +120,27 @@ def test_a_wrong_root_is_one_helpful_line(described, tmp_path, there):
 def test_an_unknown_split_scheme_is_refused(described, root):
     with pytest.raises(UserError, match="has no split scheme 'nonsense'"):
         list(adapter(described).tracks(root, described, "nonsense"))
+
+
+def test_a_twin_becomes_shards_without_a_failure(described, root, found, tmp_path):
+    plan = make_plan(BuildConfig(described.name, root, tmp_path, windows=WindowConfig(256)))
+    summary = build(plan)
+    assert summary.quarantined == ()
+    assert sum(split["tracks"] for split in summary.manifest["splits"].values()) == len(found)
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_the_whole_dataset_has_the_expected_tracks_in_every_scheme(name, tmp_path):
+    described = manifest.load(name)
+    for row in described.rows.values():
+        for path in f"{row['audio']};{row['labels']}".split(";"):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / path).touch()
+    for scheme, expected in described.expected.items():
+        found = list(adapter(described).tracks(tmp_path, described, scheme))
+        assert Counter(track.split for track in found) == expected
+        assert len({track.id for track in found}) == len(found)
+        assert {track.failure for track in found} == {""}
 
 
 def test_every_manifest_has_an_adapter_and_a_tree():

@@ -159,6 +159,12 @@ def test_real_label_files_have_their_counted_notes_and_programs():
         assert sorted(set(notes.program.tolist())) == sorted(map(int, row["programs"].split()))
 
 
+@needs_samples
+def test_the_overlaps_and_coincidences_of_a_real_file_are_counted():
+    _, problems = CsvLabels(SAMPLES / "musicnet/test_labels/1819.csv").load()
+    assert "5 of " in problems[0] and "51 begin together with one" in problems[0]
+
+
 def read_archive(ids: list[str], folder: Path) -> tuple[int, int]:
     """Reads these files, each checked against the manifest; numbers of notes and of re-onsets."""
     total = again = 0
