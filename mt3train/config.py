@@ -45,7 +45,8 @@ class DataConfig:
     eval_split: str = "validation"
     frames: int = 256  # length of a segment
     max_target_length: int = 1024  # segments with more tokens (EOS included, less 1) are skipped
-    temperature: float = 10 / 3  # of the mixture of datasets
+    mixture: str = ""  # of manifests/mixtures: only its sets, at its temperature; empty: all builds
+    temperature: float = 10 / 3  # of the mixture of datasets, where `mixture` names none
 
 
 @dataclass(frozen=True)

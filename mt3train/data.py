@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -52,11 +53,37 @@ class MicroBatch:
 
 
 def open_shards(config: DataConfig, seed: int) -> Segments:
-    """The shards that a configuration names for training."""
+    """The shards that a configuration names for training.
+
+    Raises:
+        UserError: there are none, or a set of the mixture has no build.
+    """
     from mt3data.reader import IndexedShards
 
-    builds = find_builds(config.train)
-    return IndexedShards(builds, config.split, seed=seed, temperature=config.temperature)
+    builds, temperature = mixture_builds(find_builds(config.train), config)
+    return IndexedShards(builds, config.split, seed=seed, temperature=temperature)
+
+
+def mixture_builds(builds: list[Path], config: DataConfig) -> tuple[list[Path], float]:
+    """The builds that belong to the configured mixture, and the temperature at which to mix them.
+
+    Raises:
+        UserError: there is no such mixture, or no build of one of its sets.
+    """
+    from mt3data.manifest import load_mixture
+    from mt3data.shards import read_manifest
+
+    if not config.mixture:
+        return builds, config.temperature
+    mixture = load_mixture(config.mixture)
+    sets = {build: read_manifest(build)["dataset"] for build in builds}
+    if missing := [name for name in mixture.datasets if name not in sets.values()]:
+        raise UserError(
+            f"the mixture {mixture.name} needs builds of {', '.join(mixture.datasets)}; "
+            f"{config.train} has none of {', '.join(missing)}; make them with "
+            f"`mt3data build {missing[0]}` and so on, or leave out data.mixture"
+        )
+    return [build for build in builds if sets[build] in mixture.datasets], mixture.temperature
 
 
 def open_evaluation(config: DataConfig, like: Segments) -> Segments | None:
@@ -71,11 +98,12 @@ def open_evaluation(config: DataConfig, like: Segments) -> Segments | None:
     from mt3data.reader import IndexedShards
     from mt3data.shards import read_manifest
 
-    builds = [
-        build
-        for build in find_builds(config.eval or config.train)
-        if config.eval_split in read_manifest(build)["splits"]
-    ]
+    builds = (
+        find_builds(config.eval)
+        if config.eval
+        else mixture_builds(find_builds(config.train), config)[0]
+    )
+    builds = [build for build in builds if config.eval_split in read_manifest(build)["splits"]]
     if not builds:
         return None
     shards = IndexedShards(builds, config.eval_split, seed=0)

@@ -1,13 +1,15 @@
 """Micro-batches: padding, order, skipped targets; where builds are; reading ahead."""
 
+import json
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from mt3data.errors import UserError
-from mt3data.shards import find_builds
-from mt3train.data import Ahead, micro_batches
+from mt3data.shards import SCHEMA_VERSION, find_builds
+from mt3train.config import DataConfig
+from mt3train.data import Ahead, micro_batches, mixture_builds
 
 
 def batch_of(*lengths):
@@ -51,6 +53,30 @@ def test_without_a_build_the_command_that_makes_one_is_named(tmp_path):
         find_builds(str(tmp_path / "*"))
     with pytest.raises(UserError, match="nothing is there"):
         find_builds(str(tmp_path / "no" / "*"))
+
+
+def builds_of(folder, *datasets):
+    for name in datasets:
+        (folder / name).mkdir()
+        manifest = {"schema": SCHEMA_VERSION, "dataset": name, "splits": {}, "shards": []}
+        (folder / name / "manifest.json").write_text(json.dumps(manifest))
+    return find_builds(folder)
+
+
+MT3_SETS = ("cerberus4", "guitarset", "maestro_v3", "musicnet_em", "slakh", "urmp")
+
+
+def test_a_mixture_takes_its_own_sets_at_its_own_temperature(tmp_path):
+    builds = builds_of(tmp_path, *MT3_SETS, "demo")
+    chosen, temperature = mixture_builds(builds, DataConfig(mixture="mt3", temperature=1.0))
+    assert ([path.name for path in chosen], temperature) == (list(MT3_SETS), 10 / 3)
+    assert mixture_builds(builds, DataConfig(temperature=1.0)) == (builds, 1.0)
+
+
+def test_a_mixture_with_a_set_that_is_not_built_names_it(tmp_path):
+    builds = builds_of(tmp_path, *MT3_SETS[:-1])
+    with pytest.raises(UserError, match=r"has none of urmp; .*`mt3data build urmp`"):
+        mixture_builds(builds, DataConfig(mixture="mt3"))
 
 
 def test_the_next_step_is_loaded_ahead_and_any_step_may_be_asked_for():
