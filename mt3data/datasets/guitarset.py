@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mt3data.datasets.listed import VELOCITY, count_overlaps, nearest_pitches, rows, shift
+from mt3data.datasets.listed import VELOCITY, Row, count_overlaps, nearest_pitches, rows, shift
 from mt3data.errors import UserError
 from mt3data.manifest import Manifest
 from mt3data.notes import Notes
@@ -43,24 +43,21 @@ def tracks(root: Path, manifest: Manifest, split_scheme: str | None = None) -> I
     Raises:
         UserError: there is no such scheme, or no file where one was looked for.
     """
-    for_each = rows(root, manifest, split_scheme)
+    found = rows(root, manifest, split_scheme)
+    return (
+        Track(
+            id=f"{row.id}-{audio.stem.rpartition('_')[2]}", name=audio.stem, split=row.split,
+            dataset=manifest.name, audio=audio, problems=row.problems, failure=row.missing(audio),
+            labels=JamsLabels(row.labels[0], row.shift_seconds),
+        )
+        for row in found
+        for audio in _fetched(row)
+    )  # fmt: skip
 
-    def make() -> Iterator[Track]:
-        fetched: dict[Path, bool] = {}
-        for row in for_each:
-            for audio in row.audio:
-                kind = audio.stem.rpartition("_")[2]
-                there = fetched.setdefault(audio.parent, audio.parent.is_dir())
-                if not there and any(path.parent.is_dir() for path in row.audio):
-                    continue
-                suffix = "" if row.id.endswith(f"-{kind}") else f"-{kind}"
-                yield Track(
-                    id=row.id + suffix, name=audio.stem, dataset=manifest.name, split=row.split,
-                    audio=audio, problems=row.problems, failure=row.missing(audio),
-                    labels=JamsLabels(row.labels[0], row.shift_seconds),
-                )  # fmt: skip
 
-    return make()
+def _fetched(row: Row) -> tuple[Path, ...]:
+    """The recordings of a row whose archive was unpacked; all, if none was."""
+    return tuple(path for path in row.audio if path.parent.is_dir()) or row.audio
 
 
 @dataclass(frozen=True)
