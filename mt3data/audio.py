@@ -8,6 +8,7 @@ function gives, however its input is split (tests/test_audio.py).
 """
 
 import os
+import re
 import shutil
 import threading
 from collections.abc import Iterator
@@ -126,6 +127,7 @@ def _open(path: str | Path) -> Iterator[soundfile.SoundFile]:
             yield file
         return
     with file:
+        _require_whole(file, path)
         if file.frames == 0:
             raise UserError(f"{path}: 0 samples of audio; record or download the file again")
         if file.frames >= _UNKNOWN:
@@ -134,6 +136,21 @@ def _open(path: str | Path) -> Iterator[soundfile.SoundFile]:
                 f"try `ffmpeg -i {path.name} converted.wav`"
             )
         yield file
+
+
+def _require_whole(file: soundfile.SoundFile, path: Path) -> None:
+    """Refuses a WAV file with fewer bytes than its header says, which libsndfile reads silently.
+
+    Sizes near 2 GiB and 4 GiB are what writers to a pipe put there, who cannot know the length.
+    libsndfile does not tell a cut OGG file from a whole one, so that goes unnoticed.
+    """
+    found = re.search(r"^\s*data\s*:\s*(\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
+    said, there = map(int, found.groups()) if found else (0, 0)
+    if there < said < (1 << 31) - (1 << 16):
+        raise UserError(
+            f"{path}: ends early: its header says {said:,} bytes of samples, {there:,} are there; "
+            "copy or download it again"
+        )
 
 
 def _mp3_tells_its_length(path: Path) -> bool:

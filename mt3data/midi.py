@@ -17,7 +17,8 @@ from mt3data.errors import UserError
 from mt3data.notes import COLUMNS, Notes
 
 TEMPO_BPM = 120.0
-TICKS_PER_BEAT = 500  # at 120 beats per minute one tick is 1 ms
+TICKS_PER_BEAT = 500
+TICK_SECONDS = 60 / TEMPO_BPM / TICKS_PER_BEAT  # 1 ms
 
 
 def read_midi(source: str | Path | bytes, *, sustain: bool = True) -> Notes:
@@ -91,7 +92,16 @@ def count_note_ons(path: str | Path) -> int:
 def write_midi(notes: Notes, path: str | Path) -> None:
     """Writes notes as a MIDI file, one track per instrument, named after its program.
 
-    Times are rounded to 1 ms. The file appears under its name only when it is complete.
+    Times are rounded to 1 ms, and a shorter note lasts 1 ms. The file appears under its name only
+    when it is complete. Two things MIDI cannot say: of equal pitches that overlap in one instrument,
+    a reader ends the first at the first note-off (decoded notes never do that); and beyond 15
+    instruments and drums, channels are shared, which players that go by channel alone get wrong.
+
+    Args:
+        notes: in any order.
+        path: of the file; one that is there is replaced.
+    Raises:
+        OSError: the file cannot be written.
     """
     import pretty_midi
 
@@ -101,16 +111,20 @@ def write_midi(notes: Notes, path: str | Path) -> None:
         label = "Drums" if is_drum else pretty_midi.program_to_instrument_name(program)
         track = pretty_midi.Instrument(program=program, is_drum=bool(is_drum), name=label)
         mine = notes[(voices == (instrument, program, is_drum)).all(axis=1)]
+        offsets = np.maximum(mine.offset, mine.onset + TICK_SECONDS)
         for onset, offset, pitch, velocity in zip(
-            mine.onset.tolist(), mine.offset.tolist(), mine.pitch.tolist(), mine.velocity.tolist(),
+            mine.onset.tolist(), offsets.tolist(), mine.pitch.tolist(), mine.velocity.tolist(),
             strict=True,
         ):  # fmt: skip
             track.notes.append(pretty_midi.Note(velocity, pitch, onset, offset))
         midi.instruments.append(track)
     path = Path(path)
     part = path.with_name(path.name + ".part")
-    midi.write(str(part))
-    part.replace(path)
+    try:
+        midi.write(str(part))
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _import_note_seq() -> Any:

@@ -31,6 +31,7 @@ from mt3data.tokens import encode_notes
 from mt3data.vocabulary import VocabularyConfig
 
 PATTERN = 10_000  # draws over which mixture shares are exact
+OPEN_SHARDS = 128  # per source; systems allow 1,024 open files by default
 
 
 @dataclass(frozen=True)
@@ -116,6 +117,8 @@ class ShardSet:
     def _file_of(self, row: int) -> int:
         name = self.index["shard"][row]
         if name not in self._files:
+            if len(self._files) >= OPEN_SHARDS:
+                os.close(self._files.pop(next(iter(self._files))))
             self._files[name] = os.open(self.folder / name, os.O_RDONLY)
         return self._files[name]
 
@@ -174,9 +177,10 @@ class IndexedShards:
         self.window_frames: int = manifests[0]["window"]
         self.n_records = int(sizes.sum())
         share = sizes ** (1 / temperature) if weights is None else np.asarray(weights, float)
-        if len(share) != len(sizes) or not (share > 0).all():
+        if len(share) != len(sizes) or not (share * PATTERN >= share.sum()).all():
             raise UserError(
-                f"{len(share)} weights for {len(sizes)} builds; expected one above 0 each"
+                f"weights {share.tolist()} for {len(sizes)} builds; expected one each, none less "
+                f"than 1/{PATTERN} of their sum"
             )
         self._pattern = _mixture_pattern(share / share.sum(), seed)
         one_hot = self._pattern[:, None] == np.arange(len(sizes))

@@ -32,6 +32,34 @@ def test_tracks_are_named_after_their_instrument(tmp_path: Path) -> None:
     assert names == ["Acoustic Grand Piano", "Electric Bass (finger)", "Drums"]
 
 
+def test_a_note_shorter_than_a_tick_lasts_one(tmp_path: Path) -> None:
+    short = Notes([0.5], [0.5001], [60], [80], [0], [False], [0])
+    write_midi(short, tmp_path / "out.mid")
+    assert read_midi(tmp_path / "out.mid").offset.tolist() == [0.501]
+
+
+def test_of_equal_pitches_that_overlap_the_first_note_off_ends_the_first(tmp_path: Path) -> None:
+    # What MIDI cannot say; see write_midi.
+    twins = Notes([0.0, 1.0], [2.0, 1.5], [60, 60], [80, 80], [0, 0], [False, False], [0, 0])
+    write_midi(twins, tmp_path / "out.mid")
+    assert sorted(read_midi(tmp_path / "out.mid").offset.tolist()) == [1.5, 1.5]
+
+
+def test_twenty_instruments_keep_their_programs(tmp_path: Path) -> None:
+    programs = np.arange(20)
+    many = Notes(0.1 * programs, 0.1 * programs + 0.05, programs + 40, np.full(20, 80), programs,
+                 np.zeros(20), programs)  # fmt: skip
+    write_midi(many, tmp_path / "out.mid")
+    assert read_midi(tmp_path / "out.mid").sorted().program.tolist() == programs.tolist()
+
+
+def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
+    (tmp_path / "out.mid").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        write_midi(NOTES, tmp_path / "out.mid")
+    assert [path.name for path in tmp_path.iterdir()] == ["out.mid"]
+
+
 def test_no_notes_make_a_valid_empty_file(tmp_path: Path) -> None:
     write_midi(Notes.empty(), tmp_path / "out.mid")
     assert len(read_midi(tmp_path / "out.mid")) == 0

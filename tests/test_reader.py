@@ -98,6 +98,21 @@ def test_mixture_shares_are_exact(segments: Path, long: Path) -> None:
     assert sources == {0: 7000, 1: 3000}
 
 
+@pytest.mark.parametrize("weights", [[1.0], [0.0, 1.0], [1e-6, 1.0], [-1.0, 2.0]])
+def test_weights_that_would_leave_out_a_build_are_refused(
+    segments: Path, weights: list[float]
+) -> None:
+    with pytest.raises(UserError, match="expected one each, none less than"):
+        IndexedShards([segments, segments], weights=weights)
+
+
+def test_only_so_many_shards_stay_open(segments: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mt3data.reader.OPEN_SHARDS", 1)
+    shards = IndexedShards([segments])
+    shards.batch(0, 9)
+    assert len(shards.sources[0]._files) == 1
+
+
 def test_a_mixture_by_temperature_follows_the_number_of_records(segments: Path) -> None:
     shards = IndexedShards([segments], temperature=10 / 3)
     assert {source for source, _ in shards.plan(0, 50)} == {0}
