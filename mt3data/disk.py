@@ -1,0 +1,51 @@
+"""Room on a disk, and a lock that keeps two runs out of one folder."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from mt3data.errors import UserError
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes of the disk on which a folder lies, or will lie."""
+    while not folder.is_dir():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
+
+
+def require_space(folder: Path, n_bytes: int, purpose: str, advice: str = "") -> None:
+    """Raises UserError, with needed and free bytes, where a disk has too little room."""
+    free = free_bytes(folder)
+    if n_bytes > free:
+        raise UserError(
+            f"{folder}: {size(n_bytes)} needed {purpose}, {size(free)} free; make room or choose "
+            f"another --root{advice}"
+        )
+
+
+def size(n_bytes: float) -> str:
+    """A number of bytes in words: "104.3 GB"."""
+    unit = 0
+    while n_bytes >= 999.95 and unit < 4:
+        n_bytes, unit = n_bytes / 1000, unit + 1
+    return f"{n_bytes:.{min(unit, 1)}f} {('bytes', 'kB', 'MB', 'GB', 'TB')[unit]}"
+
+
+@contextmanager
+def locked(path: Path, busy: str) -> Iterator[None]:
+    """Holds a lock file while the body runs; a second process gets a UserError that says `busy`.
+
+    The system frees the lock when a process ends in whatever way.
+    """
+    import fcntl
+
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"{busy}; wait for it or stop it") from error
+        yield

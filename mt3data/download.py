@@ -1,0 +1,337 @@
+"""Brings a dataset from its publisher to the disk: fetched, verified, unpacked, recorded last.
+
+Everything lies in one folder, ROOT/FOLDER of the manifest. What this module needs is beside the data
+in its hidden folder `.mt3kit`: the archives, one log per archive of the members that were unpacked,
+a lock, and `download.json`, which names a source only when all of it is there and was checked.
+Running again continues. MT3 has no counterpart: its data were files inside one company.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from mt3data.disk import free_bytes, locked, require_space, size
+from mt3data.errors import UserError
+from mt3data.fetch import (
+    MB,
+    Metered,
+    Sums,
+    difference,
+    expected_bytes,
+    fetch,
+    file_name,
+    has_checksum,
+    sums_of,
+)
+from mt3data.ledger import (
+    RECORD,
+    STATE,
+    MemberLog,
+    dataset_folder,
+    log_path,
+    read_log,
+    read_record,
+)
+from mt3data.manifest import Manifest, Source
+from mt3data.ranges import RANGE_BYTES, RangedFile
+from mt3data.shards import canonical_json, write_durably
+from mt3data.terminal import progress
+from mt3data.transport import PATIENT, Patience, RemoteFile
+from mt3data.unpack import (
+    DamagedArchive,
+    Placement,
+    unpack_tar_gz,
+    unpack_zip,
+    write_file,
+    zip_sizes,
+)
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """How to download.
+
+    Attributes:
+        select: patterns of paths below the dataset's folder; only these members of archives.
+        stream: tar.gz archives are unpacked while they come and never lie on the disk.
+        archives: archives that the user has already, used in place of the network.
+        only: ids or groups of sources; empty: all that are not optional.
+        patience: with the network.
+    """
+
+    select: tuple[str, ...] = ()
+    stream: bool = False
+    archives: tuple[Path, ...] = ()
+    only: tuple[str, ...] = ()
+    patience: Patience = PATIENT
+
+
+PLAIN = Wishes()
+
+
+def wanted_sources(manifest: Manifest, only: Sequence[str] = ()) -> list[Source]:
+    """The sources to fetch: those named by id or group, or all that are not optional.
+
+    Raises:
+        UserError: the dataset has no source of that name, or none at all.
+    """
+    known = {name for s in manifest.sources for name in (s.id, s.group) if name}
+    for name in only:
+        if name not in known:
+            raise UserError(
+                f"{manifest.name} has no source {name!r}; it has {', '.join(sorted(known))}"
+            )
+    if not manifest.sources:
+        raise UserError(f"{manifest.name} has no public source; there is nothing to download")
+    if only:
+        return [s for s in manifest.sources if s.id in only or s.group in only]
+    return [s for s in manifest.sources if not s.optional]
+
+
+def needs_download(manifest: Manifest, root: Path) -> bool:
+    """Whether a dataset with sources is absent from root, or its download was interrupted.
+
+    A folder that `download` has not made, or into which the user fetched optional sources alone,
+    is the user's own affair and needs nothing.
+    """
+    folder = dataset_folder(manifest, root)
+    required = [s for s in manifest.sources if not s.optional]
+    if not required or (folder.is_dir() and not (folder / STATE).is_dir()):
+        return False
+    there = read_record(folder)
+    missing = [s for s in required if s.id not in there]
+    chosen = any(s.id in there for s in manifest.sources if s.optional)
+    return bool(missing) and not (chosen and len(missing) == len(required))
+
+
+def download(manifest: Manifest, root: Path, wishes: Wishes = PLAIN) -> Path:
+    """Downloads a dataset, or what is still missing of it; returns its folder.
+
+    Raises:
+        UserError: no server has a file, a checksum differs, an archive is damaged or unsafe, the
+            disk is too small, another run is at work, or the folder holds something else.
+    """
+    folder = dataset_folder(manifest, root)
+    mine = _match_archives(wanted_sources(manifest, wishes.only), wishes.archives)
+    if wishes.stream and not any(s.kind == "tar.gz" for s in mine):
+        raise UserError(
+            f"{manifest.name} has no tar.gz to stream; try --select, or leave out --stream"
+        )
+    _refuse_foreign(folder, list(mine))
+    try:
+        (folder / STATE).mkdir(parents=True, exist_ok=True)
+        with locked(folder / STATE / "lock", f"{folder}: another download is at work there"):
+            _download(manifest, folder, mine, wishes)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"{folder}: the disk is full, {size(free_bytes(folder))} free; make room and run the "
+                "same command again, it continues"
+            ) from error
+        if error.filename:
+            raise UserError(f"{error.filename}: {error.strerror}") from error
+        raise
+    return folder
+
+
+def _download(
+    manifest: Manifest, folder: Path, mine: dict[Source, Path | None], wishes: Wishes
+) -> None:
+    record = read_record(folder)
+    todo = {s: path for s, path in mine.items() if not _is_done(s, record.get(s.id), wishes.select)}
+    _require_space(folder, todo, wishes)
+    n_members = 0
+    for source, archive in todo.items():
+        if source.kind == "file":
+            entry = _single_file(source, folder, archive, wishes)
+        else:
+            entry = _archive(source, folder, archive, wishes)
+            n_members += entry["members"]
+            if not entry["members"]:
+                continue
+        record[source.id] = entry
+        whole = {"schema": 1, "sources": record}
+        write_durably(folder / STATE / RECORD, canonical_json(whole))
+    if todo and wishes.select and not n_members:
+        raise UserError(
+            f"--select {' '.join(wishes.select)} matches no member of {manifest.name}; patterns speak of "
+            f"paths below {folder}, such as {_example(manifest)}"
+        )
+
+
+def _is_done(source: Source, entry: dict[str, Any] | None, select: tuple[str, ...]) -> bool:
+    if entry is None or (entry["select"] and entry["select"] != list(select)):
+        return False
+    seen = {"md5": entry["md5"], "sha256": entry["sha256"]}
+    published = {"md5": source.md5, "sha256": source.sha256}
+    return all(seen[key] in ("", value) for key, value in published.items() if value)
+
+
+def _single_file(source: Source, folder: Path, given: Path | None, wishes: Wishes) -> Sums:
+    path = str(PurePosixPath(source.into, file_name(source)))
+    (folder / path).parent.mkdir(parents=True, exist_ok=True)
+    if given:
+        sums = _checked(source, given)
+        with given.open("rb") as content:
+            write_file(content, folder / path)
+    else:
+        sums = fetch(source, folder / path, wishes.patience)
+    return sums | {"select": [], "path": path}
+
+
+def _archive(source: Source, folder: Path, given: Path | None, wishes: Wishes) -> dict[str, Any]:
+    """Obtains and unpacks one archive; returns its entry of the record."""
+    identity = {
+        "source": source.id, "url": source.url, "md5": source.md5, "sha256": source.sha256,
+        "into": source.into, "strip": source.strip,
+    }  # fmt: skip
+    place = Placement(folder, source.into, source.strip, wishes.select, source.bytes)
+    kept = folder / STATE / file_name(source)
+    log = MemberLog(log_path(folder, source.id), identity)
+    try:
+        if wishes.select and source.seekable and not given and not kept.is_file():
+            sums, n_members = _members_alone(source, place, log, wishes.patience)
+        elif wishes.stream and source.kind == "tar.gz" and not given and not kept.is_file():
+            sums, n_members = _streamed(source, place, log, wishes.patience)
+        else:
+            sums = _checked(source, given) if given else fetch(source, kept, wishes.patience)
+            n_members = _unpacked(
+                source, given or kept, replace(place, packed_bytes=sums["bytes"]), log
+            )
+    except DamagedArchive as error:
+        log.discard()  # what came out of it is written again
+        raise UserError(f"{file_name(source)}: {error}") from error
+    finally:
+        log.close()
+    return sums | {"select": list(wishes.select), "members": n_members}
+
+
+def _checked(source: Source, path: Path) -> Sums:
+    sums = sums_of(path)
+    if found := difference(source, sums):
+        raise UserError(f"{path} is not {file_name(source)} of {source.url}: {found}")
+    return sums
+
+
+def _unpacked(source: Source, path: Path, place: Placement, log: MemberLog) -> int:
+    what = f"unpack {path.name}"
+    if source.kind == "zip":
+        known = {entry["path"] for entry in log.entries.values()}
+        sizes = zip_sizes(path, place)
+        left = sum(n for name, n in sizes.items() if name not in known)
+        require_space(place.folder, left, f"to unpack {path.name}")
+        with progress(sum(sizes.values()) / MB, what, "MB") as bar:
+            return unpack_zip(path, place, log, lambda n: bar.update(n / MB))
+    with path.open("rb") as file, progress(path.stat().st_size / MB, what, "MB") as bar:
+        return unpack_tar_gz(Metered(file, bar), place, log)
+
+
+def _streamed(
+    source: Source, place: Placement, log: MemberLog, patience: Patience
+) -> tuple[Sums, int]:
+    """Unpacks a tar.gz while it comes. Nothing counts before the checksum of the whole stream."""
+    urls = [source.url, *source.mirrors]
+    with (
+        RemoteFile(urls, expected_bytes=expected_bytes(source), patience=patience) as remote,
+        progress(remote.total / MB, f"stream {file_name(source)}", "MB") as bar,
+    ):
+        metered = Metered(remote, bar)
+        n_members = unpack_tar_gz(metered, replace(place, packed_bytes=remote.total), log)
+    if found := difference(source, metered.sums()):
+        raise DamagedArchive(f"{found}; what was unpacked from it does not count, run again")
+    return metered.sums(), n_members
+
+
+def _members_alone(
+    source: Source, place: Placement, log: MemberLog, patience: Patience
+) -> tuple[Sums, int]:
+    """Fetches the selected members of a zip over HTTP Range; the zip's own CRC-32 checks each."""
+    urls = [source.url, *source.mirrors]
+    with RangedFile(urls, expected_bytes=expected_bytes(source), patience=patience) as remote:
+        file = io.BufferedReader(remote, RANGE_BYTES)
+        sizes = zip_sizes(file, place)
+        require_space(place.folder, sum(sizes.values()), "for the selected members")
+        with progress(sum(sizes.values()) / MB, f"members of {file_name(source)}", "MB") as bar:
+            place = replace(place, packed_bytes=remote.total)
+            n_members = unpack_zip(file, place, log, lambda n: bar.update(n / MB))
+        return {"bytes": remote.total, "md5": "", "sha256": ""}, n_members
+
+
+def _match_archives(sources: list[Source], archives: Sequence[Path]) -> dict[Source, Path | None]:
+    """Which archive of the user's stands for which source: by name, by size, or the only one."""
+    matched: dict[Source, Path | None] = dict.fromkeys(sources)
+    for path in archives:
+        if not path.is_file():
+            raise UserError(f"--from {path}: there is no such file")
+        n_bytes = path.stat().st_size
+        named = [s for s in sources if file_name(s) == path.name]
+        sized = [s for s in sources if s.bytes == n_bytes]
+        found = named or sized or sources
+        if len(found) != 1:
+            names = ", ".join(f"{file_name(s)} ({s.id})" for s in sources[:10])
+            raise UserError(
+                f"--from {path}: which of {names} is it? Give it the published name, or say --source ID"
+            )
+        matched[found[0]] = path
+    return matched
+
+
+def _refuse_foreign(folder: Path, sources: list[Source]) -> None:
+    """Files that are not ours are not written over."""
+    if (folder / STATE).is_dir():
+        return
+    for place in {folder / source.into for source in sources}:
+        if place.exists() and (not place.is_dir() or any(place.iterdir())):
+            raise UserError(
+                f"{place} exists and was not made by `mt3data download`; use it as it is, move it away, "
+                "or choose another --root"
+            )
+
+
+def _require_space(folder: Path, todo: dict[Source, Path | None], wishes: Wishes) -> None:
+    """The check before anything starts; what the archives unpack to is only guessed here."""
+    packed = unpacked = 0
+    for source, given in todo.items():
+        is_file = source.kind == "file"
+        if wishes.select and source.seekable and not given:
+            continue  # checked when the zip's directory was read
+        target = folder / (source.into if is_file else STATE) / file_name(source)
+        there = [target, target.with_name(target.name + ".part")]
+        done = max((path.stat().st_size for path in there if path.is_file()), default=0)
+        if not given and not (wishes.stream and source.kind == "tar.gz"):
+            packed += max(0, source.bytes - done)
+        if not is_file and not wishes.select:
+            log = log_path(folder, source.id)
+            unpacked += max(0, source.bytes - _logged_bytes(log))
+    streamable = any(s.kind == "tar.gz" for s in todo) and not wishes.stream
+    advice = ", or use --stream, which keeps no archive on the disk" if streamable else ""
+    purpose = f"({size(packed)} to download, about {size(unpacked)} unpacked)"
+    require_space(folder, packed + unpacked, purpose, advice)
+
+
+def _logged_bytes(log: Path) -> int:
+    return sum(entry["bytes"] for entry in read_log(log))
+
+
+def _example(manifest: Manifest) -> str:
+    row = next(iter(manifest.rows.values()), {})
+    return repr(row.get("audio", "").split(";")[0] or "train/*")
+
+
+def unchecked(manifest: Manifest, folder: Path) -> list[str]:
+    """Sources on the disk that could not be compared with anything published, one line each."""
+    record, lines = read_record(folder), []
+    for source in manifest.sources:
+        entry = record.get(source.id)
+        if entry and entry["select"] and not entry["sha256"]:
+            lines.append(
+                f"{source.id}: members fetched alone; their CRC-32 is right, no checksum of the whole"
+            )
+        elif entry and not has_checksum(source):
+            lines.append(f"{source.id}: no checksum is published; came as sha256 {entry['sha256']}")
+    return lines

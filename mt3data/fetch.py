@@ -1,0 +1,171 @@
+"""One published file: fetched so that an interruption costs nothing, and believed when it is checked.
+
+The file grows as NAME.part, with NAME.part.json beside it to say which version of which address it
+is, and gets its name when size and checksum are those of the manifest. A file that differs is kept
+aside as NAME.bad. MT3 has no counterpart.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+from mt3data.disk import require_space
+from mt3data.errors import UserError
+from mt3data.manifest import Source
+from mt3data.shards import write_durably
+from mt3data.terminal import progress
+from mt3data.transport import PATIENT, Patience, RemoteFile
+from mt3data.unpack import Readable
+
+BLOCK_BYTES = 1 << 20
+MB = 1e6
+
+Sums = dict[str, Any]  # {"bytes": ..., "md5": ..., "sha256": ...} of what was read
+
+
+class Metered:
+    """Passes a stream on while it counts, hashes and shows the progress of what is read."""
+
+    def __init__(self, stream: Readable, bar: Any) -> None:
+        self._stream, self._bar = stream, bar
+        self._md5, self._sha256 = hashlib.md5(usedforsecurity=False), hashlib.sha256()
+        self._n_bytes = 0
+
+    def read(self, n_bytes: int = -1) -> bytes:
+        """The next bytes, at most n_bytes; b"" at the end."""
+        data = self._stream.read(n_bytes)
+        self._md5.update(data)
+        self._sha256.update(data)
+        self._n_bytes += len(data)
+        self._bar.update(len(data) / MB)
+        return data
+
+    def sums(self) -> Sums:
+        """Size and checksums of what was read so far."""
+        return {
+            "bytes": self._n_bytes,
+            "md5": self._md5.hexdigest(),
+            "sha256": self._sha256.hexdigest(),
+        }
+
+
+def file_name(source: Source) -> str:
+    """The publisher's name of a source's file."""
+    return PurePosixPath(unquote(urlsplit(source.url).path)).name
+
+
+def sums_of(path: Path) -> Sums:
+    """Reads a file for its size and checksums."""
+    with (
+        path.open("rb") as file,
+        progress(path.stat().st_size / MB, f"check {path.name}", "MB") as bar,
+    ):
+        metered = Metered(file, bar)
+        while metered.read(BLOCK_BYTES):
+            pass
+    return metered.sums()
+
+
+def has_checksum(source: Source) -> bool:
+    """Whether the publisher's checksum is known."""
+    return bool(source.md5 or source.sha256)
+
+
+def expected_bytes(source: Source) -> int:
+    """The size that a server must offer; 0 where the manifest's own is too uncertain to refuse by."""
+    certain = source.status in ("verified", "several") or not has_checksum(source)
+    return source.bytes if certain else 0
+
+
+def difference(source: Source, sums: Sums) -> str:
+    """How what was read differs from what was published, both values said; "" if it does not."""
+    expected = {"bytes": expected_bytes(source), "md5": source.md5, "sha256": source.sha256}
+    return "; ".join(
+        f"{key} is {sums[key]}, expected {value}"
+        for key, value in expected.items()
+        if value and sums[key] != value
+    )
+
+
+def fetch(source: Source, target: Path, patience: Patience = PATIENT) -> Sums:
+    """Downloads a source to target, or what an interrupted run left of it, and checks it.
+
+    A target that is there already is only checked.
+
+    Args:
+        source: its url is tried first, then its mirrors, also where a file came and was wrong.
+        target: file to write; its folder exists.
+    Raises:
+        UserError: nobody serves the file, or what came differs (it is kept as NAME.bad).
+    """
+    part = target.with_name(target.name + ".part")
+    faults: list[str] = []
+    if target.is_file():
+        sums = sums_of(target)
+        if not difference(source, sums):
+            return sums
+        faults.append(_put_aside(target, target, difference(source, sums)))
+    urls = [source.url, *source.mirrors]
+    while urls:
+        try:
+            used = _transfer(urls, source, part, patience)
+        except UserError as error:
+            raise UserError("; ".join([*faults, str(error)])) from error
+        _note(part).unlink()
+        sums = sums_of(part)
+        if not difference(source, sums):
+            part.replace(target)
+            return sums
+        faults.append(f"{used}: {_put_aside(part, target, difference(source, sums))}")
+        urls = urls[urls.index(used) + 1 :]
+    raise UserError("; ".join(faults))
+
+
+def _put_aside(path: Path, target: Path, fault: str) -> str:
+    bad = target.with_name(target.name + ".bad")
+    path.replace(bad)
+    return f"{fault}; kept as {bad}"
+
+
+def _transfer(urls: Sequence[str], source: Source, part: Path, patience: Patience) -> str:
+    """Completes NAME.part; returns the address that served its end."""
+    offset, validator = _resume_from(part, urls[0], source)
+    remote = RemoteFile(
+        urls, expected_bytes=expected_bytes(source), offset=offset, validator=validator,
+        patience=patience,
+    )  # fmt: skip
+    with remote, part.open("r+b" if offset else "wb") as file:
+        file.seek(remote.position)
+        file.truncate()
+        note = {"url": remote.url, "validator": remote.validator}
+        write_durably(_note(part), json.dumps(note).encode())
+        require_space(
+            part.parent, max(0, remote.total - remote.position), f"to download {part.stem}"
+        )
+        with progress(remote.total / MB, part.stem, "MB") as bar:
+            bar.update(remote.position / MB)
+            while block := remote.read(BLOCK_BYTES):
+                file.write(block)
+                bar.update(len(block) / MB)
+        file.flush()
+        os.fsync(file.fileno())
+        return remote.url
+
+
+def _resume_from(part: Path, url: str, source: Source) -> tuple[int, str]:
+    """Where to go on, and the version it must be; a part of unknown origin needs a checksum."""
+    if not (part.is_file() and _note(part).is_file()):
+        return 0, ""
+    note = json.loads(_note(part).read_bytes())
+    validator = note["validator"] if note["url"] == url else ""
+    return (part.stat().st_size, validator) if validator or has_checksum(source) else (0, "")
+
+
+def _note(part: Path) -> Path:
+    return part.with_name(part.name + ".json")

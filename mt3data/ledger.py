@@ -1,0 +1,103 @@
+"""What is known of a downloaded dataset: where it lies, what was checked, which members lie there.
+
+The knowledge stands beside the data in the hidden folder `.mt3kit`: the archives, one log per archive
+of the members that were unpacked, a lock, and `download.json`, which names a source only when all of
+it is there and was checked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mt3data.manifest import Manifest
+
+STATE = ".mt3kit"
+RECORD = "download.json"
+
+
+def dataset_folder(manifest: Manifest, root: Path) -> Path:
+    """Where the dataset lies: root itself if it carries the folder's name, else below it."""
+    name = manifest.folder or manifest.name
+    return root if root.resolve().name == name else root / name
+
+
+def read_record(folder: Path) -> dict[str, dict[str, Any]]:
+    """What was downloaded whole: source id -> bytes, checksums, select, members."""
+    path = folder / STATE / RECORD
+    if not path.is_file():
+        return {}
+    return json.loads(path.read_text(encoding="utf-8"))["sources"]
+
+
+def log_path(folder: Path, source_id: str) -> Path:
+    """The log of the members that were unpacked from a source."""
+    return folder / STATE / f"{source_id}.members.jsonl"
+
+
+def archives_kept(folder: Path) -> list[Path]:
+    """Archives in the hidden folder, which a complete dataset needs no longer."""
+    ours = (".json", ".jsonl", "lock")
+    return [p for p in sorted((folder / STATE).iterdir()) if not p.name.endswith(ours)]
+
+
+@dataclass
+class MemberLog:
+    """Which members of one archive lie on the disk, by their place in it.
+
+    The first line names the archive and how it is unpacked; a log of another archive is begun anew.
+    A last line that a kill cut short is cut off.
+    """
+
+    path: Path
+    identity: dict[str, Any]
+    entries: dict[int, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        head, kept = json.dumps(self.identity, sort_keys=True), 0
+        for number, line in enumerate(_whole_lines(self.path)):
+            if number == 0 and line.decode() != head + "\n":
+                break
+            kept += len(line)
+            if number:
+                entry = json.loads(line)
+                self.entries[entry["index"]] = entry
+        self._file = self.path.open("r+b" if kept else "wb")
+        self._file.seek(kept)
+        self._file.truncate()
+        if not kept:
+            self._write(head)
+
+    def add(self, entry: dict[str, Any]) -> None:
+        """Enters a member, durably."""
+        self.entries[entry["index"]] = entry
+        self._write(json.dumps(entry, sort_keys=True))
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+    def discard(self) -> None:
+        """Removes the log: nothing that it lists can be relied on."""
+        self.close()
+        self.path.unlink(missing_ok=True)
+
+    def _write(self, line: str) -> None:
+        self._file.write(line.encode() + b"\n")
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """The entries of a log: {"index", "name", "path", "bytes", "sha256"} of each member."""
+    return [json.loads(line) for line in list(_whole_lines(path))[1:]]
+
+
+def _whole_lines(path: Path) -> Iterator[bytes]:
+    if path.is_file():
+        with path.open("rb") as file:
+            yield from (line for line in file if line.endswith(b"\n"))

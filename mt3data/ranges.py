@@ -1,0 +1,109 @@
+"""A remote file that can be read at any place: what `zipfile` needs to fetch single members.
+
+MAESTRO's zip has 108 GB; its directory and one recording are a few requests. MT3 has no counterpart.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import requests
+import urllib3
+
+from mt3data.errors import UserError
+from mt3data.transport import PATIENT, Patience, Refused, ask, reason_of, session
+
+RANGE_BYTES = 1 << 20  # of one request
+
+
+class RangedFile(io.RawIOBase):
+    """A remote file that can be read at any place: what `zipfile` needs to fetch single members.
+
+    Every read is one request, so wrap it: io.BufferedReader(RangedFile(...), RANGE_BYTES).
+    """
+
+    def __init__(
+        self, urls: Sequence[str], *, expected_bytes: int = 0, patience: Patience = PATIENT
+    ) -> None:
+        """Asks the first of urls that serves ranges for the length of the file.
+
+        Raises:
+            UserError: no mirror serves the file by ranges.
+        """
+        self._patience, self._session = patience, session(patience)
+        self._position = 0
+        errors = []
+        for url in urls:
+            try:
+                answer = ask(
+                    self._session, url, 0, last=0, expected_bytes=expected_bytes, patience=patience
+                )
+                answer.response.close()
+                if answer.response.status_code != 206 or not answer.total:
+                    raise Refused(
+                        "the server does not serve parts of a file (HTTP Range), so members cannot "
+                        "be fetched alone; leave out --select"
+                    )
+                self._url, self.total, self._validator = url, answer.total, answer.validator
+                return
+            except (requests.RequestException, Refused) as error:
+                errors.append(f"{url}: {reason_of(error)}")
+        raise UserError("; ".join(errors))
+
+    def readable(self) -> bool:
+        """True."""
+        return True
+
+    def seekable(self) -> bool:
+        """True."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Moves to a place; nothing is fetched."""
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.total}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def tell(self) -> int:
+        """The offset of the next byte."""
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        """Fetches one range.
+
+        Raises:
+            UserError: the server stopped serving this file, or the file changed.
+        """
+        wanted = min(len(buffer), self.total - self._position)
+        if wanted <= 0:
+            return 0
+        failures = 0
+        while True:
+            try:
+                data = self._fetch(wanted)
+                break
+            except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
+                failures += 1
+                if failures > self._patience.retries:
+                    raise UserError(f"{self._url}: {reason_of(error)}") from error
+                self._patience.wait(failures)
+            except Refused as error:
+                raise UserError(f"{self._url}: {error}") from error
+        buffer[:wanted] = data
+        self._position += wanted
+        return wanted
+
+    def _fetch(self, wanted: int) -> bytes:
+        answer = ask(
+            self._session, self._url, self._position, last=self._position + wanted - 1,
+            validator=self._validator, expected_bytes=self.total, patience=self._patience,
+        )  # fmt: skip
+        with answer.response as response:
+            if response.status_code != 206 or answer.validator != self._validator:
+                raise Refused("changed on the server while it was read; run the command again")
+            data = response.raw.read(wanted)
+        if len(data) != wanted:
+            raise ConnectionError(f"{len(data)} of {wanted} bytes came")
+        return data
