@@ -156,7 +156,7 @@ def test_a_download_that_broke_off_is_refused(tmp_path):
     path = tmp_path / "half.flac"
     path.write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
     with pytest.raises(UserError, match=r"half\.flac: (ends after 1\.\d+ s|cannot be decoded)"):
-        audio.read_audio(path)
+        audio.audio.read_audio(path)
 
 
 @pytest.mark.parametrize(("keep", "is_whole"), [(0.5, False), (1.0, True)])
@@ -166,10 +166,10 @@ def test_a_wav_file_that_was_cut_is_refused(tmp_path: Path, keep: float, is_whol
     data = path.read_bytes()
     path.write_bytes(data[: int(keep * len(data))])
     if is_whole:
-        assert len(read_audio(path)) == 16000
+        assert len(audio.read_audio(path)) == 16000
     else:
         with pytest.raises(UserError, match=r"cut\.wav: ends early: .* 32,000 bytes"):
-            read_audio(path)
+            audio.read_audio(path)
 
 
 def test_a_wav_file_from_a_pipe_has_no_true_length_and_is_read_whole(tmp_path: Path) -> None:
@@ -178,4 +178,4 @@ def test_a_wav_file_from_a_pipe_has_no_true_length_and_is_read_whole(tmp_path: P
     data = bytearray(path.read_bytes())
     data[4:8] = data[40:44] = b"\xff\xff\xff\xff"
     path.write_bytes(data)
-    assert len(read_audio(path)) == 16000
+    assert len(audio.read_audio(path)) == 16000
