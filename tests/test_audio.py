@@ -156,7 +156,7 @@ def test_a_download_that_broke_off_is_refused(tmp_path):
     path = tmp_path / "half.flac"
     path.write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
     with pytest.raises(UserError, match=r"half\.flac: (ends after 1\.\d+ s|cannot be decoded)"):
-        audio.audio.read_audio(path)
+        audio.read_audio(path)
 
 
 @pytest.mark.parametrize(("keep", "is_whole"), [(0.5, False), (1.0, True)])
