@@ -77,6 +77,8 @@ def synth(
     from joblib import Parallel, delayed
 
     _require_renderer()
+    if workers < 1:
+        raise UserError(f"workers={workers}; expected at least 1")
     root, soundfont = Path(root), Path(soundfont) if soundfont else default_soundfont()
     sources: list[Path | int] = [seed * 100_000 + n for n in range(1, tracks + 1)]
     if midi_dir is not None:

@@ -155,7 +155,9 @@ def evaluate(
     if tracks is not None:
         _require_positive("--tracks", tracks)
     results: dict[str, Any] = {}
-    for build in find_builds(folder):
+    builds = find_builds(folder)
+    having = [build for build in builds if split in read_manifest(build)["splits"]]
+    for build in having or builds:  # none has it: the first says so
         totals = read_manifest(build)["splits"].get(split, {"tracks": 0})
         n_tracks = min(totals["tracks"], tracks or totals["tracks"])
         with progress(n_tracks, f"evaluate {build.name}", "tracks") as bar:
@@ -168,6 +170,9 @@ def evaluate(
             click.echo(f"{build}, split {split}\n{format_table(scores)}")
     if as_json:
         click.echo(json.dumps(results, indent=2))
+    for build in builds:
+        if build not in having:
+            click.echo(f"{build} has no split {split!r} and was left out", err=True)
 
 
 @main.command()

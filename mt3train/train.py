@@ -127,10 +127,18 @@ def train(
         device.type, DTYPES.get(precision), enabled=precision in ("bf16", "fp16")
     )
     log = Log(config, done, rank)
+    builds = [path.name for path in getattr(shards, "builds", [])]
     log.say(
         f"{run}: {sum(p.numel() for p in parameters):,} parameters in {precision} on {world}"
-        f" x {device.type}, steps {done} to {config.steps} of {config.batch} segments"
+        f" x {device.type}, steps {done} to {config.steps} of {config.batch} segments from"
+        f" {shards.n_records} records of {', '.join(builds) or 'memory'}"
     )
+    order = [config.seed, config.batch, shards.n_records, builds]  # what fixes every batch
+    if saved and progress["order"] != order:
+        log.say(
+            f"seed, batch or data are no longer those of the steps before ({progress['order']}):"
+            " until the next epoch begins, records may come twice or not at all"
+        )
     if config.eval_every and evaluation is None:
         log.say(f"no build has a split {config.data.eval_split!r}: no evaluation loss")
 
@@ -142,7 +150,8 @@ def train(
         nonlocal saved_step
         saved_step = done
         if rank == 0:
-            state = {"optimizer": optim.name, "sums": sums, "scaler": scaler.state_dict()}
+            state = {"optimizer": optim.name, "order": order, "sums": sums}
+            state["scaler"] = scaler.state_dict()
             now = dataclasses.replace(info, step=done)
             checkpoint.save(run, model, now, optimizer, state, config.keep)
 
