@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from mt3data.errors import UserError
 from mt3data.notes import Notes
 from mt3data.shards import MANIFEST, MEMBERS, read_manifest, read_npy
 from mt3data.vocabulary import EOS_ID, VocabularyConfig, vocabulary_size
@@ -157,9 +156,3 @@ def _check_record(file: Any, row: dict[str, Any], manifest: dict[str, Any]) -> I
         yield f"{key}: token {int(tokens.max())} is outside the vocabulary of {size}"
     if facts.get("start_frame") != row["start_frame"] or facts.get("frames") != row["frames"]:
         yield f"{key}: its json and the index differ"
-
-
-def require_whole(folder: Path, faults: list[str]) -> None:
-    """Raises a UserError that counts the faults, if there are any."""
-    if faults:
-        raise UserError(f"{folder}: {len(faults)} faults; rebuild the parts named above")
