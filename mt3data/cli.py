@@ -16,10 +16,12 @@ from mt3data.terminal import CommandGroup, progress
 
 if TYPE_CHECKING:
     from mt3data.build import Summary
+    from mt3data.download import Wishes
     from mt3data.plan import BuildConfig
 
 FOLDER = click.Path(path_type=Path)
 DEMO_PIECES = 20
+DATA = Path("data")
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -87,9 +89,7 @@ def synth(
 
 @main.command()
 @click.argument("dataset")
-@click.option(
-    "--root", type=FOLDER, default=Path("data"), show_default=True, help="Where datasets lie."
-)
+@click.option("--root", type=FOLDER, default=DATA, show_default=True, help="Where datasets lie.")
 @click.option(
     "--out", type=FOLDER, default=Path("shards"), show_default=True, help="Folder for builds."
 )
@@ -113,6 +113,7 @@ def synth(
     default="full",
     show_default=True,
 )
+@click.option("--no-download", is_flag=True, help="Fetch nothing where the dataset is absent.")
 @click.option(
     "--max-failures",
     default=0,
@@ -122,7 +123,8 @@ def synth(
 def build(
     dataset: str, root: Path, out: Path, splits: tuple[str, ...], split_scheme: str | None,
     tracks: int, window: int, edge: str | None, passes: int, seed: int, workers: int,
-    velocity_bins: int, encoding: str, granularity: str, max_failures: int, name: str,
+    velocity_bins: int, encoding: str, granularity: str, no_download: bool, max_failures: int,
+    name: str,
 ) -> None:  # fmt: skip
     """Builds shards of DATASET into OUT/DATASET; run again, it continues.
 
@@ -142,6 +144,8 @@ def build(
         raise UserError(str(error)) from error
     if dataset == "demo":
         root = _render_demo(root, tracks or DEMO_PIECES, seed, workers)
+    if not no_download:
+        _download_first(dataset, root)
     config = BuildConfig(dataset, root, out, splits, tracks, split_scheme, windows, workers, name)
     summary = _run_build(config)
     for row in summary.quarantined:
@@ -181,6 +185,87 @@ def _run_build(config: BuildConfig) -> Summary:
     if summary.already_complete:
         click.echo("already complete; nothing to do", err=True)
     return summary
+
+
+@main.command()
+@click.argument("dataset")
+@click.option("--root", type=FOLDER, default=DATA, show_default=True, help="Where datasets lie.")
+@click.option(
+    "--select", multiple=True, metavar="GLOB",
+    help="Only members of archives whose path below the dataset's folder matches; may be repeated.",
+)  # fmt: skip
+@click.option("--stream", is_flag=True, help="Unpack tar.gz while it comes; keep no archive.")
+@click.option(
+    "--from", "archives", type=FOLDER, multiple=True, metavar="FILE",
+    help="An archive that you have already; may be repeated.",
+)  # fmt: skip
+@click.option("--source", "only", multiple=True, metavar="ID",
+              help="Only this source, see `mt3data list DATASET`; may be repeated.")  # fmt: skip
+def download(
+    dataset: str, root: Path, select: tuple[str, ...], stream: bool, archives: tuple[Path, ...],
+    only: tuple[str, ...],
+) -> None:  # fmt: skip
+    """Downloads, verifies and unpacks DATASET; run again, it continues.
+
+    Examples: mt3data download guitarset --root data/ ; mt3data download slakh --stream ;
+    mt3data download maestro_v3 --select '2018/*'
+    """
+    from mt3data.download import Wishes
+
+    _download(dataset, root, Wishes(select, stream, archives, only))
+
+
+def _download(dataset: str, root: Path, wishes: Wishes) -> None:
+    from mt3data.download import download as run
+    from mt3data.ledger import report
+    from mt3data.manifest import load
+
+    manifest = load(dataset)
+    click.echo("\n".join(report(manifest, run(manifest, root, wishes))))
+
+
+def _download_first(dataset: str, root: Path) -> None:
+    """Downloads what a build lacks; a --root that does not exist is taken for a typing error."""
+    from mt3data.disk import size
+    from mt3data.download import Wishes, dataset_folder, needs_download, wanted_sources
+    from mt3data.manifest import load
+
+    manifest = load(dataset)
+    if not (root.is_dir() or root == DATA) or not needs_download(manifest, root):
+        return
+    n_bytes = sum(source.bytes for source in wanted_sources(manifest))
+    click.echo(
+        f"{dataset_folder(manifest, root)} is absent or unfinished: downloading "
+        f"{size(n_bytes) if n_bytes else 'files of unknown size'}; --no-download leaves that out",
+        err=True,
+    )
+    _download(dataset, root, Wishes())
+
+
+@main.command()
+@click.argument("dataset")
+@click.option("--root", type=FOLDER, default=DATA, show_default=True, help="Where datasets lie.")
+@click.option("--fast", is_flag=True, help="Names and sizes only; reads no file.")
+def verify(dataset: str, root: Path, fast: bool) -> None:
+    """Tells which files of a DATASET are missing, wrong or extra.
+
+    Example: mt3data verify guitarset --root data/
+    """
+    from mt3data.ledger import dataset_folder
+    from mt3data.manifest import load
+    from mt3data.verify import known_files
+    from mt3data.verify import verify as run
+
+    manifest = load(dataset)
+    folder = dataset_folder(manifest, root)
+    n_files = len(known_files(manifest, folder))
+    with progress(n_files, f"verify {dataset}", "files") as bar:
+        faults = run(manifest, root, fast=fast, on_file=lambda _: bar.update(1))
+    for fault in faults:
+        click.echo(str(fault))
+    click.echo(f"{folder}: {n_files} files, {f'{len(faults)} faults' if faults else 'whole'}")
+    if faults:
+        sys.exit(1)
 
 
 @main.command()

@@ -25,7 +25,6 @@ from mt3data.fetch import (
     expected_bytes,
     fetch,
     file_name,
-    has_checksum,
     sums_of,
 )
 from mt3data.ledger import (
@@ -37,7 +36,7 @@ from mt3data.ledger import (
     read_log,
     read_record,
 )
-from mt3data.manifest import Manifest, Source
+from mt3data.manifest import Manifest, Source, load, names
 from mt3data.ranges import RANGE_BYTES, RangedFile
 from mt3data.shards import canonical_json, write_durably
 from mt3data.terminal import progress
@@ -94,19 +93,26 @@ def wanted_sources(manifest: Manifest, only: Sequence[str] = ()) -> list[Source]
 
 
 def needs_download(manifest: Manifest, root: Path) -> bool:
-    """Whether a dataset with sources is absent from root, or its download was interrupted.
+    """Whether root is a data folder that lacks the dataset, or holds what an interrupted run left.
 
-    A folder that `download` has not made, or into which the user fetched optional sources alone,
-    is the user's own affair and needs nothing.
+    A data folder is absent, or empty, or holds nothing but datasets under their own names. Anything
+    else is the user's own arrangement, or a mistyped path, and never a reason to fetch 100 GB; so is
+    a dataset that `download` has not made, or of which optional sources alone were fetched.
     """
-    folder = dataset_folder(manifest, root)
     required = [s for s in manifest.sources if not s.optional]
-    if not required or (folder.is_dir() and not (folder / STATE).is_dir()):
+    folder = dataset_folder(manifest, root)
+    if not required:
         return False
-    there = read_record(folder)
-    missing = [s for s in required if s.id not in there]
-    chosen = any(s.id in there for s in manifest.sources if s.optional)
-    return bool(missing) and not (chosen and len(missing) == len(required))
+    if (folder / STATE).is_dir():
+        there = read_record(folder)
+        missing = [s for s in required if s.id not in there]
+        chosen = any(s.id in there for s in manifest.sources if s.optional)
+        return bool(missing) and not (chosen and len(missing) == len(required))
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        return False
+    known = {load(name).folder or name for name in names()} | {folder.name}
+    entries = root.iterdir() if root.is_dir() else ()
+    return all(entry.name in known or entry.name.startswith(".") for entry in entries)
 
 
 def download(manifest: Manifest, root: Path, wishes: Wishes = PLAIN) -> Path:
@@ -321,17 +327,3 @@ def _logged_bytes(log: Path) -> int:
 def _example(manifest: Manifest) -> str:
     row = next(iter(manifest.rows.values()), {})
     return repr(row.get("audio", "").split(";")[0] or "train/*")
-
-
-def unchecked(manifest: Manifest, folder: Path) -> list[str]:
-    """Sources on the disk that could not be compared with anything published, one line each."""
-    record, lines = read_record(folder), []
-    for source in manifest.sources:
-        entry = record.get(source.id)
-        if entry and entry["select"] and not entry["sha256"]:
-            lines.append(
-                f"{source.id}: members fetched alone; their CRC-32 is right, no checksum of the whole"
-            )
-        elif entry and not has_checksum(source):
-            lines.append(f"{source.id}: no checksum is published; came as sha256 {entry['sha256']}")
-    return lines

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mt3data.disk import size
 from mt3data.manifest import Manifest
 
 STATE = ".mt3kit"
@@ -39,10 +40,28 @@ def log_path(folder: Path, source_id: str) -> Path:
     return folder / STATE / f"{source_id}.members.jsonl"
 
 
-def archives_kept(folder: Path) -> list[Path]:
-    """Archives in the hidden folder, which a complete dataset needs no longer."""
+def report(manifest: Manifest, folder: Path) -> list[str]:
+    """What lies in a dataset's folder, in words: sources, what could not be checked, archives."""
+    record, bare = read_record(folder), 0
+    there = [source for source in manifest.sources if source.id in record]
+    lines = [
+        f"{folder}: {len(there)} of {len(manifest.sources)} sources are there and were checked"
+    ]
+    for source in there:
+        if record[source.id]["select"] and not record[source.id]["sha256"]:
+            lines.append(f"  {source.id}: members came alone, checked by their CRC-32 only")
+        elif not (source.md5 or source.sha256):
+            bare += 1
+    if bare:
+        lines.append(
+            f"  {bare} sources have no published checksum; {STATE}/{RECORD} says what came"
+        )
     ours = (".json", ".jsonl", "lock")
-    return [p for p in sorted((folder / STATE).iterdir()) if not p.name.endswith(ours)]
+    archives = [p for p in (folder / STATE).iterdir() if not p.name.endswith(ours)]
+    if archives:
+        n_bytes = sum(path.stat().st_size for path in archives)
+        lines.append(f"  archives in {folder / STATE} ({size(n_bytes)}) are needed no longer")
+    return lines
 
 
 @dataclass
