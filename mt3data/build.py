@@ -9,7 +9,6 @@ No time, host, path or number of workers enters any file but `build.log.jsonl`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import shutil
@@ -23,11 +22,10 @@ from typing import Any
 
 import numpy as np
 
-from mt3data.audio import read_audio
 from mt3data.card import dataset_card
 from mt3data.errors import UserError
-from mt3data.notes import Notes, trim_overlapping
-from mt3data.plan import BuildConfig, Plan, ShardPlan, passes_of, source_files, track_row
+from mt3data.examples import build_track
+from mt3data.plan import BuildConfig, Plan, ShardPlan
 from mt3data.shards import (
     MANIFEST,
     ShardWriter,
@@ -38,8 +36,7 @@ from mt3data.shards import (
     write_durably,
     write_table,
 )
-from mt3data.track import Track
-from mt3data.windows import Window, WindowConfig, windows_of
+from mt3data.windows import WindowConfig
 
 STATE = ".state"  # records of an unfinished build; removed when the manifest is written
 MAX_TARGET_TOKENS = 1024 - 1  # mt3/preprocessors.py handle_too_long, which counts before EOS
@@ -67,7 +64,7 @@ def write_shard(plan: ShardPlan, folder: Path, windows: WindowConfig) -> None:
     track_rows, references = [], []
     try:
         for track in plan.tracks:
-            row, track_windows, notes = _build_track(track, windows)
+            row, track_windows, notes = build_track(track, windows)
             for window in track_windows:
                 writer.add(track.dataset, track.split, track.id, track.name, window)
             track_rows.append(row)
@@ -80,43 +77,6 @@ def write_shard(plan: ShardPlan, folder: Path, windows: WindowConfig) -> None:
     record = {"shard": shard | {"split": plan.split}, "rows": writer.rows, "tracks": track_rows,
               "references": references}  # fmt: skip
     write_durably(folder / STATE / f"{plan.name}.json", canonical_json(record))
-
-
-def _build_track(track: Track, config: WindowConfig) -> tuple[dict[str, Any], list[Window], Notes]:
-    """A track's row of tracks.parquet, its windows and its untrimmed notes."""
-    stage = "labels"
-    try:
-        notes, problems = track.load_labels()
-        labels_sha256 = _sha256_of(source_files(track)[1:])
-        stage = "audio"
-        samples = read_audio(track.audio, config.spectrogram.sample_rate)
-        audio_sha256 = _sha256_of([track.audio])
-        stage = "windows"
-        labels = trim_overlapping(notes) if track.trim else notes
-        passes = passes_of(track.split, config)
-        windows = list(windows_of(samples, labels, track.id, passes, config))
-    except (ValueError, OSError) as error:
-        return (
-            track_row(track, status="quarantined", stage=stage, error=str(error)),
-            [],
-            Notes.empty(),
-        )
-    seconds = len(samples) / config.spectrogram.sample_rate
-    row = track_row(
-        track, status="ok", seconds=seconds, frames=windows[0].track_frames, notes=len(labels),
-        notes_after_audio=int((labels.onset >= seconds).sum()), records=len(windows),
-        audio_sha256=audio_sha256, labels_sha256=labels_sha256, problems=list(problems),
-    )  # fmt: skip
-    return row, windows, notes
-
-
-def _sha256_of(paths: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()
 
 
 # --- the build -----------------------------------------------------------------------------------

@@ -101,6 +101,8 @@ def synth(
 @click.option("--edge", type=click.Choice(["segment", "track"]),
               help="What the last frames see; default: segment for windows of 256 and 512, else track.")  # fmt: skip
 @click.option("--passes", default=1, show_default=True, help="Cuttings of each training track.")
+@click.option("--align", type=click.Choice(["measure", "off", "shift", "dtw"]), default="measure",
+              show_default=True, help="Labels early or late: report, ignore, move or warp them.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True)
 @click.option("--workers", default=os.cpu_count() or 1, show_default=True, help="Processes.")
 @click.option("--velocity-bins", default=1, show_default=True)
@@ -122,7 +124,7 @@ def synth(
 )
 def build(
     dataset: str, root: Path, out: Path, splits: tuple[str, ...], split_scheme: str | None,
-    tracks: int, window: int, edge: str | None, passes: int, seed: int, workers: int,
+    tracks: int, window: int, edge: str | None, passes: int, align: str, seed: int, workers: int,
     velocity_bins: int, encoding: str, granularity: str, no_download: bool, max_failures: int,
     name: str,
 ) -> None:  # fmt: skip
@@ -139,7 +141,7 @@ def build(
         raise UserError(f"--tracks {tracks}, --workers {workers}: expected at least 0 and 1")
     try:
         vocabulary = VocabularyConfig(velocity_bins, encoding=encoding, granularity=granularity)
-        windows = WindowConfig(window, edge or "", passes, seed, vocabulary=vocabulary)
+        windows = WindowConfig(window, edge or "", passes, seed, align, vocabulary=vocabulary)
     except ValueError as error:
         raise UserError(str(error)) from error
     if dataset == "demo":

@@ -219,6 +219,6 @@ def source_files(track: Track) -> list[Path]:
 
 def track_row(track: Track, **known: Any) -> dict[str, Any]:
     """A row of tracks.parquet; what is not known is null, 0 or empty."""
-    row = dict.fromkeys(("seconds", "frames", "notes", "notes_after_audio", "audio_sha256", "labels_sha256"))  # fmt: skip
+    row = dict.fromkeys(("seconds", "frames", "notes", "notes_after_audio", "lag", "drift", "align_confidence", "audio_sha256", "labels_sha256"))  # fmt: skip
     row |= {"track": track.id, "name": track.name, "split": track.split, "records": 0}
-    return row | {"stage": "", "error": "", "problems": list(track.problems)} | known
+    return row | {"stage": "", "error": "", "aligned": "", "problems": list(track.problems)} | known

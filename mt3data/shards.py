@@ -236,6 +236,8 @@ def tracks_schema() -> Any:
         ("status", pa.string()), ("stage", pa.string()), ("error", pa.string()),
         ("seconds", pa.float64()), ("frames", pa.int64()), ("notes", pa.int64()),
         ("notes_after_audio", pa.int64()), ("records", pa.int64()),
+        ("lag", pa.float64()), ("drift", pa.float64()), ("align_confidence", pa.float64()),
+        ("aligned", pa.string()),
         ("audio_sha256", pa.string()), ("labels_sha256", pa.string()),
         ("problems", pa.list_(pa.string())),
     ])  # fmt: skip

@@ -15,7 +15,7 @@ Source: mt3/tasks.py (cut, then transform), mt3/preprocessors.py _audio_to_frame
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -27,6 +27,7 @@ from mt3data.vocabulary import VocabularyConfig
 
 SEGMENT_WINDOWS = (256, 512)  # frames of a segment in MT3 and in the ISMIR 2021 piano model
 EDGES = ("segment", "track")
+ALIGN_MODES = ("measure", "off", "shift", "dtw")
 # A crop owns events up to one step before its first frame, plus half a step of rounding: 15 ms at
 # 100 steps per second. Twice that serves every vocabulary from 50 steps per second on.
 NOTE_MARGIN_SECONDS = 0.03
@@ -42,12 +43,15 @@ class WindowConfig:
             (frames see the audio that really follows); "" chooses by the length of the window.
         passes: cuttings of each training track; evaluation splits have one.
         seed: of the phases of later passes, and of the order of tracks.
+        align: what is done about labels that are early or late: "off", "measure" (only reported),
+            "shift" (a constant lag is removed) or "dtw" (labels are warped to the audio).
     """
 
     frames: int = 2048
     edge: str = ""
     passes: int = 1
     seed: int = 0
+    align: str = "measure"
     spectrogram: SpectrogramConfig = field(default_factory=SpectrogramConfig)
     vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
 
@@ -57,6 +61,8 @@ class WindowConfig:
             object.__setattr__(self, "edge", by_length)
         if self.edge not in EDGES:
             raise ValueError(f"edge={self.edge!r}; expected segment or track")
+        if self.align not in ALIGN_MODES:
+            raise ValueError(f"align={self.align!r}; expected one of {', '.join(ALIGN_MODES)}")
         if self.frames < 1 or self.passes < 1:
             raise ValueError(f"window={self.frames}, passes={self.passes}; both must be at least 1")
 
@@ -91,37 +97,76 @@ def window_starts(track_frames: int, pass_number: int, track: str, config: Windo
     return range(phase, track_frames, config.frames)
 
 
-def windows_of(
-    samples: np.ndarray, notes: Notes, track: str, passes: int, config: WindowConfig
-) -> Iterator[Window]:
-    """Cuts one track.
+@dataclass(frozen=True)
+class Cut:
+    """One pass over the audio of a track: the mel of its windows, without labels.
+
+    Attributes:
+        starts: first frame of each window.
+        track_frames: length of the track.
+        mel: float16, shape (n_windows, frames, n_mels), padded with 0.0 behind the end.
+    """
+
+    pass_number: int
+    starts: range
+    track_frames: int
+    mel: np.ndarray
+
+    @property
+    def whole(self) -> np.ndarray:
+        """The mel of the track from the first window on, shape (n_frames, n_mels); no copy."""
+        return self.mel.reshape(-1, self.mel.shape[-1])[: self.track_frames - self.starts[0]]
+
+
+def cut(samples: np.ndarray, track: str, pass_number: int, config: WindowConfig) -> Cut:
+    """Cuts the audio of one track and transforms it.
 
     Args:
         samples: the whole track, mono, float32 at the spectrogram's sample rate, shape (n,).
-        notes: labels as they are to be tokenised (sustain applied; trimmed where that is wanted).
         track: name that seeds the phases.
-        passes: how many cuttings.
+        pass_number: which pass; 0 starts at frame 0.
         config: see WindowConfig.
-    Yields:
-        Windows pass by pass, in time order.
     """
     hop = config.spectrogram.hop
     samples = pad_to_frames(samples, hop)
     track_frames = len(samples) // hop
+    starts = window_starts(track_frames, pass_number, track, config)
+    mel = np.zeros((len(starts), config.frames, config.spectrogram.n_mels), np.float16)
+    for window, start in zip(mel, starts, strict=True):
+        n_frames = min(config.frames, track_frames - start)
+        window[:n_frames] = crop_mel(samples, start, n_frames, config)
+    return Cut(pass_number, starts, track_frames, mel)
+
+
+def label(cuts: Iterable[Cut], notes: Notes, config: WindowConfig) -> Iterator[Window]:
+    """Gives the windows of cuts their notes and tokens.
+
+    Args:
+        cuts: of one track.
+        notes: labels as they are to be tokenised (sustain applied; aligned and trimmed where that
+            is wanted).
+    Yields:
+        Windows pass by pass, in time order.
+    """
     events = EventTable.of(notes, config.vocabulary)
-    for pass_number in range(passes):
-        for start in window_starts(track_frames, pass_number, track, config):
-            n_frames = min(config.frames, track_frames - start)
-            mel = np.zeros((config.frames, config.spectrogram.n_mels), np.float16)
-            mel[:n_frames] = crop_mel(samples, start, n_frames, config)
+    for one in cuts:
+        for mel, start in zip(one.mel, one.starts, strict=True):
+            n_frames = min(config.frames, one.track_frames - start)
             yield Window(
-                pass_number,
+                one.pass_number,
                 start,
-                track_frames,
+                one.track_frames,
                 mel,
-                encode(events, start, n_frames, track_frames),
-                window_notes(notes, start, n_frames, track_frames),
+                encode(events, start, n_frames, one.track_frames),
+                window_notes(notes, start, n_frames, one.track_frames),
             )
+
+
+def windows_of(
+    samples: np.ndarray, notes: Notes, track: str, passes: int, config: WindowConfig
+) -> Iterator[Window]:
+    """All windows of a track: `cut` for so many passes, then `label`."""
+    return label((cut(samples, track, k, config) for k in range(passes)), notes, config)
 
 
 def crop_mel(samples: np.ndarray, start: int, n_frames: int, config: WindowConfig) -> np.ndarray:

@@ -14,8 +14,8 @@ MT3DATA = (
     "errors terminal vocabulary notes midi tokens detokenize audio spectrogram windows manifest "
     "catalogue track datasets.slakh datasets.demo datasets.listed datasets.maestro datasets.guitarset "
     "datasets.musicnet datasets.musicnet_em datasets.urmp datasets.folder players compose render "
-    "synth shards disk ledger transport ranges unpack fetch "
-    "download verify reader plan card build check picture cli"
+    "synth align warp shards disk ledger transport ranges unpack fetch "
+    "download verify reader plan examples card build check picture cli"
 ).split()
 MT3TRAIN = (
     "model loss optim convert config checkpoint data log train decode transcribe metrics evaluate "

@@ -1,0 +1,294 @@
+"""Warps labels to the audio where tempo or pauses differ: dynamic time warping, coarse to fine.
+
+librosa's DTW compares what sounds and what is struck, by semitone, first over the whole track in
+frames so long that there are at most 1500 of them, then ever finer in pieces of the track and in a
+band around the path found before: memory stays bounded for any length. The path only has to come
+within `REFINE_SECONDS`; from there the lag of each stretch is measured as in align.py, and the warp
+is a smooth curve through these lags. It is refused when it fits no better than chance, bends more
+than players do, or leaves a lag behind.
+
+MT3 has no counterpart. The method is that of Ewert, Müller and Grosche, "High resolution audio
+synchronization using chroma onset features" (ICASSP 2009), with semitones in place of chroma.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from mt3data.align import (
+    BLOCK_FRAMES,
+    DRUMS,
+    HARMONICS,
+    MIN_CONFIDENCE,
+    MIN_SHIFT_SECONDS,
+    Alignment,
+    attacks,
+    band_of,
+    evidence,
+    loud_level,
+    loudness,
+    measure_attacks,
+    summit,
+)
+from mt3data.notes import Notes
+from mt3data.spectrogram import SpectrogramConfig
+
+MAX_DTW_FRAMES = 1500  # a side: 2.25 million cells of 20 bytes
+FINEST_SECONDS = 0.08  # frames of the finest level; the lag of each stretch is measured after it
+REFINE_SECONDS = 0.3  # how far off the DTW may be
+ZOOM = 4  # each level's frames are so much shorter than the last one's
+KNOT_SECONDS = 1.0  # distance of the points that the warp goes through
+STRETCH_SECONDS = 3.0  # notes within this distance decide a knot
+MIN_STRETCH_PEAK = 5.0  # see align.NOISE_PEAK
+MIN_SURE = 0.5  # share of the knots with notes that must have a lag
+MAX_BEND = 0.25  # tempo may differ from the labels' by this share
+BEND_SECONDS = 4.0  # over at least so long
+MIN_PEAK = 12.0  # of the warped labels: a warp through noise, which may choose, reaches about 8
+MAX_DRIFT_SECONDS = 0.04
+
+
+@dataclass(frozen=True)
+class Warp:
+    """A map from label time to audio time: linear between knots, parallel beyond them."""
+
+    label: np.ndarray
+    audio: np.ndarray
+
+    def __call__(self, seconds: np.ndarray) -> np.ndarray:
+        """Audio times of label times."""
+        seconds = np.asarray(seconds, dtype=np.float64)
+        beyond = np.clip(seconds, self.label[0], self.label[-1])
+        return np.interp(seconds, self.label, self.audio) + (seconds - beyond)
+
+    def inverse(self, seconds: np.ndarray) -> np.ndarray:
+        """Label times of audio times."""
+        return Warp(self.audio, self.label)(seconds)
+
+    def apply(self, notes: Notes) -> Notes:
+        """The notes in audio time; what falls before time 0 is cut or dropped."""
+        onset, offset = np.maximum(self(notes.onset), 0.0), self(notes.offset)
+        moved = replace(notes, onset=onset, offset=offset)
+        return moved[moved.offset > moved.onset]
+
+
+def warp(
+    mel: np.ndarray, notes: Notes, config: SpectrogramConfig, window_frames: int = 0
+) -> tuple[Notes, Alignment | None, str]:
+    """Warps the labels to the audio, or says why not.
+
+    Args: as `align.measure`.
+    Returns:
+        The notes, warped or as they were; what `measure` finds after the warp (None: not warped);
+        and why they were left as they are, "" when they agreed within MIN_SHIFT_SECONDS before.
+    """
+    if not len(notes) or not len(mel):
+        return notes, None, "not warped: nothing to align"
+    level = loud_level(mel, config)
+    strength = attacks(mel, level, config, window_frames)
+    straight = Warp(np.zeros(1), np.zeros(1))
+    before = refine(strength, notes, config, straight)
+    if before is not None and np.abs(before.audio - before.label).max() < MIN_SHIFT_SECONDS:
+        return notes, None, ""
+    found = refine(
+        strength, notes, config, _coarse_to_fine(*_pooled(mel, level, strength, config), notes)
+    )
+    if found is None:
+        return notes, None, "not warped: labels and audio have too little in common"
+    for _ in range(2):
+        found = refine(strength, notes, config, found) or found
+    moved = found.apply(notes)
+    after = measure_attacks(strength, moved, config)
+    reason = _implausible(found, notes, after, measure_attacks(strength, notes, config))
+    return (notes, None, f"not warped: {reason}") if reason else (moved, after, "")
+
+
+def _implausible(found: Warp, notes: Notes, after: Alignment, before: Alignment) -> str:
+    """Why a warp is not to be believed, or ""."""
+    if after.peak < max(MIN_PEAK, 0.8 * before.peak) or after.confidence < MIN_CONFIDENCE:
+        return (
+            f"the labels fit too little even then (peak {after.peak:.1f}, before {before.peak:.1f}, "
+            f"needed {MIN_PEAK:.0f}; confidence {after.confidence:.2f}, needed {MIN_CONFIDENCE})"
+        )
+    if abs(after.lag_seconds) > MIN_SHIFT_SECONDS or abs(after.drift_seconds) > MAX_DRIFT_SECONDS:
+        return (
+            f"a lag of {after.lag_seconds * 1000:.0f} ms and a drift of "
+            f"{after.drift_seconds * 1000:.0f} ms would remain"
+        )
+    times = np.arange(notes.onset.min(), notes.onset.max(), BEND_SECONDS)
+    tempo = np.diff(found(times)) / BEND_SECONDS
+    if len(tempo) and np.abs(tempo - 1).max() > MAX_BEND:
+        return f"the tempo would change by up to {np.abs(tempo - 1).max():.0%}"
+    return ""
+
+
+# --- dynamic time warping ------------------------------------------------------------------------
+
+
+def _coarse_to_fine(sounding: np.ndarray, struck: np.ndarray, notes: Notes) -> Warp:
+    """A rough warp: within a few of the finest frames wherever labels and audio agree.
+
+    Args:
+        sounding, struck: see `_pooled`.
+    """
+    longest = max(len(sounding), int(notes.offset.max() / FINEST_SECONDS))
+    found, factor, slack = None, -(-longest // MAX_DTW_FRAMES), 0
+    while True:
+        frame_seconds = factor * FINEST_SECONDS
+        starts = np.arange(0, len(sounding), factor)
+        heard = _unit(np.add.reduceat(sounding, starts), np.add.reduceat(struck, starts))
+        moved = notes if found is None else found.apply(notes)
+        written = _written(moved, frame_seconds)
+        lags = (_path(heard, written, slack) - np.arange(len(written))) * frame_seconds
+        # A path goes in steps; music does not. Knots outside the notes would only mislead.
+        knots = _knots(float(moved.onset.min()), float(moved.onset.max()))
+        lags = np.interp(knots, (np.arange(len(written)) + 0.5) * frame_seconds, lags)
+        lags = _smooth(knots, lags, max(2 * STRETCH_SECONDS, 8 * frame_seconds))
+        label = knots if found is None else found.inverse(knots)
+        found = Warp(label, np.maximum.accumulate(knots + lags))
+        if factor == 1:
+            return found
+        slack = 6 * ZOOM
+        factor = -(-factor // ZOOM)
+
+
+def _path(heard: np.ndarray, written: np.ndarray, slack: int) -> np.ndarray:
+    """For each label frame the audio frame that DTW gives it, float64, non-decreasing.
+
+    Args:
+        heard, written: features of audio and labels, rows of equal meaning, shape (n, features).
+        slack: how far apart the two may be; 0: anywhere.
+    """
+    import librosa
+
+    n, size = len(written), MAX_DTW_FRAMES
+    if not slack:  # the whole, which is at most MAX_DTW_FRAMES long
+        _, pairs = librosa.sequence.dtw(C=_cost(written, heard))
+        return _by_label(pairs, n)
+    path = np.arange(n, dtype=np.float64)
+    overlap = 4 * slack
+    for first in range(0, n, size - 2 * overlap):
+        start, end = max(0, first - overlap), min(n, first + size - overlap)
+        low, high = max(0, start - slack), min(len(heard), end + slack)
+        cost = _cost(written[start:end], heard[low:high])
+        away = np.arange(low, high) - np.arange(start, end)[:, None]
+        cost[np.abs(away) > slack] = 4  # dearer than any pair, yet never without a way out
+        _, pairs = librosa.sequence.dtw(C=cost, subseq=True)
+        here = _by_label(pairs, end - start) + low
+        path[first:end] = here[first - start :]
+        if end == n:
+            break
+    return np.maximum.accumulate(path)
+
+
+def _cost(written: np.ndarray, heard: np.ndarray) -> np.ndarray:
+    """Squared distance of every label frame from every audio frame, 0 to 2."""
+    from scipy.spatial.distance import cdist  # a matrix product's bytes depend on its threads
+
+    return cdist(written, heard, "sqeuclidean")
+
+
+def _by_label(pairs: np.ndarray, n: int) -> np.ndarray:
+    """The mean audio frame of each of n label frames on a path of (label, audio) pairs."""
+    count = np.bincount(pairs[:, 0], minlength=n)
+    return np.bincount(pairs[:, 0], weights=pairs[:, 1], minlength=n) / np.maximum(count, 1)
+
+
+def _pooled(
+    mel: np.ndarray, level: np.float32, strength: np.ndarray, config: SpectrogramConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """What sounds and what is struck in the audio, in frames of FINEST_SECONDS, (n, bands) each."""
+    # Frame i is about the sound at its centre, and an attack shows near there, too.
+    centre = np.arange(len(mel)) + config.fft_size / config.hop / 2
+    pool = (centre / config.frames_per_second / FINEST_SECONDS).astype(np.int64)
+    starts = np.searchsorted(pool, np.arange(pool[-1] + 1))
+    struck = np.add.reduceat(strength, starts)
+    sounding = np.zeros((len(starts), DRUMS), np.float32)
+    for first in range(0, len(mel), BLOCK_FRAMES):
+        block = slice(first, first + BLOCK_FRAMES)
+        np.add.at(sounding, pool[block], loudness(mel[block], level, config))
+    # Attacks count by how far they stand out of their band.
+    return sounding, struck / (struck.mean(axis=0) + np.float32(1e-6))
+
+
+def _written(notes: Notes, frame_seconds: float) -> np.ndarray:
+    """Features of the labels, as `_coarse_to_fine` makes them of audio that plays them."""
+    n_bands, n = DRUMS, int(notes.offset.max() / frame_seconds) + 1
+    sounding = np.zeros((n + 1, n_bands), np.float32)
+    struck = np.zeros((n, n_bands + 1), np.float32)
+    band = band_of(notes)
+    first = np.clip((notes.onset / frame_seconds).astype(np.int64), 0, n - 1)
+    last = np.clip((notes.offset / frame_seconds).astype(np.int64) + 1, first + 1, n)
+    pitched = ~notes.is_drum
+    for semitones, weight in HARMONICS:
+        fits = pitched & (band + semitones < n_bands)
+        np.add.at(sounding, (first[fits], band[fits] + semitones), weight)
+        np.add.at(sounding, (last[fits], band[fits] + semitones), -weight)
+    np.add.at(struck, (first, band), 1)
+    return _unit(np.cumsum(sounding[:-1], axis=0), struck)
+
+
+def _unit(sounding: np.ndarray, struck: np.ndarray) -> np.ndarray:
+    """Both parts side by side, each row of each at most of length sqrt(1/2)."""
+    parts = []
+    for part in (sounding, struck):
+        length = np.sqrt((part * part).sum(axis=1, keepdims=True))
+        parts.append(part / (length + 0.1 * length.mean() + np.float32(1e-6)))
+    return (np.concatenate(parts, axis=1) * np.float32(np.sqrt(0.5))).astype(np.float32)
+
+
+# --- the lag of each stretch ---------------------------------------------------------------------
+
+
+def refine(
+    strength: np.ndarray, notes: Notes, config: SpectrogramConfig, found: Warp
+) -> Warp | None:
+    """The warp corrected by the lag that remains around each knot; None when too few are sure."""
+    radius = round(REFINE_SECONDS * config.frames_per_second)
+    rows, onsets = evidence(strength, found.apply(notes), config, radius)
+    if not len(rows):
+        return None
+    times = _knots(onsets[0], onsets[-1])
+    n_knots = len(times)
+    nearest = np.round((onsets - times[0]) / KNOT_SECONDS).astype(np.int64)
+    first = np.searchsorted(nearest, np.arange(n_knots))
+    held = np.diff(np.append(first, len(rows)))
+    sums = np.add.reduceat(np.pad(rows, ((0, 1), (0, 0))), first, axis=0) * (held > 0)[:, None]
+    reach = round(STRETCH_SECONDS / KNOT_SECONDS)
+    near = 1 - np.abs(np.arange(-reach, reach + 1)) / (reach + 1)
+    curves = np.stack([np.convolve(column, near)[reach:-reach] for column in sums.T], axis=1)
+    weight = np.sqrt(np.convolve(held, near**2)[reach:-reach])
+    best = curves.argmax(axis=1)
+    sure = curves[np.arange(n_knots), best] > MIN_STRETCH_PEAK * np.maximum(weight, 1e-9)
+    if not sure.any() or sure.sum() < MIN_SURE * np.count_nonzero(weight):
+        return None
+    lags = [(summit(curves[k], best[k]) - radius) / config.frames_per_second
+            for k in np.flatnonzero(sure)]  # fmt: skip
+    times = times[sure]
+    audio = np.maximum.accumulate(times + _smooth(times, np.array(lags), STRETCH_SECONDS))
+    return Warp(found.inverse(times), audio)
+
+
+def _knots(first: float, last: float) -> np.ndarray:
+    """Times KNOT_SECONDS apart that cover first to last, at least two."""
+    return first + KNOT_SECONDS * np.arange(int((last - first) / KNOT_SECONDS) + 2)
+
+
+def _smooth(times: np.ndarray, values: np.ndarray, reach: float) -> np.ndarray:
+    """A straight line fitted around each time, nearer values counting more; robust by a median.
+
+    Lines, not means: at the ends of a track a mean would lean towards the middle.
+    """
+    centre = np.array([np.median(values[max(0, i - 2) : i + 3]) for i in range(len(values))])
+    centre[[0, -1]] = values[[0, -1]] if len(values) < 5 else centre[[0, -1]]
+    out = np.empty(len(values))
+    for i, time in enumerate(times):
+        low, high = np.searchsorted(times, (time - reach, time + reach))
+        x, y = times[low:high] - time, centre[low:high]
+        weight = 1 - np.abs(x) / reach
+        mean_x, mean_y = np.average(x, weights=weight), np.average(y, weights=weight)
+        spread = np.average((x - mean_x) ** 2, weights=weight)
+        slope = np.average((x - mean_x) * y, weights=weight) / spread if spread > 0 else 0.0
+        out[i] = mean_y - slope * mean_x
+    return out
