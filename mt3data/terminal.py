@@ -59,5 +59,7 @@ def progress(total: float, what: str, unit: str) -> Any:
     return tqdm(
         total=total, desc=what, unit=unit,
         mininterval=LINE_EVERY_SECONDS, delay=LINE_EVERY_SECONDS,  # short work needs no lines
-        bar_format="{desc}: {n:.4g}/{total:.4g} {unit}, {elapsed} so far, {remaining} left\n",
+        # tqdm forgets a total that is exceeded, and could not format it then
+        bar_format=f"{{desc}}: {{n:.4g}}/{total:.4g} {{unit}}, {{rate_fmt}}, {{elapsed}} so far, "
+        "{remaining} left\n",
     )  # fmt: skip

@@ -7,6 +7,7 @@ other hosts too, as a proxy would.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import threading
 from collections.abc import Iterator
@@ -14,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+from unittest import mock
 from urllib.parse import unquote, urlsplit
 
 
@@ -78,7 +80,7 @@ class Publisher:
 
 @contextmanager
 def publisher(files: dict[str, bytes] | None = None) -> Iterator[Publisher]:
-    """Serves files on a free port while the body runs."""
+    """Serves files on a free port while the body runs, with no proxy in the environment."""
     served = Publisher(files=dict(files or {}))
 
     class Handler(_Handler):
@@ -89,8 +91,10 @@ def publisher(files: dict[str, bytes] | None = None) -> Iterator[Publisher]:
     served.url = f"http://127.0.0.1:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, args=(0.05,), daemon=True)
     thread.start()
+    direct = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
     try:
-        yield served
+        with mock.patch.dict(os.environ, direct, clear=True):
+            yield served
     finally:
         served.stopped.set()
         server.shutdown()
@@ -101,6 +105,11 @@ def publisher(files: dict[str, bytes] | None = None) -> Iterator[Publisher]:
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     publisher: Publisher
+
+    def handle(self) -> None:
+        """Serves a connection until the client, who may be killed or know enough, hangs up."""
+        with suppress(ConnectionError):
+            super().handle()
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
@@ -140,8 +149,7 @@ class _Handler(BaseHTTPRequestHandler):
                     self.publisher.hanging.set()
                     self.publisher.stopped.wait(30)
                 return
-        with suppress(ConnectionError):  # a client that was killed, or knows enough, hangs up
-            self.wfile.write(body)
+        self.wfile.write(body)
         self.close_connection = fault.length > len(body) or self.close_connection
 
     def _head(self, path: str, status: int, length: int, headers: list[tuple[str, str]]) -> None:

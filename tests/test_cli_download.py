@@ -42,9 +42,6 @@ def packed(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 @pytest.fixture
 def web(packed: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Publisher]:
     """A publisher of Slakh, and a folder of manifests that sends us to it."""
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.chdir(tmp_path)
     with publisher({ARCHIVE: packed}) as served:
         real, ours = manifest._folder(), tmp_path / "manifests"

@@ -1,195 +1,28 @@
-"""Downloads from a publisher on 127.0.0.1: faults of the network, kills, and what is believed."""
+"""Whole datasets from a publisher on 127.0.0.1: archives, streams, selections, kills, locks."""
 
-import hashlib
 import os
 import signal
 import subprocess
 import sys
-import tarfile
-import zipfile
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
-from io import BytesIO
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from server import Fault, Publisher, publisher
+from toys import CONTENT, MEMBERS, UNPACKED, a_tar_gz, a_zip, files, get, manifest, source
 
 from mt3data import disk
-from mt3data.download import Wishes, download, needs_download
+from mt3data.download import needs_download
 from mt3data.errors import UserError
 from mt3data.ledger import STATE, read_record
-from mt3data.manifest import Manifest, Source, load
-from mt3data.transport import Patience
+from mt3data.manifest import Source
 from mt3data.verify import verify
-
-QUICK = Patience(retries=3, backoff_seconds=0.0, timeout_seconds=5.0)
-CONTENT = bytes(range(251)) * 4000  # 1 MB without a short period of a power of two
-MEMBERS = {
-    f"top/{split}/{n}.wav": bytes([n]) * 150_000 for split in ("train", "test") for n in (1, 2)
-}
-
-
-@pytest.fixture(autouse=True)
-def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy"):
-        monkeypatch.delenv(name, raising=False)
-        monkeypatch.delenv(name.upper(), raising=False)
 
 
 @pytest.fixture
 def web() -> Iterator[Publisher]:
     with publisher({"/data.csv": CONTENT}) as served:
         yield served
-
-
-def a_zip(members: Mapping[str, bytes]) -> bytes:
-    packed = BytesIO()
-    with zipfile.ZipFile(packed, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return packed.getvalue()
-
-
-def a_tar_gz(members: Mapping[str, bytes]) -> bytes:
-    packed = BytesIO()
-    with tarfile.open(fileobj=packed, mode="w:gz", compresslevel=0) as archive:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            archive.addfile(info, BytesIO(content))
-    return packed.getvalue()
-
-
-def source(web: Publisher, name: str, **changes: Any) -> Source:
-    """The source that a publisher would describe truly."""
-    content = web.files[f"/{name}"]
-    kind = next((k for k in ("zip", "tar.gz") if name.endswith(k)), "file")
-    facts: dict[str, Any] = {"bytes": len(content), "md5": hashlib.md5(content).hexdigest(), "status": "verified",
-             "kind": kind, "strip": int(kind != "file")}  # fmt: skip
-    return Source(name, f"{web.url}/{name}?download=1", **facts | changes)
-
-
-def manifest(*sources: Source) -> Manifest:
-    return replace(load("demo"), name="toy", folder="toy", sources=sources)
-
-
-def get(root: Path, *sources: Source, **wishes: Any) -> Path:
-    return download(manifest(*sources), root, Wishes(patience=QUICK, **wishes))
-
-
-def files(folder: Path) -> dict[str, bytes]:
-    """What a user sees below a folder."""
-    return {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and STATE not in path.parts
-    }
-
-
-UNPACKED = {name.removeprefix("top/"): content for name, content in MEMBERS.items()}
-
-
-@pytest.mark.parametrize(
-    "faults",
-    [
-        [Fault(drop_after=300_000)],
-        [Fault(drop_after=n) for n in (1, 100_000, 200_000, 10)],
-        [Fault(drop_after=300_000), Fault(no_range=True)],
-        [Fault(drop_after=300_000), Fault(refuse_range=True)],
-        [Fault(drop_after=300_000), Fault(status=503), Fault(drop_after=200_000)],
-        [Fault(status=503), Fault(status=503)],
-        [Fault(redirect="/moved")],
-    ],
-    ids=["drop", "drops", "no range", "416", "503 between drops", "503 then fine", "redirect"],
-)
-def test_a_file_arrives_whole_in_spite_of(
-    web: Publisher, tmp_path: Path, faults: list[Fault]
-) -> None:
-    web.files["/moved"] = CONTENT
-    web.faults["/data.csv"] = faults
-    assert files(get(tmp_path, source(web, "data.csv"))) == {"data.csv": CONTENT}
-
-
-def test_a_dropped_body_goes_on_at_the_next_byte(web: Publisher, tmp_path: Path) -> None:
-    web.faults["/data.csv"] = [Fault(drop_after=300_000)]
-    get(tmp_path, source(web, "data.csv"))
-    assert web.ranges("/data.csv") == ["", "bytes=300000-"]
-
-
-@pytest.mark.parametrize(
-    ("fault", "complaint"),
-    [
-        (Fault(status=404), "the server answers 404 Not Found"),
-        (Fault(status=503), "the server answers 503"),
-        (Fault(truncate=1000), "the server has 1,000 bytes, expected 1,004,000"),
-        (Fault(length=2_000_000), "the server has 2,000,000 bytes, expected 1,004,000"),
-        (Fault(length=1_000_000), "the server has 1,000,000 bytes, expected 1,004,000"),
-        (Fault(drop_after=0), "broke off at byte 0"),
-        (Fault(wrong_bytes=True), "md5 is "),
-    ],
-    ids=["404", "503", "truncated", "length too long", "length too short", "drop", "wrong bytes"],
-)
-def test_a_lasting_fault_is_told_in_one_line(
-    web: Publisher, tmp_path: Path, fault: Fault, complaint: str
-) -> None:
-    web.lasting["/data.csv"] = fault
-    with pytest.raises(UserError, match=complaint):
-        get(tmp_path, source(web, "data.csv"))
-    assert "data.csv" not in files(tmp_path / "toy")
-
-
-def test_a_file_with_a_wrong_checksum_is_kept_aside_and_both_values_are_said(
-    web: Publisher, tmp_path: Path
-) -> None:
-    wanted = source(web, "data.csv")
-    web.lasting["/data.csv"] = Fault(wrong_bytes=True)
-    wrong = bytes(255 - byte for byte in CONTENT)
-    with pytest.raises(UserError) as told:
-        get(tmp_path, wanted)
-    assert wanted.md5 in str(told.value)
-    assert hashlib.md5(wrong).hexdigest() in str(told.value)
-    assert files(tmp_path / "toy") == {"data.csv.bad": wrong}
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [Fault(status=404), Fault(truncate=9), Fault(wrong_bytes=True), Fault(drop_after=0)],
-    ids=["404", "truncated", "wrong bytes", "drops"],
-)
-def test_a_mirror_is_used_where_the_first_address_fails(
-    web: Publisher, tmp_path: Path, fault: Fault
-) -> None:
-    web.files["/mirror"] = CONTENT
-    web.lasting["/data.csv"] = fault
-    folder = get(tmp_path, source(web, "data.csv", mirrors=(f"{web.url}/mirror",)))
-    assert files(folder)["data.csv"] == CONTENT
-
-
-def test_a_proxy_of_the_environment_is_used(
-    web: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("http_proxy", web.url)
-    elsewhere = replace(source(web, "data.csv"), url="http://publisher.invalid/data.csv")
-    assert files(get(tmp_path, elsewhere))["data.csv"] == CONTENT
-
-
-def test_a_file_that_changed_since_the_interruption_is_begun_again(
-    web: Publisher, tmp_path: Path
-) -> None:
-    web.lasting["/data.csv"] = Fault(drop_after=300_000)
-    no_sums = {"md5": "", "bytes": 0, "status": "unverified"}
-    with publisher({"/data.csv": b"new" * 200_000}) as later:
-        first = source(web, "data.csv", **no_sums)
-        web.lasting["/data.csv"] = Fault(drop_after=300_000, no_range=True)
-        with pytest.raises(UserError, match="broke off"):
-            get(tmp_path, first)
-        assert (tmp_path / "toy" / "data.csv.part").stat().st_size == 300_000
-        web.lasting.clear()
-        web.files["/data.csv"] = later.files["/data.csv"]
-        get(tmp_path, first)
-    assert files(tmp_path / "toy") == {"data.csv": b"new" * 200_000}
 
 
 @pytest.mark.parametrize(
@@ -304,7 +137,7 @@ def test_files_that_are_not_ours_are_not_written_over(web: Publisher, tmp_path: 
 SCRIPT = """
 import sys
 from pathlib import Path
-from test_download import QUICK, Wishes, download, manifest
+from toys import QUICK, Wishes, download, manifest
 from mt3data.manifest import Source
 source = Source(**eval(sys.argv[2]))
 download(manifest(source), Path(sys.argv[1]), Wishes(patience=QUICK, stream=sys.argv[3] == "stream"))
@@ -362,6 +195,7 @@ def test_a_killed_unpacking_continues_and_skips_what_is_there(
     assert read_record(tmp_path / "toy") == {}
     folder = get(tmp_path, source(web, name), stream=how == "stream")
     assert files(folder) == UNPACKED
+    assert len(web.requests) == (2 if how == "stream" else 1)
     assert (first.stat().st_ino, first.stat().st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
     assert verify(manifest(source(web, name)), tmp_path) == []
 

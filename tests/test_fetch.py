@@ -1,0 +1,162 @@
+"""Single files from a publisher on 127.0.0.1: faults of the network, and what is believed."""
+
+import errno
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from server import Fault, Publisher, publisher
+from toys import CONTENT, files, get, manifest, source
+
+from mt3data.download import Wishes, download
+from mt3data.errors import UserError
+from mt3data.transport import Patience
+
+
+@pytest.fixture
+def web() -> Iterator[Publisher]:
+    with publisher({"/data.csv": CONTENT}) as served:
+        yield served
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [Fault(drop_after=300_000)],
+        [Fault(drop_after=n) for n in (1, 100_000, 200_000, 10)],
+        [Fault(drop_after=300_000), Fault(no_range=True)],
+        [Fault(drop_after=300_000), Fault(refuse_range=True)],
+        [Fault(drop_after=300_000), Fault(status=503), Fault(drop_after=200_000)],
+        [Fault(status=503), Fault(status=503)],
+        [Fault(redirect="/moved")],
+    ],
+    ids=["drop", "drops", "no range", "416", "503 between drops", "503 then fine", "redirect"],
+)
+def test_a_file_arrives_whole_in_spite_of(
+    web: Publisher, tmp_path: Path, faults: list[Fault]
+) -> None:
+    web.files["/moved"] = CONTENT
+    web.faults["/data.csv"] = faults
+    assert files(get(tmp_path, source(web, "data.csv"))) == {"data.csv": CONTENT}
+
+
+def test_a_dropped_body_goes_on_at_the_next_byte(web: Publisher, tmp_path: Path) -> None:
+    web.faults["/data.csv"] = [Fault(drop_after=300_000)]
+    get(tmp_path, source(web, "data.csv"))
+    assert web.ranges("/data.csv") == ["", "bytes=300000-"]
+
+
+@pytest.mark.parametrize(
+    ("fault", "complaint"),
+    [
+        (Fault(status=404), "the server answers 404 Not Found"),
+        (Fault(status=503), "the server answers 503"),
+        (Fault(truncate=1000), "the server has 1,000 bytes, expected 1,004,000"),
+        (Fault(length=2_000_000), "the server has 2,000,000 bytes, expected 1,004,000"),
+        (Fault(length=1_000_000), "the server has 1,000,000 bytes, expected 1,004,000"),
+        (Fault(drop_after=0), "broke off at byte 0"),
+        (Fault(wrong_bytes=True), "md5 is "),
+    ],
+    ids=["404", "503", "truncated", "length too long", "length too short", "drop", "wrong bytes"],
+)
+def test_a_lasting_fault_is_told_in_one_line(
+    web: Publisher, tmp_path: Path, fault: Fault, complaint: str
+) -> None:
+    web.lasting["/data.csv"] = fault
+    with pytest.raises(UserError, match=complaint):
+        get(tmp_path, source(web, "data.csv"))
+    assert "data.csv" not in files(tmp_path / "toy")
+
+
+def test_a_file_with_a_wrong_checksum_is_kept_aside_and_both_values_are_said(
+    web: Publisher, tmp_path: Path
+) -> None:
+    wanted = source(web, "data.csv")
+    web.lasting["/data.csv"] = Fault(wrong_bytes=True)
+    wrong = bytes(255 - byte for byte in CONTENT)
+    with pytest.raises(UserError) as told:
+        get(tmp_path, wanted)
+    assert wanted.md5 in str(told.value)
+    assert hashlib.md5(wrong).hexdigest() in str(told.value)
+    assert files(tmp_path / "toy") == {"data.csv.bad": wrong}
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [Fault(status=404), Fault(truncate=9), Fault(wrong_bytes=True), Fault(drop_after=0)],
+    ids=["404", "truncated", "wrong bytes", "drops"],
+)
+def test_a_mirror_is_used_where_the_first_address_fails(
+    web: Publisher, tmp_path: Path, fault: Fault
+) -> None:
+    web.files["/mirror"] = CONTENT
+    web.lasting["/data.csv"] = fault
+    folder = get(tmp_path, source(web, "data.csv", mirrors=(f"{web.url}/mirror",)))
+    assert files(folder)["data.csv"] == CONTENT
+
+
+def test_a_proxy_of_the_environment_is_used(
+    web: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", web.url)
+    elsewhere = replace(source(web, "data.csv"), url="http://publisher.invalid/data.csv")
+    assert files(get(tmp_path, elsewhere))["data.csv"] == CONTENT
+
+
+def test_a_file_that_changed_since_the_interruption_is_begun_again(
+    web: Publisher, tmp_path: Path
+) -> None:
+    web.lasting["/data.csv"] = Fault(drop_after=300_000)
+    no_sums = {"md5": "", "bytes": 0, "status": "unverified"}
+    with publisher({"/data.csv": b"new" * 200_000}) as later:
+        first = source(web, "data.csv", **no_sums)
+        web.lasting["/data.csv"] = Fault(drop_after=300_000, no_range=True)
+        with pytest.raises(UserError, match="broke off"):
+            get(tmp_path, first)
+        assert (tmp_path / "toy" / "data.csv.part").stat().st_size == 300_000
+        web.lasting.clear()
+        web.files["/data.csv"] = later.files["/data.csv"]
+        get(tmp_path, first)
+    assert files(tmp_path / "toy") == {"data.csv": b"new" * 200_000}
+
+
+def test_a_server_that_falls_silent_is_asked_again(web: Publisher, tmp_path: Path) -> None:
+    web.faults["/data.csv"] = [Fault(hang_after=300_000)]
+    hurried = Wishes(patience=Patience(retries=1, backoff_seconds=0.0, timeout_seconds=0.3))
+    folder = download(manifest(source(web, "data.csv")), tmp_path, hurried)
+    assert files(folder) == {"data.csv": CONTENT}
+
+
+def test_a_disk_that_fills_up_meanwhile_is_told(
+    web: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match=r"the disk is full, .* free; make room"):
+        get(tmp_path, source(web, "data.csv"))
+
+
+def test_where_size_and_checksum_are_uncertain_the_checksum_decides(
+    web: Publisher, tmp_path: Path
+) -> None:
+    folder = get(tmp_path, source(web, "data.csv", bytes=7, status="one"))
+    assert files(folder) == {"data.csv": CONTENT}
+
+
+@pytest.mark.parametrize(("sums", "asked"), [({}, "bytes=300000-"), ({"md5": "", "bytes": 0}, "")])
+def test_without_an_etag_only_a_checksum_lets_a_later_run_go_on(
+    web: Publisher, tmp_path: Path, sums: dict[str, object], asked: str
+) -> None:
+    web.etag = False
+    web.lasting["/data.csv"] = Fault(drop_after=300_000, no_range=True)
+    with pytest.raises(UserError, match="broke off"):
+        get(tmp_path, source(web, "data.csv", **sums))
+    web.lasting.clear()
+    web.requests.clear()
+    assert files(get(tmp_path, source(web, "data.csv", **sums))) == {"data.csv": CONTENT}
+    assert web.ranges("/data.csv") == [asked]
