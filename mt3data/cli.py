@@ -101,6 +101,10 @@ def synth(
 @click.option("--edge", type=click.Choice(["segment", "track"]),
               help="What the last frames see; default: segment for windows of 256 and 512, else track.")  # fmt: skip
 @click.option("--passes", default=1, show_default=True, help="Cuttings of each training track.")
+@click.option("--profile", type=click.Choice(["fixed", "paper"]), default="fixed", show_default=True,
+              help="fixed: repair what is verified as wrong; paper: as MT3 did, with subsets of stems.")  # fmt: skip
+@click.option("--subsets", default=0, metavar="N",
+              help="N random subsets of stems in place of each training mix; --profile paper: 10.")  # fmt: skip
 @click.option("--align", type=click.Choice(["measure", "off", "shift", "dtw"]), default="measure",
               show_default=True, help="Labels early or late: report, ignore, move or warp them.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True)
@@ -124,7 +128,8 @@ def synth(
 )
 def build(
     dataset: str, root: Path, out: Path, splits: tuple[str, ...], split_scheme: str | None,
-    tracks: int, window: int, edge: str | None, passes: int, align: str, seed: int, workers: int,
+    tracks: int, window: int, edge: str | None, passes: int, profile: str, subsets: int,
+    align: str, seed: int, workers: int,
     velocity_bins: int, encoding: str, granularity: str, no_download: bool, max_failures: int,
     name: str,
 ) -> None:  # fmt: skip
@@ -137,8 +142,11 @@ def build(
     from mt3data.vocabulary import VocabularyConfig
     from mt3data.windows import WindowConfig
 
-    if tracks < 0 or workers < 1:
-        raise UserError(f"--tracks {tracks}, --workers {workers}: expected at least 0 and 1")
+    if min(tracks, subsets) < 0 or workers < 1:
+        raise UserError(
+            f"--tracks {tracks}, --subsets {subsets}, --workers {workers}: expected 0 or more, and "
+            "at least 1 worker"
+        )
     try:
         vocabulary = VocabularyConfig(velocity_bins, encoding=encoding, granularity=granularity)
         windows = WindowConfig(window, edge or "", passes, seed, align, vocabulary=vocabulary)
@@ -148,7 +156,9 @@ def build(
         root = _render_demo(root, tracks or DEMO_PIECES, seed, workers)
     if not no_download:
         _download_first(dataset, root)
-    config = BuildConfig(dataset, root, out, splits, tracks, split_scheme, windows, workers, name)
+    config = BuildConfig(
+        dataset, root, out, splits, tracks, split_scheme, windows, workers, name, profile, subsets
+    )
     summary = _run_build(config)
     for row in summary.quarantined:
         click.echo(f"quarantined {row['name']} ({row['stage']}): {row['error']}")

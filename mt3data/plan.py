@@ -17,6 +17,7 @@ from mt3data import __version__
 from mt3data.audio import audio_info
 from mt3data.errors import UserError
 from mt3data.manifest import Manifest, load, names
+from mt3data.mix import LAW, PAPER_SUBSETS, with_subsets
 from mt3data.shards import SCHEMA_VERSION, canonical_json
 from mt3data.spectrogram import n_frames_of
 from mt3data.track import Track
@@ -24,6 +25,7 @@ from mt3data.windows import WindowConfig, window_starts
 
 MAX_SHARD_BYTES, MIN_SHARD_BYTES = 256 << 20, 8 << 20
 SHARDS_PER_SPLIT = 64  # wanted at least, so that streaming readers can divide a large split
+PROFILES = ("fixed", "paper")
 RECORD_OVERHEAD = 8192  # bytes of a record beside its mel: tar headers, notes, tokens, json
 
 
@@ -40,6 +42,9 @@ class BuildConfig:
         split_scheme: a scheme of the manifest; None takes its default.
         windows: how tracks are cut.
         workers: processes.
+        profile: "fixed" repairs what is verified as wrong, "paper" is what MT3 did: known errors are
+            kept, and Slakh's training tracks are PAPER_SUBSETS subsets of their stems.
+        subsets: so many subsets of stems for each training track that has stems; 0: by profile.
         name: what the build is called where it is not the dataset; for the user's own folders.
     """
 
@@ -52,6 +57,8 @@ class BuildConfig:
     windows: WindowConfig = field(default_factory=WindowConfig)
     workers: int = 1
     name: str = ""
+    profile: str = "fixed"
+    subsets: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,14 +105,17 @@ def make_plan(config: BuildConfig) -> Plan:
     adapter = importlib.import_module(f"mt3data.datasets.{manifest.adapter}")
     if config.name:
         manifest = replace(manifest, name=_checked_name(config))
-    tracks = list(adapter.tracks(config.root, manifest, config.split_scheme))
+    tracks = list(adapter.tracks(config.root, _as_published(manifest, config), config.split_scheme))
+    subsets = config.subsets or (PAPER_SUBSETS if config.profile == "paper" else 0)
     chosen = _choose(tracks, config)
+    if subsets:
+        chosen = [with_subsets(track, config.windows.seed, subsets) for track in chosen]
     rejected, usable, sizes = [], [], {}
     for track in chosen:
         try:
             if track.failure:
                 raise UserError(track.failure)
-            sizes[track.id] = audio_info(track.audio).seconds
+            sizes[track.id] = max(audio_info(path).seconds for path in track.audio_files)
             usable.append(track)
         except UserError as error:
             rejected.append(track_row(track, status="quarantined", stage="plan", error=str(error)))
@@ -117,12 +127,29 @@ def make_plan(config: BuildConfig) -> Plan:
         "schema": SCHEMA_VERSION, "version": __version__, "dataset": manifest.name,
         "split_scheme": config.split_scheme or manifest.default_scheme,
         **_settings(config.windows),
+        "profile": config.profile,
+        "subsets": {"passes": subsets, "law": LAW} if any(t.passes for t in chosen) else None,
         "tracks": [
-            [t.id, t.split, t.trim, *(p.stat().st_size if p.is_file() else -1 for p in source_files(t))]
+            [t.id, t.split, t.trim, _passes_said(t), *(p.stat().st_size if p.is_file() else -1 for p in source_files(t))]
             for t in chosen
         ],
     }  # fmt: skip
     return Plan(config, manifest, tuple(shards), tuple(rejected), identity)
+
+
+def _as_published(manifest: Manifest, config: BuildConfig) -> Manifest:
+    """The manifest as the adapter is to follow it: profile "paper" repairs nothing, only tells."""
+    if config.profile not in PROFILES:
+        raise UserError(f"--profile {config.profile}: expected {' or '.join(PROFILES)}")
+    if config.windows.passes > 1 and (config.subsets or config.profile == "paper"):
+        raise UserError("--passes and subsets of stems exclude each other; leave --passes out")
+    if config.profile == "fixed":
+        return manifest
+    issues = (
+        replace(issue, action="flag") if issue.action in ("drop", "shift") else issue
+        for issue in manifest.known_issues
+    )
+    return replace(manifest, known_issues=tuple(issues))
 
 
 def _checked_name(config: BuildConfig) -> str:
@@ -178,8 +205,9 @@ def _pack(
         return hashlib.sha256(f"{windows.seed}|{track.id}".encode()).digest()
 
     ordered = sorted(tracks, key=rank if split == "train" else lambda t: t.id)
-    passes = passes_of(split, windows)
-    size_of = {t.id: _estimated_bytes(seconds[t.id], passes, windows) for t in tracks}
+    size_of = {
+        t.id: _estimated_bytes(seconds[t.id], passes_of(t, windows), windows) for t in tracks
+    }
     total = sum(size_of.values())
     target = min(MAX_SHARD_BYTES, max(MIN_SHARD_BYTES, total // SHARDS_PER_SPLIT))
     groups: list[list[Track]] = [[]]
@@ -193,7 +221,7 @@ def _pack(
     return [
         ShardPlan(
             f"{split}-{i:05d}-of-{len(groups):05d}.tar", split, tuple(group),
-            passes * sum(seconds[t.id] for t in group),
+            sum(passes_of(t, windows) * seconds[t.id] for t in group),
         )
         for i, group in enumerate(groups)
     ]  # fmt: skip
@@ -205,20 +233,40 @@ def _estimated_bytes(seconds: float, passes: int, windows: WindowConfig) -> int:
     return passes * records * (windows.frames * windows.spectrogram.n_mels * 2 + RECORD_OVERHEAD)
 
 
-def passes_of(split: str, windows: WindowConfig) -> int:
+def passes_of(track: Track, windows: WindowConfig) -> int:
     """Passes over a track: only training tracks are cut more than once."""
-    return windows.passes if split == "train" else 1
+    return len(track.passes) or (windows.passes if track.split == "train" else 1)
 
 
 def source_files(track: Track) -> list[Path]:
-    """Everything a track is built from: its mix, then its label files or the MIDI of its stems."""
+    """Everything a track is built from: its audio, then its label files or its stems' MIDI."""
+    return [*track.audio_files, *label_files(track)]
+
+
+def label_files(track: Track) -> list[Path]:
+    """The files that hold a track's labels."""
     if track.labels is not None:
-        return [track.audio, *track.labels.files]
-    return [track.audio, *(stem.midi for stem in track.stems if stem.midi)]
+        return list(track.labels.files)
+    return [stem.midi for stem in track.stems if stem.midi]
 
 
 def track_row(track: Track, **known: Any) -> dict[str, Any]:
     """A row of tracks.parquet; what is not known is null, 0 or empty."""
     row = dict.fromkeys(("seconds", "frames", "notes", "notes_after_audio", "lag", "drift", "align_confidence", "audio_sha256", "labels_sha256"))  # fmt: skip
     row |= {"track": track.id, "name": track.name, "split": track.split, "records": 0}
-    return row | {"stage": "", "error": "", "aligned": "", "problems": list(track.problems)} | known
+    return (
+        row
+        | {
+            "stage": "",
+            "error": "",
+            "aligned": "",
+            "passes": _passes_said(track),
+            "problems": list(track.problems),
+        }
+        | known
+    )
+
+
+def _passes_said(track: Track) -> list[str]:
+    """The stems that each pass hears, "S00+S02", where they do not hear the mix."""
+    return ["+".join(members) for members in track.passes]

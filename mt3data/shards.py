@@ -237,7 +237,7 @@ def tracks_schema() -> Any:
         ("seconds", pa.float64()), ("frames", pa.int64()), ("notes", pa.int64()),
         ("notes_after_audio", pa.int64()), ("records", pa.int64()),
         ("lag", pa.float64()), ("drift", pa.float64()), ("align_confidence", pa.float64()),
-        ("aligned", pa.string()),
+        ("aligned", pa.string()), ("passes", pa.list_(pa.string())),
         ("audio_sha256", pa.string()), ("labels_sha256", pa.string()),
         ("problems", pa.list_(pa.string())),
     ])  # fmt: skip

@@ -21,7 +21,10 @@ from mt3data.notes import DRUM_INSTRUMENT, Notes
 
 @dataclass(frozen=True)
 class Stem:
-    """One instrument of a track; `program` (0-127) is the one that labels carry."""
+    """One instrument of a track.
+
+    `program` (0-127) is the one that labels carry, `name` its class, `family` the publisher's own.
+    """
 
     id: str
     audio: Path | None
@@ -29,6 +32,7 @@ class Stem:
     program: int
     is_drum: bool
     name: str
+    family: str = ""
 
 
 class Labels(Protocol):
@@ -61,6 +65,7 @@ class Track:
         trim: overlapping notes of one pitch and program are to be trimmed (training splits only).
         failure: why the track cannot be used at all; empty when it can.
         labels: reads the labels of a dataset without stems.
+        passes: for each pass the ids of the stems that it hears, summed; empty: all hear the mix.
 
     Texts in problems and failure name files relative to the track, because they end up in builds,
     whose bytes must not depend on where the data lie.
@@ -76,6 +81,14 @@ class Track:
     trim: bool = False
     failure: str = ""
     labels: Labels | None = None
+    passes: tuple[tuple[str, ...], ...] = ()
+
+    @property
+    def audio_files(self) -> tuple[Path, ...]:
+        """What is heard: the mix, or the stems of all passes."""
+        heard = {stem_id for members in self.passes for stem_id in members}
+        stems = tuple(stem.audio for stem in self.stems if stem.audio and stem.id in heard)
+        return stems or (self.audio,)
 
     def load_notes(self) -> Notes:
         """The notes, untrimmed: see load_labels."""
@@ -95,7 +108,17 @@ class Track:
             raise UserError(f"{self.dataset} {self.name}: {self.failure}")
         if self.labels is not None:
             return self._load_whole(self.labels)
-        parts, problems, pitched = [], list(self.problems), 0
+        parts, problems = self.load_parts()
+        if not any(len(part) for _, part in parts):
+            raise UserError(
+                f"{self.dataset} {self.name}: no note in any of {len(parts)} MIDI files"
+            )
+        return Notes.concat([part for _, part in parts]), problems
+
+    def load_parts(self) -> tuple[list[tuple[str, Notes]], tuple[str, ...]]:
+        """The notes of each stem that has MIDI, with its id; and problems, as `load_labels`."""
+        parts: list[tuple[str, Notes]] = []
+        problems, pitched = list(self.problems), 0
         for stem in self.stems:
             if stem.is_drum:
                 number = DRUM_INSTRUMENT
@@ -113,17 +136,14 @@ class Track:
             if len(notes) < struck:
                 lost = f"{struck - len(notes)} of {struck} note-ons give no note"
                 problems.append(f"{stem.id}: {lost} (zero length or never ended); dropped")
-            parts.append(replace(
+            own = replace(
                 notes,
                 program=np.full(len(notes), 0 if stem.is_drum else stem.program),
                 is_drum=np.full(len(notes), stem.is_drum),
                 instrument=np.full(len(notes), number),
-            ))  # fmt: skip
-        if not any(len(part) for part in parts):
-            raise UserError(
-                f"{self.dataset} {self.name}: no note in any of {len(parts)} MIDI files"
             )
-        return Notes.concat(parts), tuple(problems)
+            parts.append((stem.id, own))
+        return parts, tuple(problems)
 
     def _load_whole(self, labels: Labels) -> tuple[Notes, tuple[str, ...]]:
         try:

@@ -118,7 +118,9 @@ class Cut:
         return self.mel.reshape(-1, self.mel.shape[-1])[: self.track_frames - self.starts[0]]
 
 
-def cut(samples: np.ndarray, track: str, pass_number: int, config: WindowConfig) -> Cut:
+def cut(
+    samples: np.ndarray, track: str, pass_number: int, config: WindowConfig, phased: bool = True
+) -> Cut:
     """Cuts the audio of one track and transforms it.
 
     Args:
@@ -126,11 +128,12 @@ def cut(samples: np.ndarray, track: str, pass_number: int, config: WindowConfig)
         track: name that seeds the phases.
         pass_number: which pass; 0 starts at frame 0.
         config: see WindowConfig.
+        phased: later passes start at their phase; not where each hears other stems.
     """
     hop = config.spectrogram.hop
     samples = pad_to_frames(samples, hop)
     track_frames = len(samples) // hop
-    starts = window_starts(track_frames, pass_number, track, config)
+    starts = window_starts(track_frames, pass_number if phased else 0, track, config)
     mel = np.zeros((len(starts), config.frames, config.spectrogram.n_mels), np.float16)
     for window, start in zip(mel, starts, strict=True):
         n_frames = min(config.frames, track_frames - start)

@@ -49,7 +49,7 @@ def _track_folders(root: Path, manifest: Manifest) -> list[Path]:
     """Track folders of the first base folder that has any, sorted by name."""
     top_folders = manifest.layout["folders"]
     bases = [
-        base / folder for base in (root, root / manifest.name) for folder in ("", *top_folders)
+        base / folder for base in (root, root / manifest.folder) for folder in ("", *top_folders)
     ]
     for base in bases:
         groups = [base, *(base / split for split in manifest.layout["split_folders"])]
@@ -166,7 +166,10 @@ def _stems(
             problems.append(f"{stem_id}: {label}; no label")
         elif stem_id in audio and stem_id in midi:
             program, is_drum, name = label
-            stems.append(Stem(stem_id, audio[stem_id], midi[stem_id], program, is_drum, name))
+            family = str(described[stem_id].get("inst_class", ""))
+            stems.append(
+                Stem(stem_id, audio[stem_id], midi[stem_id], program, is_drum, name, family)
+            )
         elif stem_id in midi:
             problems.append(f"{stem_id}: MIDI without audio; label dropped")
         elif stem_id in audio:

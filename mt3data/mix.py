@@ -1,0 +1,88 @@
+"""Which stems a pass hears: random subsets of a Slakh track, and the quartets of Cerberus4.
+
+MT3 trained on "10 random subsets of at least 4 instruments" of every Slakh song (paper, B.2). How
+the sizes were drawn, with which seed and at which gain is not published. The law here: an instrument
+is a stem; the size of a subset is uniform between 4 and all the stems; its members are drawn without
+replacement; no subset comes twice while there are others; a track of fewer than 4 stems is taken
+whole. Audio is the plain sum of the stems' published audio, gain 1, which is how Slakh's own mixes
+are made of them; so a subset is no louder than the mix and nothing needs scaling.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from mt3data.audio import read_audio
+from mt3data.track import Stem, Track
+
+PAPER_SUBSETS, LEAST_STEMS = 10, 4  # MT3, B.2
+LAW = (
+    f"size uniform from {LEAST_STEMS} to all stems, members uniform without replacement, distinct "
+    "while possible; fewer stems: all; gain 1"
+)
+TRIES = 100  # draws until a subset is taken though it came before
+MAX_QUARTETS = 32  # of one song; the paper's mean is 6
+
+
+def subsets(stem_ids: Sequence[str], seed: int, track: str, count: int) -> tuple[tuple[str, ...], ...]:  # fmt: skip
+    """Draws the stems of `count` passes, by the law above.
+
+    Args:
+        stem_ids: of the track, in order.
+        seed, track: what the draw depends on, beside the stems.
+    Returns:
+        For each pass its stems, in the order of stem_ids.
+    """
+    generator = random.Random(f"{seed}|{track}|subsets")
+    least = min(LEAST_STEMS, len(stem_ids))
+    drawn: list[tuple[str, ...]] = []
+    for _ in range(count):
+        for _ in range(TRIES):
+            size = generator.randint(least, len(stem_ids))
+            members = set(generator.sample(list(stem_ids), size))
+            subset = tuple(stem_id for stem_id in stem_ids if stem_id in members)
+            if subset not in drawn:
+                break
+        drawn.append(subset)
+    return tuple(drawn)
+
+
+def with_subsets(track: Track, seed: int, count: int) -> Track:
+    """The track with passes over subsets of its stems; as it is where it has none, or has passes."""
+    ids = [stem.id for stem in track.stems if stem.audio]
+    if not ids or track.passes or track.failure or track.split != "train":
+        return track
+    return replace(track, passes=subsets(ids, seed, track.id, count))
+
+
+def quartets(groups: Sequence[Sequence[Stem]], song: str) -> list[tuple[Stem, ...]]:
+    """All ways to take one stem of each group; MAX_QUARTETS of them, drawn by song, if more."""
+    every = list(itertools.product(*groups))
+    if len(every) <= MAX_QUARTETS:
+        return every
+    chosen = random.Random(f"{song}|quartets").sample(range(len(every)), MAX_QUARTETS)
+    return [every[i] for i in sorted(chosen)]
+
+
+def mixes(track: Track, rate: int) -> list[np.ndarray]:
+    """The audio of every pass of a track with passes: sums of its stems, float32, equally long.
+
+    Every stem is decoded once and added wherever it belongs, in the order of the stems.
+    """
+    sums = [np.zeros(0, np.float32) for _ in track.passes]
+    for stem in track.stems:
+        wanted = [k for k, members in enumerate(track.passes) if stem.id in members]
+        if not wanted or stem.audio is None:
+            continue
+        samples = read_audio(stem.audio, rate)
+        for k in wanted:
+            longest = max(len(sums[k]), len(samples))
+            sums[k] = np.pad(sums[k], (0, longest - len(sums[k])))
+            sums[k][: len(samples)] += samples
+    longest = max(map(len, sums))
+    return [np.pad(samples, (0, longest - len(samples))) for samples in sums]

@@ -1,0 +1,186 @@
+"""Stems as passes: which are drawn, that audio and labels of a pass agree, and what is recorded."""
+
+import json
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import fakes
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+
+from mt3data import mix
+from mt3data.audio import read_audio
+from mt3data.build import build
+from mt3data.check import check
+from mt3data.datasets import demo
+from mt3data.errors import UserError
+from mt3data.manifest import KnownIssue, load
+from mt3data.plan import BuildConfig, make_plan
+from mt3data.reader import ShardSet, read_tracks
+from mt3data.shards import read_npy
+from mt3data.spectrogram import log_mel, pad_to_frames
+from mt3data.track import Stem, Track
+from mt3data.windows import WindowConfig
+
+IDS = tuple(f"S{n:02d}" for n in range(8))
+SPLITS = {"Track00001": "train", "Track00002": "train", "Track00003": "validation"}
+
+
+def test_a_subset_holds_four_to_all_stems_each_size_as_often() -> None:
+    drawn = mix.subsets(IDS, 0, "t", 2000)
+    sizes = Counter(len(subset) for subset in drawn)
+    assert set(sizes) == {4, 5, 6, 7, 8}
+    first = Counter(len(mix.subsets(IDS, seed, "t", 1)[0]) for seed in range(1000))
+    assert min(first.values()) > 150
+
+
+def test_subsets_are_distinct_ordered_and_follow_from_seed_and_track() -> None:
+    drawn = mix.subsets(IDS, 0, "t", 10)
+    assert len(set(drawn)) == 10
+    assert all(list(subset) == sorted(set(subset)) for subset in drawn)
+    assert drawn == mix.subsets(IDS, 0, "t", 10)
+    assert drawn != mix.subsets(IDS, 1, "t", 10)
+    assert drawn != mix.subsets(IDS, 0, "u", 10)
+
+
+@pytest.mark.parametrize("n", [1, 3, 4])
+def test_a_track_of_at_most_four_stems_is_taken_whole_every_time(n: int) -> None:
+    assert mix.subsets(IDS[:n], 0, "t", 3) == (IDS[:n],) * 3
+
+
+def stems(tmp_path: Path, lengths: list[int]) -> tuple[Stem, ...]:
+    made = []
+    for n, length in enumerate(lengths):
+        path = tmp_path / f"S{n:02d}.wav"
+        soundfile.write(path, np.full(length, 2.0**-n), 16000, subtype="FLOAT")
+        made.append(Stem(f"S{n:02d}", path, None, 0, False, "Piano"))
+    return tuple(made)
+
+
+def test_a_mix_is_the_plain_sum_of_its_stems_as_long_as_the_longest(tmp_path: Path) -> None:
+    track = Track("t", "t", "d", "train", tmp_path / "none.wav", stems(tmp_path, [3, 5, 4]),
+                  passes=(("S00", "S01"), ("S02",)))  # fmt: skip
+    one, other = mix.mixes(track, 16000)
+    assert one.tolist() == [1.5, 1.5, 1.5, 0.5, 0.5]
+    assert other.tolist() == [0.25, 0.25, 0.25, 0.25, 0]
+    assert [path.name for path in track.audio_files] == ["S00.wav", "S01.wav", "S02.wav"]
+
+
+@pytest.mark.parametrize("kept", ["validation", "without stems", "failed", "quartet"])
+def test_only_training_tracks_with_stems_get_subsets(tmp_path: Path, kept: str) -> None:
+    track = Track(
+        "t", "t", "d", "validation" if kept == "validation" else "train", tmp_path / "mix.wav",
+        () if kept == "without stems" else stems(tmp_path, [3]),
+        failure="broken" if kept == "failed" else "",
+        passes=(("S00",),) if kept == "quartet" else (),
+    )  # fmt: skip
+    assert mix.with_subsets(track, 0, 10) is track
+
+
+# --- in a build ----------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return fakes.slakh_tree(tmp_path_factory.mktemp("source"), "demo", SPLITS, seconds=2.5)
+
+
+@pytest.fixture(scope="module")
+def three(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A build with three subsets, of at least two stems so that they differ."""
+    patch = pytest.MonkeyPatch()
+    patch.setattr(mix, "LEAST_STEMS", 2)
+    config = BuildConfig("demo", source, tmp_path_factory.mktemp("out"), windows=WindowConfig(256),
+                         subsets=3)  # fmt: skip
+    folder = build(make_plan(config)).folder
+    patch.undo()
+    return folder
+
+
+def rows_of(folder: Path) -> dict[str, dict[str, list[str]]]:
+    rows = pq.read_table(folder / "tracks.parquet").to_pylist()
+    return {row["track"]: row for row in rows}
+
+
+def test_each_pass_hears_and_labels_its_own_stems(source: Path, three: Path) -> None:
+    assert check(three) == []
+    shards = ShardSet(three, "train")
+    passes = [said.split("+") for said in rows_of(three)["Track00001"]["passes"]]
+    assert len(passes) == len({tuple(members) for members in passes}) == 3
+    folder = source / "train" / "Track00001"
+    for k, members in enumerate(passes):
+        row = shards.index["key"].index(f"demo-Track00001-p{k}-0000000")
+        heard = np.sum([read_audio(folder / "stems" / f"{s}.flac") for s in members], axis=0)
+        want = log_mel(pad_to_frames(heard)[: 256 * 128]).astype(np.float16)
+        np.testing.assert_array_equal(read_npy(shards.member(row, "mel")), want)
+        onsets = sum(len(fakes.slakh_notes(stem, 2.5)) for stem in members)
+        in_passes = [r for r, key in enumerate(shards.index["key"]) if f"Track00001-p{k}-" in key]
+        notes = np.concatenate([read_npy(shards.member(r, "notes")) for r in in_passes])
+        assert len(np.unique(notes, axis=0)) == onsets
+
+
+def test_every_pass_begins_at_the_first_frame(three: Path) -> None:
+    index = ShardSet(three, "train").index
+    assert Counter(index["start_frame"]) == {0: 6, 256: 6}
+
+
+def test_evaluation_hears_the_full_mix_in_one_pass(source: Path, three: Path) -> None:
+    assert rows_of(three)["Track00003"]["passes"] == []
+    track = next(read_tracks(three, "validation"))
+    assert len(track.notes) == sum(len(fakes.slakh_notes(s, 2.5)) for s in ("S00", "S01", "S02", "S03"))  # fmt: skip
+
+
+def test_one_and_two_workers_write_the_same_subsets(source: Path, tmp_path: Path) -> None:
+    hashes = []
+    for workers in (1, 2):
+        config = BuildConfig("demo", source, tmp_path / str(workers), windows=WindowConfig(256),
+                             workers=workers, profile="paper")  # fmt: skip
+        hashes.append([shard["sha256"] for shard in build(make_plan(config)).manifest["shards"]])
+    assert hashes[0] == hashes[1]
+
+
+def test_the_profile_and_its_law_stand_in_the_manifest(source: Path, tmp_path: Path) -> None:
+    paper, fixed = (
+        make_plan(BuildConfig("demo", source, tmp_path, profile=profile)).identity
+        for profile in ("paper", "fixed")
+    )
+    assert (paper["profile"], paper["subsets"]["passes"]) == ("paper", 10)
+    assert "gain 1" in paper["subsets"]["law"]
+    assert (fixed["profile"], fixed["subsets"]) == ("fixed", None)
+    assert json.dumps(paper["tracks"]) != json.dumps(fixed["tracks"])
+
+
+def test_the_papers_profile_keeps_what_the_fixed_one_would_move(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[int, list[str]] = {}
+    original = demo.tracks
+
+    def spy(root, manifest, scheme=None):  # type: ignore[no-untyped-def]
+        seen[len(seen)] = [issue.action for issue in manifest.known_issues]
+        return original(root, manifest, scheme)
+
+    late = KnownIssue("late", "labels are late", "shift", shift_seconds=-0.4)
+    described = replace(load("demo"), known_issues=(late,))
+    monkeypatch.setattr("mt3data.plan.load", lambda name: described)
+    monkeypatch.setattr(demo, "tracks", spy)
+    for profile in ("fixed", "paper"):
+        make_plan(BuildConfig("demo", source, tmp_path, profile=profile))
+    assert seen == {0: ["shift"], 1: ["flag"]}
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"profile": "papre"}, "papre: expected fixed or paper"),
+        ({"subsets": 3, "windows": WindowConfig(256, passes=2)}, "exclude each other"),
+    ],
+)
+def test_mistakes_are_one_line(
+    source: Path, tmp_path: Path, changes: dict[str, object], said: str
+) -> None:
+    with pytest.raises(UserError, match=said):
+        make_plan(BuildConfig("demo", source, tmp_path, **changes))  # type: ignore[arg-type]
