@@ -37,7 +37,7 @@ from mt3data.ledger import (
     read_record,
 )
 from mt3data.manifest import Manifest, Source, load, names
-from mt3data.ranges import RANGE_BYTES, RangedFile
+from mt3data.ranges import FIRST_BYTES, RangedFile
 from mt3data.shards import canonical_json, write_durably
 from mt3data.terminal import progress
 from mt3data.transport import PATIENT, Patience, RemoteFile
@@ -259,7 +259,7 @@ def _members_alone(
     """Fetches the selected members of a zip over HTTP Range; the zip's own CRC-32 checks each."""
     urls = [source.url, *source.mirrors]
     with RangedFile(urls, expected_bytes=expected_bytes(source), patience=patience) as remote:
-        file = io.BufferedReader(remote, RANGE_BYTES)
+        file = io.BufferedReader(remote, FIRST_BYTES)
         sizes = zip_sizes(file, place)
         require_space(place.folder, sum(sizes.values()), "for the selected members")
         with progress(sum(sizes.values()) / MB, f"members of {file_name(source)}", "MB") as bar:

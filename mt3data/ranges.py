@@ -15,13 +15,14 @@ import urllib3
 from mt3data.errors import UserError
 from mt3data.transport import PATIENT, Patience, Refused, ask, reason_of, session
 
-RANGE_BYTES = 1 << 20  # of one request
+# One request asks for so much: little after a jump, more and more while reading goes straight on.
+FIRST_BYTES, MOST_BYTES = 1 << 16, 1 << 24
 
 
 class RangedFile(io.RawIOBase):
     """A remote file that can be read at any place: what `zipfile` needs to fetch single members.
 
-    Every read is one request, so wrap it: io.BufferedReader(RangedFile(...), RANGE_BYTES).
+    Reads that are short would be many, so wrap it: io.BufferedReader(RangedFile(...), FIRST_BYTES).
     """
 
     def __init__(
@@ -33,7 +34,9 @@ class RangedFile(io.RawIOBase):
             UserError: no mirror serves the file by ranges.
         """
         self._patience, self._session = patience, session(patience)
-        self._position = 0
+        self._position = self._start = 0
+        self._window = b""  # what was fetched last, from byte _start on
+        self._ahead = FIRST_BYTES
         errors = []
         for url in urls:
             try:
@@ -76,14 +79,24 @@ class RangedFile(io.RawIOBase):
         Raises:
             UserError: the server stopped serving this file, or the file changed.
         """
-        wanted = min(len(buffer), self.total - self._position)
-        if wanted <= 0:
+        if self._position >= self.total:
             return 0
+        if not 0 <= self._position - self._start < len(self._window):
+            straight = self._position == self._start + len(self._window)
+            self._ahead = min(2 * self._ahead, MOST_BYTES) if straight else FIRST_BYTES
+            self._start = self._position
+            self._window = self._fetched(min(self._ahead, self.total - self._position))
+        first = self._position - self._start
+        data = memoryview(self._window)[first : first + len(buffer)]
+        buffer[: len(data)] = data
+        self._position += len(data)
+        return len(data)
+
+    def _fetched(self, wanted: int) -> bytes:
         failures = 0
         while True:
             try:
-                data = self._fetch(wanted)
-                break
+                return self._fetch(wanted)
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
                 failures += 1
                 if failures > self._patience.retries:
@@ -91,9 +104,6 @@ class RangedFile(io.RawIOBase):
                 self._patience.wait(failures)
             except Refused as error:
                 raise UserError(f"{self._url}: {error}") from error
-        buffer[:wanted] = data
-        self._position += wanted
-        return wanted
 
     def _fetch(self, wanted: int) -> bytes:
         answer = ask(
