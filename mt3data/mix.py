@@ -4,8 +4,8 @@ MT3 trained on "10 random subsets of at least 4 instruments" of every Slakh song
 the sizes were drawn, with which seed and at which gain is not published. The law here: an instrument
 is a stem; the size of a subset is uniform between 4 and all the stems; its members are drawn without
 replacement; no subset comes twice while there are others; a track of fewer than 4 stems is taken
-whole. Audio is the plain sum of the stems' published audio, gain 1, which is how Slakh's own mixes
-are made of them; so a subset is no louder than the mix and nothing needs scaling.
+whole. Audio is the plain sum of the stems' published audio, gain 1, as Slakh's own mixes are said to
+be (not yet checked against its files).
 """
 
 from __future__ import annotations
