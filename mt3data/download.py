@@ -316,6 +316,8 @@ def _require_space(folder: Path, todo: dict[Source, Path | None], wishes: Wishes
             unpacked += max(0, source.bytes - _logged_bytes(log))
     streamable = any(s.kind == "tar.gz" for s in todo) and not wishes.stream
     advice = ", or use --stream, which keeps no archive on the disk" if streamable else ""
+    if any(source.seekable for source in todo) and not wishes.select:
+        advice += ", or fetch members without their archive: --select"
     purpose = f"({size(packed)} to download, about {size(unpacked)} unpacked)"
     require_space(folder, packed + unpacked, purpose, advice)
 
