@@ -139,6 +139,8 @@ def _coarse_to_fine(sounding: np.ndarray, struck: np.ndarray, notes: Notes) -> W
         starts = np.arange(0, len(sounding), factor)
         heard = _unit(np.add.reduceat(sounding, starts), np.add.reduceat(struck, starts))
         moved = notes if found is None else found.apply(notes)
+        if found is not None and not len(moved):
+            return found  # all fell onto one moment; nothing will fit, and that is told later
         written = _written(moved, frame_seconds)
         lags = (_path(heard, written, slack) - np.arange(len(written))) * frame_seconds
         # A path goes in steps; music does not. Knots outside the notes would only mislead.

@@ -187,6 +187,19 @@ def test_finer_levels_stay_in_a_band_around_coarser_ones(
     assert np.median(np.abs(warped.onset - notes.onset)) < 0.02
 
 
+@pytest.mark.parametrize("stretch", [5.0, 0.2])
+@pytest.mark.parametrize("frames", [1, 5, 3750])
+def test_labels_and_audio_of_very_different_length_are_refused_in_words(
+    played: tuple[np.ndarray, Notes], stretch: float, frames: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mel, notes = played
+    monkeypatch.setattr("mt3data.warp.MAX_DTW_FRAMES", 150)
+    other = replace(notes, onset=notes.onset * stretch, offset=notes.offset * stretch)
+    kept, _, remark = warp(mel[:frames], other, CONFIG)
+    assert kept is other
+    assert remark.startswith("not warped")
+
+
 # --- in a build ----------------------------------------------------------------------------------
 
 
