@@ -81,6 +81,9 @@ def synth(
         workers=workers,
     )  # fmt: skip
     click.echo(f"{root}: {len(summary.rendered)} pieces rendered, {summary.kept} were there")
+    for piece in summary.rendered:
+        for what in piece.left_out:
+            click.echo(f"{piece.track}: {what}")
     for failed in summary.failed:
         click.echo(f"not rendered: {failed.error}")
     if summary.failed:
@@ -138,7 +141,7 @@ def build(
     Examples: mt3data build demo --out shards/ ; mt3data build slakh --root data/ --out shards/ ;
     mt3data build folder --root recordings/ --name mine
     """
-    from mt3data.plan import BuildConfig
+    from mt3data.plan import BuildConfig, checked_name
     from mt3data.vocabulary import VocabularyConfig
     from mt3data.windows import WindowConfig
 
@@ -153,12 +156,14 @@ def build(
     except ValueError as error:
         raise UserError(str(error)) from error
     if dataset == "demo":
-        root = _render_demo(root, tracks or DEMO_PIECES, seed, workers)
-    if not no_download:
-        _download_first(dataset, root)
+        root = _render_demo(root, tracks, seed, workers)
     config = BuildConfig(
         dataset, root, out, splits, tracks, split_scheme, windows, workers, name, profile, subsets
     )
+    if name:
+        checked_name(config)
+    if not no_download:
+        _download_first(dataset, root)
     summary = _run_build(config)
     for row in summary.quarantined:
         click.echo(f"quarantined {row['name']} ({row['stage']}): {row['error']}")
@@ -176,13 +181,16 @@ def _render_demo(root: Path, tracks: int, seed: int, workers: int) -> Path:
 
     folder = root if (root / "synth.json").is_file() else root / "demo"
     settings = folder / "synth.json"
-    if settings.is_file():  # go on with what was begun there, whatever is asked for now
-        found = json.loads(settings.read_text(encoding="utf-8"))
-        if found["midi"] is None and found["soundfont"]:
-            run(folder, tracks=found["tracks"], seed=found["seed"], seconds=found["seconds"],
-                workers=workers)  # fmt: skip
-    else:
-        run(folder, tracks=tracks, seed=seed, workers=workers)
+    if not settings.is_file():
+        run(folder, tracks=tracks or DEMO_PIECES, seed=seed, workers=workers)
+        return folder
+    found = json.loads(settings.read_text(encoding="utf-8"))
+    if found["midi"] is None and len(list(folder.glob("*/Track*"))) < found["tracks"]:
+        # Go on with what was begun there; refuses where that took another SoundFont.
+        run(folder, tracks=found["tracks"], seed=found["seed"], seconds=found["seconds"],
+            workers=workers)  # fmt: skip
+    if tracks > found["tracks"]:
+        click.echo(f"{folder} holds {found['tracks']} pieces, {tracks} were asked for", err=True)
     return folder
 
 

@@ -104,7 +104,7 @@ def make_plan(config: BuildConfig) -> Plan:
     manifest = load(config.dataset)
     adapter = importlib.import_module(f"mt3data.datasets.{manifest.adapter}")
     if config.name:
-        manifest = replace(manifest, name=_checked_name(config))
+        manifest = replace(manifest, name=checked_name(config))
     tracks = list(adapter.tracks(config.root, _as_published(manifest, config), config.split_scheme))
     subsets = config.subsets or (PAPER_SUBSETS if config.profile == "paper" else 0)
     chosen = _choose(tracks, config)
@@ -152,8 +152,8 @@ def _as_published(manifest: Manifest, config: BuildConfig) -> Manifest:
     return replace(manifest, known_issues=tuple(issues))
 
 
-def _checked_name(config: BuildConfig) -> str:
-    """The name that the user gave to a build of `folder`."""
+def checked_name(config: BuildConfig) -> str:
+    """The name that the user gave to a build of `folder`; a UserError says what is wrong with it."""
     if config.dataset != "folder":
         raise UserError(f"--name is for the dataset `folder`; {config.dataset} keeps its own name")
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,39}", config.name):
