@@ -9,13 +9,13 @@ No time, host, path or number of workers enters any file but `build.log.jsonl`.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import platform
 import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from mt3data.card import dataset_card
+from mt3data.disk import locked
 from mt3data.errors import UserError
 from mt3data.examples import build_track
 from mt3data.plan import BuildConfig, Plan, ShardPlan
@@ -36,7 +37,7 @@ from mt3data.shards import (
     write_durably,
     write_table,
 )
-from mt3data.windows import WindowConfig
+from mt3data.windows import SEGMENT_WINDOWS, WindowConfig
 
 STATE = ".state"  # records of an unfinished build; removed when the manifest is written
 MAX_TARGET_TOKENS = 1024 - 1  # mt3/preprocessors.py handle_too_long, which counts before EOS
@@ -100,7 +101,7 @@ def build(plan: Plan, on_shard: Callable[[ShardPlan], None] = lambda shard: None
         shutil.rmtree(folder / STATE, ignore_errors=True)
         quarantined = [row for row in _read_tracks(folder) if row["status"] != "ok"]
         return Summary(folder, finished, tuple(quarantined), already_complete=True)
-    with _lock(folder):
+    with locked(folder / STATE / "lock", f"{folder}: another build is at work there"):
         started = time.time()
         todo = []
         for shard in plan.shards:
@@ -173,21 +174,6 @@ def _require_files(folder: Path, manifest: dict[str, Any]) -> None:
         )
 
 
-@contextmanager
-def _lock(folder: Path) -> Iterator[None]:
-    """Keeps a second run out of the folder while this one is alive."""
-    import fcntl
-
-    with (folder / STATE / "lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise UserError(
-                f"{folder}: another build is at work there; wait for it or stop it"
-            ) from error
-        yield
-
-
 def _is_done(folder: Path, shard: ShardPlan) -> bool:
     record, path = folder / STATE / f"{shard.name}.json", folder / shard.name
     if not record.is_file() or not path.is_file():
@@ -233,7 +219,8 @@ def _finalise(plan: Plan) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             notes = [row for record in mine for row in _reference_rows(record)]
             path = folder / f"references-{split}.parquet"
             files.append(write_table(path, notes, references_schema()))
-        splits[split] = _totals(rows, [t for t in tracks if t["split"] == split])
+        of_split = [track for track in tracks if track["split"] == split]
+        splits[split] = _totals(rows, of_split, plan.config.windows.frames)
     body = plan.identity | {
         "fingerprint": plan.fingerprint,
         "licence": plan.manifest.licence, "licence_url": plan.manifest.licence_url,
@@ -245,6 +232,8 @@ def _finalise(plan: Plan) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     }  # fmt: skip
     card = dataset_card(body).encode()
     write_durably(folder / "README.md", card)
+    digest = hashlib.sha256(card).hexdigest()
+    files.append({"name": "README.md", "bytes": len(card), "sha256": digest})
     body["files"] = sorted(files, key=lambda entry: entry["name"])
     write_durably(folder / MANIFEST, canonical_json(body))
     shutil.rmtree(folder / STATE)
@@ -269,7 +258,10 @@ def _members(windows: WindowConfig) -> dict[str, Any]:
     }
 
 
-def _totals(rows: list[dict[str, Any]], tracks: list[dict[str, Any]]) -> dict[str, Any]:
+def _totals(
+    rows: list[dict[str, Any]], tracks: list[dict[str, Any]], frames: int
+) -> dict[str, Any]:
+    is_segment = frames in SEGMENT_WINDOWS  # longer windows are cut and tokenised anew in training
     tokens = np.array([row["n_tokens"] for row in rows] or [0])
     usable = [track for track in tracks if track["status"] == "ok"]
     return {
@@ -277,7 +269,7 @@ def _totals(rows: list[dict[str, Any]], tracks: list[dict[str, Any]]) -> dict[st
         "hours": round(sum(track["seconds"] for track in usable) / 3600, 6),
         "notes": sum(track["notes"] for track in usable),
         "tokens": int(tokens.sum()), "max_tokens": int(tokens.max()),
-        "targets_too_long": int((tokens - 1 > MAX_TARGET_TOKENS).sum()),
+        "targets_too_long": int((tokens - 1 > MAX_TARGET_TOKENS).sum()) if is_segment else None,
         "quarantined": len(tracks) - len(usable),
     }  # fmt: skip
 

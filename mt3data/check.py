@@ -55,7 +55,7 @@ def check(
 
 def _check_names(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
     known = {entry["name"] for entry in manifest["shards"] + manifest["files"]}
-    known |= {MANIFEST, "README.md", "build.log.jsonl"}
+    known |= {MANIFEST, "build.log.jsonl"}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name not in known:

@@ -359,9 +359,10 @@ def _print_info(folder: Path, manifest: dict[str, Any]) -> None:
     click.echo(f"  {'split':12}{'tracks':>8}{'hours':>9}{'records':>9}{'notes':>10}{'tokens':>11}"
                f"{'too long':>10}{'failed':>8}")  # fmt: skip
     for name, s in manifest["splits"].items():
+        too_long = "-" if s["targets_too_long"] is None else s["targets_too_long"]
         click.echo(
             f"  {name:12}{s['tracks']:>8}{s['hours']:>9.3f}{s['records']:>9}{s['notes']:>10}"
-            f"{s['tokens']:>11}{s['targets_too_long']:>10}{s['quarantined']:>8}"
+            f"{s['tokens']:>11}{too_long:>10}{s['quarantined']:>8}"
         )
 
 

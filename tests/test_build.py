@@ -180,11 +180,15 @@ def test_a_folder_that_holds_something_else_is_refused(source: Path, tmp_path: P
 
 
 def test_a_second_run_in_the_same_folder_is_kept_out(source: Path, tmp_path: Path) -> None:
-    from mt3data.build import _claim, _lock
+    from mt3data.build import _claim
+    from mt3data.disk import locked
 
     plan = make_plan(config(source, tmp_path))
     _claim(plan)
-    with _lock(plan.folder), pytest.raises(UserError, match="another build is at work there"):
+    with (
+        locked(plan.folder / STATE / "lock", "busy"),
+        pytest.raises(UserError, match="another build is at work there"),
+    ):
         build(plan)
 
 

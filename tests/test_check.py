@@ -59,6 +59,11 @@ def lose_the_index(folder: Path) -> None:
     (folder / "index" / "train.parquet").unlink()
 
 
+def edit_the_card(folder: Path) -> None:
+    path = folder / "README.md"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+
 def bring_an_old_index(folder: Path) -> None:
     path = folder / "index" / "train.parquet"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
@@ -73,6 +78,7 @@ def bring_an_old_index(folder: Path) -> None:
         (add_a_foreign_shard, "train-00001-of-00002.tar: not part of this build"),
         (lose_the_index, "index/train.parquet: missing"),
         (bring_an_old_index, "index/train.parquet: its bytes have changed"),
+        (edit_the_card, "README.md: its bytes have changed"),
     ],
 )
 def test_harm_is_found_and_named(copy: Path, harm: Callable[[Path], None], complaint: str) -> None:
