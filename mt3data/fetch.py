@@ -7,6 +7,7 @@ aside as NAME.bad. MT3 has no counterpart.
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
@@ -105,6 +106,8 @@ def fetch(source: Source, target: Path, patience: Patience = PATIENT) -> Sums:
         UserError: nobody serves the file, or what came differs (it is kept as NAME.bad).
     """
     part = target.with_name(target.name + ".part")
+    for leftover in target.parent.glob(f"{glob.escape(_note(part).name)}.tmp-*"):
+        leftover.unlink()  # of a run that was killed while it wrote the note
     faults: list[str] = []
     if target.is_file():
         sums = sums_of(target)

@@ -13,6 +13,7 @@ from toys import CONTENT, files, get, manifest, source
 
 from mt3data.download import Wishes, download
 from mt3data.errors import UserError
+from mt3data.ledger import STATE
 from mt3data.transport import Patience
 
 
@@ -47,6 +48,14 @@ def test_a_dropped_body_goes_on_at_the_next_byte(web: Publisher, tmp_path: Path)
     web.faults["/data.csv"] = [Fault(drop_after=300_000)]
     get(tmp_path, source(web, "data.csv"))
     assert web.ranges("/data.csv") == ["", "bytes=300000-"]
+
+
+def test_nothing_stays_of_a_run_that_was_killed_while_it_wrote_its_note(
+    web: Publisher, tmp_path: Path
+) -> None:
+    (tmp_path / "toy" / STATE).mkdir(parents=True)
+    (tmp_path / "toy" / "data.csv.part.json.tmp-123").write_bytes(b'{"url')
+    assert files(get(tmp_path, source(web, "data.csv"))) == {"data.csv": CONTENT}
 
 
 @pytest.mark.parametrize(
