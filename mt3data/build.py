@@ -185,6 +185,9 @@ def _run(todo: list[ShardPlan], folder: Path, config: BuildConfig) -> Iterator[s
     """Writes shards in parallel; yields the name of each as it is done."""
     import joblib
 
+    folder = (
+        folder.absolute()
+    )  # joblib's workers live on, in the folder where the first build began
     for leftover in folder.rglob("*.tmp-*"):
         leftover.unlink()
     with joblib.parallel_config("loky", n_jobs=config.workers, inner_max_num_threads=1):

@@ -105,7 +105,9 @@ def make_plan(config: BuildConfig) -> Plan:
     adapter = importlib.import_module(f"mt3data.datasets.{manifest.adapter}")
     if config.name:
         manifest = replace(manifest, name=checked_name(config))
-    tracks = list(adapter.tracks(config.root, _as_published(manifest, config), config.split_scheme))
+    tracks = list(
+        adapter.tracks(config.root.absolute(), _as_published(manifest, config), config.split_scheme)
+    )
     subsets = config.subsets or (PAPER_SUBSETS if config.profile == "paper" else 0)
     chosen = _choose(tracks, config)
     if subsets:

@@ -313,3 +313,17 @@ def test_nothing_of_the_state_remains_and_no_path_or_time_is_in_the_manifest(bui
     text = (built / "manifest.json").read_text()
     assert str(built.parent) not in text
     assert os.uname().nodename not in text
+
+
+def test_a_second_build_in_one_process_may_begin_in_another_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # joblib's workers stay in the folder in which they were started.
+    for name in ("one", "two"):
+        fakes.slakh_tree(
+            tmp_path / name / "music", "demo", {"Track00001": "train", "Track00002": "test"}
+        )
+        monkeypatch.chdir(tmp_path / name)
+        summary = build(make_plan(config(Path("music"), Path("out"), workers=2)))
+        assert check(summary.folder) == []
+    assert digests(tmp_path / "one" / "out") == digests(tmp_path / "two" / "out")
