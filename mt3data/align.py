@@ -19,12 +19,12 @@ MT3 has no counterpart: it takes labels as they are published (paper, Table 1, c
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 
-from mt3data.notes import Notes
+from mt3data.notes import Notes, moved_by
 from mt3data.spectrogram import SpectrogramConfig
 
 LOWEST, HIGHEST = 40, 117  # pitches of the bands: below, 512 mel bins do not tell semitones apart
@@ -98,9 +98,7 @@ def measure_attacks(strength: np.ndarray, notes: Notes, config: SpectrogramConfi
 
 def shifted(notes: Notes, seconds: float) -> Notes:
     """The notes moved by `seconds`; what begins before time 0 then begins there, or is dropped."""
-    moved = replace(
-        notes, onset=np.maximum(notes.onset + seconds, 0.0), offset=notes.offset + seconds
-    )
+    moved = moved_by(notes, seconds)
     return moved[moved.offset > moved.onset]
 
 

@@ -9,7 +9,6 @@ No time, host, path or number of workers enters any file but `build.log.jsonl`.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import platform
 import shutil
@@ -35,6 +34,7 @@ from mt3data.shards import (
     references_schema,
     tracks_schema,
     write_durably,
+    write_listed,
     write_table,
 )
 from mt3data.windows import SEGMENT_WINDOWS, WindowConfig
@@ -233,10 +233,7 @@ def _finalise(plan: Plan) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "quarantined": sum(row["status"] != "ok" for row in tracks),
         "environment": environment(),
     }  # fmt: skip
-    card = dataset_card(body).encode()
-    write_durably(folder / "README.md", card)
-    digest = hashlib.sha256(card).hexdigest()
-    files.append({"name": "README.md", "bytes": len(card), "sha256": digest})
+    files.append(write_listed(folder / "README.md", dataset_card(body).encode()))
     body["files"] = sorted(files, key=lambda entry: entry["name"])
     write_durably(folder / MANIFEST, canonical_json(body))
     shutil.rmtree(folder / STATE)

@@ -16,8 +16,6 @@ from mt3data.notes import Notes
 from mt3data.shards import MANIFEST, MEMBERS, read_manifest, read_npy
 from mt3data.vocabulary import EOS_ID, VocabularyConfig, vocabulary_size
 
-BLOCK = 1 << 20
-
 
 def check(
     folder: Path, *, fast: bool = False, on_file: Callable[[str], None] = lambda name: None
@@ -71,10 +69,8 @@ def _check_file(folder: Path, entry: dict[str, Any], fast: bool) -> list[str]:
         return [f"{entry['name']}: {size:,} bytes, the manifest says {entry['bytes']:,}"]
     if fast:
         return []
-    digest = hashlib.sha256()
     with path.open("rb") as file:
-        while block := file.read(BLOCK):
-            digest.update(block)
+        digest = hashlib.file_digest(file, "sha256")
     if digest.hexdigest() != entry["sha256"]:
         return [f"{entry['name']}: its bytes have changed (sha256 differs from the manifest)"]
     return []

@@ -127,6 +127,27 @@ def validate(notes: Notes) -> None:
             )
 
 
+def successive(notes: Notes) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of notes that follow each other in onset within one pitch, program and kind.
+
+    Returns:
+        Indices of the earlier and of the later notes, equally long; equal onsets keep their order.
+    """
+    order = np.lexsort((notes.onset, notes.pitch, notes.program, notes.is_drum))
+    same_key = np.ones(max(len(notes) - 1, 0), dtype=bool)
+    for column in (notes.pitch, notes.program, notes.is_drum):
+        same_key &= column[order][:-1] == column[order][1:]
+    return order[:-1][same_key], order[1:][same_key]
+
+
+def moved_by(notes: Notes, seconds: float) -> Notes:
+    """Notes moved in time; what would begin or end before time 0 does so there."""
+    if not seconds:
+        return notes
+    onset, offset = (np.maximum(column + seconds, 0.0) for column in (notes.onset, notes.offset))
+    return replace(notes, onset=onset, offset=offset)
+
+
 def trim_overlapping(notes: Notes) -> Notes:
     """Ends each note where the next one of the same pitch, program and kind begins.
 
@@ -136,11 +157,7 @@ def trim_overlapping(notes: Notes) -> Notes:
 
     Source: mt3/note_sequences.py trim_overlapping_notes.
     """
-    order = np.lexsort((notes.onset, notes.pitch, notes.program, notes.is_drum))
-    same_key = np.ones(max(len(notes) - 1, 0), dtype=bool)
-    for column in (notes.pitch, notes.program, notes.is_drum):
-        same_key &= column[order][:-1] == column[order][1:]
-    before, after = order[:-1][same_key], order[1:][same_key]
+    before, after = successive(notes)
     offset = notes.offset.copy()
     offset[before] = np.minimum(offset[before], notes.onset[after])
     return replace(notes, offset=offset)[notes.onset < offset]

@@ -195,6 +195,12 @@ def write_durably(path: Path, data: bytes) -> None:
     _sync_and_rename(file, part, path)
 
 
+def write_listed(path: Path, data: bytes) -> dict[str, Any]:
+    """As `write_durably`; returns name, bytes and sha256, as the manifest lists files."""
+    write_durably(path, data)
+    return {"name": path.name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+
+
 def _sync_and_rename(file: BinaryIO, part: Path, path: Path) -> None:
     file.flush()
     os.fsync(file.fileno())
@@ -263,9 +269,7 @@ def write_table(path: Path, rows: Iterable[dict[str, Any]], schema: Any) -> dict
     table = pa.Table.from_pylist(list(rows), schema=schema)
     pq.write_table(table, buffer, compression="zstd", store_schema=True)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_durably(path, buffer.getvalue())
-    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
-    return {"name": path.name, "bytes": len(buffer.getvalue()), "sha256": digest}
+    return write_listed(path, buffer.getvalue())
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:

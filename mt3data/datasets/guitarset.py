@@ -20,10 +20,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mt3data.datasets.listed import VELOCITY, Row, count_overlaps, nearest_pitches, rows, shift
+from mt3data.datasets.listed import VELOCITY, Row, count_overlaps, nearest_pitches, rows
 from mt3data.errors import UserError
 from mt3data.manifest import Manifest
-from mt3data.notes import Notes
+from mt3data.notes import Notes, moved_by
 from mt3data.track import Track
 
 PROGRAM = 24  # paper B.4 and mt3/tasks.py
@@ -96,7 +96,7 @@ class JamsLabels:
             problems.append(f"{struck_again} notes begin while their own string sounds that pitch")
         if overlapping := sum(count_overlaps(notes)) - struck_again:
             problems.append(f"{overlapping} notes begin while another string sounds their pitch")
-        return shift(notes, self.shift_seconds), tuple(problems)
+        return moved_by(notes, self.shift_seconds), tuple(problems)
 
     def _read(self) -> list[np.ndarray]:
         """Per string, rows of (onset s, duration s, fractional pitch)."""

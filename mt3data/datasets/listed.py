@@ -17,7 +17,7 @@ import numpy as np
 from mt3data.errors import UserError
 from mt3data.manifest import Manifest, SplitScheme
 from mt3data.midi import count_note_ons, read_midi
-from mt3data.notes import Notes, assign_instruments
+from mt3data.notes import Notes, assign_instruments, moved_by, successive
 
 VELOCITY = 100  # of notes whose publisher gives none; with one velocity bin no token depends on it
 AMBIGUOUS = 0.05  # semitones around a half, where rounding a pitch is a guess
@@ -175,15 +175,7 @@ class MidiLabels:
                 f"{count} of {len(notes)} notes begin before the note-off of the same pitch; all "
                 "notes of a pitch end at the first note-off"
             )
-        return shift(assign_instruments(notes), self.shift_seconds), tuple(problems)
-
-
-def shift(notes: Notes, seconds: float) -> Notes:
-    """Notes moved in time; what would begin before time 0 begins there."""
-    if not seconds:
-        return notes
-    onset, offset = (np.maximum(column + seconds, 0.0) for column in (notes.onset, notes.offset))
-    return replace(notes, onset=onset, offset=offset)
+        return moved_by(assign_instruments(notes), self.shift_seconds), tuple(problems)
 
 
 def count_overlaps(notes: Notes) -> tuple[int, int]:
@@ -193,13 +185,9 @@ def count_overlaps(notes: Notes) -> tuple[int, int]:
         The number of notes that begin after the start and before the end of the one before them,
         and of those that begin with it.
     """
-    order = np.lexsort((notes.onset, notes.pitch, notes.program, notes.is_drum))
-    ordered = notes[order]
-    same = np.ones(max(len(notes) - 1, 0), dtype=bool)
-    for column in (ordered.pitch, ordered.program, ordered.is_drum):
-        same &= column[1:] == column[:-1]
-    together = same & (ordered.onset[1:] == ordered.onset[:-1])
-    overlapping = same & ~together & (ordered.onset[1:] < ordered.offset[:-1])
+    before, after = successive(notes)
+    together = notes.onset[after] == notes.onset[before]
+    overlapping = ~together & (notes.onset[after] < notes.offset[before])
     return int(overlapping.sum()), int(together.sum())
 
 

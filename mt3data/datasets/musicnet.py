@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mt3data.datasets.listed import VELOCITY, count_overlaps, rows, shift
+from mt3data.datasets.listed import VELOCITY, count_overlaps, rows
 from mt3data.errors import UserError
 from mt3data.manifest import Manifest
-from mt3data.notes import Notes, assign_instruments
+from mt3data.notes import Notes, assign_instruments, moved_by
 from mt3data.track import Track
 
 LABEL_RATE = 44100  # Hz, what the times of the CSV count in, whatever the file's own rate
@@ -78,7 +78,7 @@ class CsvLabels:
                 f"{overlapping} of {len(notes)} notes overlap one of the same pitch and program, "
                 f"{together} begin together with one"
             )
-        return shift(assign_instruments(notes), self.shift_seconds), tuple(problems)
+        return moved_by(assign_instruments(notes), self.shift_seconds), tuple(problems)
 
     def _read(self) -> list[list[int]]:
         """The rows as (start, end, instrument, note)."""

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mt3data.datasets.listed import VELOCITY, Row, nearest_pitches, rows, shift
+from mt3data.datasets.listed import VELOCITY, Row, nearest_pitches, rows
 from mt3data.errors import UserError
 from mt3data.manifest import Manifest
-from mt3data.notes import Notes
+from mt3data.notes import Notes, moved_by
 from mt3data.track import Track
 
 LOWEST_HZ, HIGHEST_HZ = 8.0, 12900.0  # MIDI pitches 0 to 127
@@ -93,7 +93,7 @@ class PartLabels:
             ))  # fmt: skip
             if not len(onset):
                 problems.append(f"part {number + 1}: no notes")
-        return shift(Notes.concat(parts), self.shift_seconds), tuple(problems)
+        return moved_by(Notes.concat(parts), self.shift_seconds), tuple(problems)
 
 
 def _read(path: Path) -> np.ndarray:
