@@ -8,6 +8,7 @@ interrupted. Any other exception is a bug and keeps its traceback.
 from __future__ import annotations
 
 import errno
+import json
 import sys
 from typing import Any
 
@@ -63,3 +64,8 @@ def progress(total: float, what: str, unit: str) -> Any:
         bar_format=f"{{desc}}: {{n:.4g}}/{total:.4g} {{unit}}, {{rate_fmt}}, {{elapsed}} so far, "
         "{remaining} left\n",
     )  # fmt: skip
+
+
+def print_json(value: Any) -> None:
+    """Prints a value as JSON to read, its letters as they are."""
+    click.echo(json.dumps(value, indent=2, ensure_ascii=False))

@@ -16,7 +16,7 @@ MT3DATA = (
     "datasets.maestro datasets.guitarset "
     "datasets.musicnet datasets.musicnet_em datasets.urmp datasets.folder players compose render "
     "synth align warp shards disk ledger transport ranges unpack fetch "
-    "download verify reader plan examples card build check picture cli"
+    "download verify reader plan examples card build check picture cli_sources cli_builds cli"
 ).split()
 MT3TRAIN = (
     "model loss optim convert config checkpoint data log train decode transcribe metrics evaluate "

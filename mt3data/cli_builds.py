@@ -1,0 +1,91 @@
+"""The commands of `mt3data` that look at what was built: check, info, show."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from mt3data.cli_sources import FOLDER
+from mt3data.terminal import print_json, progress
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--fast", is_flag=True, help="Sizes, names and the index only; reads no bodies.")
+def check(folder: Path, fast: bool) -> None:
+    """Finds whatever is wrong with a build, or with every build in FOLDER.
+
+    Example: mt3data check shards/demo
+    """
+    from mt3data.check import check as run
+    from mt3data.shards import find_builds, read_manifest
+
+    n_faults = 0
+    for build_folder in find_builds(folder):
+        manifest = read_manifest(build_folder)
+        n_files = len(manifest["shards"]) + len(manifest["files"])
+        with progress(n_files, f"check {build_folder.name}", "files") as bar:
+            faults = run(build_folder, fast=fast, on_file=lambda _: bar.update(1))
+        for fault in faults:
+            click.echo(f"{build_folder.name}: {fault}")
+        records = sum(shard["records"] for shard in manifest["shards"])
+        verdict = f"{len(faults)} faults" if faults else "whole"
+        click.echo(
+            f"{build_folder}: {records} records in {len(manifest['shards'])} shards, {verdict}"
+        )
+        n_faults += len(faults)
+    if n_faults:
+        sys.exit(1)
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--json", "as_json", is_flag=True, help="The manifests, as JSON.")
+def info(folder: Path, as_json: bool) -> None:
+    """Says what a build, or every build in FOLDER, holds.
+
+    Example: mt3data info shards/
+    """
+    from mt3data.shards import find_builds, read_manifest
+
+    manifests = {path: read_manifest(path) for path in find_builds(folder)}
+    if as_json:
+        print_json({str(path): manifest for path, manifest in manifests.items()})
+        return
+    for path, manifest in manifests.items():
+        print_info(path, manifest)
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+@click.argument("key")
+@click.option("--out", type=FOLDER, required=True, help="A picture: .png, .svg or .pdf.")
+def show(folder: Path, key: str, out: Path) -> None:
+    """Draws one record: its log-mel with the notes over it; prints its tokens in words.
+
+    Example: mt3data show shards/demo demo-Track00001-p0-0000000 --out record.png
+    """
+    from mt3data.picture import draw_record
+
+    for line in draw_record(folder, key, out):
+        click.echo(line)
+
+
+def print_info(folder: Path, manifest: dict[str, Any]) -> None:
+    """Prints the manifest of a build as a line and a table, a row for each split."""
+    click.echo(
+        f"{folder}: {manifest['title']}, window {manifest['window']}, edge {manifest['edge']}, "
+        f"{len(manifest['shards'])} shards, {sum(s['bytes'] for s in manifest['shards']) / 1e6:,.1f} MB, "
+        f"licence {manifest['licence']}"
+    )
+    click.echo(f"  {'split':12}{'tracks':>8}{'hours':>9}{'records':>9}{'notes':>10}{'tokens':>11}"
+               f"{'too long':>10}{'failed':>8}")  # fmt: skip
+    for name, s in manifest["splits"].items():
+        too_long = "-" if s["targets_too_long"] is None else s["targets_too_long"]
+        click.echo(
+            f"  {name:12}{s['tracks']:>8}{s['hours']:>9.3f}{s['records']:>9}{s['notes']:>10}"
+            f"{s['tokens']:>11}{too_long:>10}{s['quarantined']:>8}"
+        )
