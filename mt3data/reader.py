@@ -28,7 +28,7 @@ from mt3data.notes import Notes
 from mt3data.shards import find_builds, read_manifest, read_npy
 from mt3data.spectrogram import SpectrogramConfig
 from mt3data.tokens import encode_notes
-from mt3data.vocabulary import VocabularyConfig
+from mt3data.vocabulary import PAD_ID, VocabularyConfig
 
 PATTERN = 10_000  # draws over which mixture shares are exact
 OPEN_SHARDS = 128  # per source; systems allow 1,024 open files by default
@@ -39,14 +39,19 @@ class Batch:
     """Some members of a global batch.
 
     Attributes:
-        mel: float16 [members, frames, n_mels]; 0.0 behind the end of a track.
-        tokens: one int16 array per member, EOS last, not padded.
+        mel: float16 [members, frames, n_mels]; 0.0 behind the end of a track. None where the
+            records hold audio instead.
+        audio: int16 [members, samples], or None.
+        tokens: int16 [members, longest]; each row ends with EOS and is padded with 0 behind it.
+        lengths: int32 [members], tokens of each row, EOS included.
         keys: keys of the records.
-        start_frames: first frame of each crop within its track.
+        start_frames: int64 [members], first frame of each crop within its track.
     """
 
-    mel: np.ndarray
-    tokens: list[np.ndarray]
+    mel: np.ndarray | None
+    audio: np.ndarray | None
+    tokens: np.ndarray
+    lengths: np.ndarray
     keys: list[str]
     start_frames: np.ndarray
 
@@ -202,7 +207,10 @@ class IndexedShards:
     def batch(
         self, step: int, global_batch: int, rank: int = 0, world: int = 1, frames: int = 256
     ) -> Batch:
-        """This rank's members of a global batch: every world-th, from the rank-th on.
+        """This rank's members of a global batch.
+
+        The members are ordered by the number of tokens of their records, longest first, and dealt
+        out like cards, so that all ranks have about equally much to do.
 
         Args:
             step: number of the update, from 0.
@@ -216,7 +224,8 @@ class IndexedShards:
         self._check_crops(frames)
         members = self.plan(step, global_batch)
         phases = np.random.default_rng([self.seed, step]).random(global_batch)
-        mine = range(rank, global_batch, world)
+        n_tokens = [self.sources[source].index["n_tokens"][row] for source, row in members]
+        mine = np.argsort(-np.array(n_tokens), kind="stable")[rank::world]
         mel = np.empty((len(mine), frames, self.spectrogram.n_mels), np.float16)
         tokens, keys, starts = [], [], np.zeros(len(mine), np.int64)
         for slot, member in enumerate(mine):
@@ -225,7 +234,7 @@ class IndexedShards:
             ids, starts[slot] = self._crop(shard_set, row, frames, phases[member], mel[slot])
             tokens.append(ids)
             keys.append(shard_set.index["key"][row])
-        return Batch(mel, tokens, keys, starts)
+        return Batch(mel, None, *pad_tokens(tokens), keys, starts)
 
     def _check_crops(self, frames: int) -> None:
         if frames > self.window_frames:
@@ -255,6 +264,15 @@ class IndexedShards:
         notes = Notes.from_array(read_npy(source.member(row, "notes")))
         n_frames = min(frames, track_frames - start)
         return encode_notes(notes, start, n_frames, track_frames, self.vocabulary), start
+
+
+def pad_tokens(tokens: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    """Lists of tokens as int16 [n, longest], padded with 0, and their lengths, int32 [n]."""
+    lengths = np.array([len(ids) for ids in tokens], np.int32)
+    padded = np.full((len(tokens), lengths.max(initial=0)), PAD_ID, np.int16)
+    for row, ids in zip(padded, tokens, strict=True):
+        row[: len(ids)] = ids
+    return padded, lengths
 
 
 def _mixture_pattern(share: np.ndarray, seed: int) -> np.ndarray:

@@ -30,7 +30,7 @@ class Segments(Protocol):
     def batch(
         self, step: int, global_batch: int, rank: int = 0, world: int = 1, frames: int = 256
     ) -> Any:
-        """This rank's members of a global batch: .mel, .tokens and .keys."""
+        """This rank's members of a global batch, see mt3data.reader.Batch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,7 +124,7 @@ def micro_batches(batch: Any, size: int, max_target_length: int) -> list[MicroBa
     max_target_length tokens or more (EOS not counted) stays in place without its tokens: no rank
     may run out of work while the others wait for it.
     """
-    lengths = np.array([len(tokens) for tokens in batch.tokens])
+    lengths = batch.lengths
     too_long = lengths > max_target_length
     order = np.argsort(np.where(too_long, 0, lengths), kind="stable")
     cut = []
@@ -134,7 +134,7 @@ def micro_batches(batch: Any, size: int, max_target_length: int) -> list[MicroBa
         padded = np.full((len(rows), -(-longest // PAD_TO) * PAD_TO), PAD_ID, dtype=np.int64)
         for place, row in enumerate(rows):
             if not too_long[row]:
-                padded[place, : lengths[row]] = batch.tokens[row]
+                padded[place, : lengths[row]] = batch.tokens[row, : lengths[row]]
         cut.append(
             MicroBatch(
                 mel=torch.from_numpy(batch.mel[rows]),
@@ -145,6 +145,12 @@ def micro_batches(batch: Any, size: int, max_target_length: int) -> list[MicroBa
             )
         )
     return cut
+
+
+def to_device(micro: MicroBatch, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What the network takes: log-mel frames [B, F, M] in dtype, and targets [B, L], on a device."""
+    targets_BL = micro.targets.to(device, non_blocking=True)
+    return micro.mel.to(device, non_blocking=True).to(dtype), targets_BL
 
 
 class Ahead:

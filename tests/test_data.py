@@ -7,16 +7,19 @@ import numpy as np
 import pytest
 
 from mt3data.errors import UserError
+from mt3data.reader import pad_tokens
 from mt3data.shards import SCHEMA_VERSION, find_builds
 from mt3train.config import DataConfig
 from mt3train.data import Ahead, micro_batches, mixture_builds
 
 
 def batch_of(*lengths):
+    tokens, lengths = pad_tokens([np.full(n, 10 + i, np.int16) for i, n in enumerate(lengths)])
     return SimpleNamespace(
         mel=np.arange(len(lengths), dtype=np.float16)[:, None, None]
         * np.ones((1, 2, 3), np.float16),
-        tokens=[np.full(n, 10 + i, dtype=np.int16) for i, n in enumerate(lengths)],
+        tokens=tokens,
+        lengths=lengths,
         keys=[f"k{i}" for i in range(len(lengths))],
     )
 

@@ -54,10 +54,10 @@ def test_any_number_of_processes_shares_the_same_global_batch(long_track: Path, 
     parts = [shards.batch(7, 6, rank, world, frames=256) for rank in range(world)]
     for rank, part in enumerate(parts):
         assert part.keys == whole.keys[rank::world]
-        np.testing.assert_array_equal(part.start_frames, whole.start_frames[rank::world])
-        np.testing.assert_array_equal(part.mel, whole.mel[rank::world])
-        for ours, want in zip(part.tokens, whole.tokens[rank::world], strict=True):
-            np.testing.assert_array_equal(ours, want)
+        for name in ("start_frames", "mel", "lengths"):
+            np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[rank::world])
+        longest = part.tokens.shape[1]
+        np.testing.assert_array_equal(part.tokens, whole.tokens[rank::world, :longest])
 
 
 def test_a_crop_is_the_slice_of_its_record_with_the_tokens_of_exactly_that_crop(
@@ -75,16 +75,17 @@ def test_a_crop_is_the_slice_of_its_record_with_the_tokens_of_exactly_that_crop(
         start = int(batch.start_frames[slot])
         n_frames = min(100, track.track_frames - start)
         want = encode_notes(track.notes, start, n_frames, track.track_frames, VocabularyConfig())
-        assert batch.tokens[slot].tolist() == want.tolist()
+        assert batch.tokens[slot, : batch.lengths[slot]].tolist() == want.tolist()
+        assert not batch.tokens[slot, batch.lengths[slot] :].any()
     assert len(set(batch.start_frames.tolist())) > 20
 
 
 def test_records_of_the_length_asked_for_come_as_they_are(segments: Path) -> None:
     batch = IndexedShards([segments]).batch(0, 3, frames=256)
     source = ShardSet(segments, "train")
-    for key, tokens in zip(batch.keys, batch.tokens, strict=True):
+    for key, tokens, length in zip(batch.keys, batch.tokens, batch.lengths, strict=True):
         row = source.index["key"].index(key)
-        assert tokens.tolist() == read_npy(source.member(row, "tokens")).tolist()
+        assert tokens[:length].tolist() == read_npy(source.member(row, "tokens")).tolist()
 
 
 def test_mixture_shares_are_exact(segments: Path, long: Path) -> None:

@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from mt3data.errors import UserError
+from mt3data.reader import pad_tokens
 from mt3data.spectrogram import SpectrogramConfig
 from mt3data.vocabulary import VocabularyConfig
 from mt3train.checkpoint import checkpoints, load_model
@@ -43,7 +44,8 @@ class Made:
             keys.append(f"made-{step}-{member}")
             if step == self.break_at and member == 1:
                 mel[-1][0, 0] = np.nan
-        return SimpleNamespace(mel=np.stack(mel), tokens=tokens, keys=keys)
+        tokens, lengths = pad_tokens(tokens)
+        return SimpleNamespace(mel=np.stack(mel), tokens=tokens, lengths=lengths, keys=keys)
 
 
 def config(run, **changes):
