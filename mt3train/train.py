@@ -35,7 +35,15 @@ from mt3data.vocabulary import num_embeddings
 from mt3train import checkpoint
 from mt3train.checkpoint import CheckpointInfo
 from mt3train.config import Config, load_config
-from mt3train.data import Ahead, MicroBatch, Segments, micro_batches, open_evaluation, open_shards
+from mt3train.data import (
+    Ahead,
+    MicroBatch,
+    Segments,
+    micro_batches,
+    open_evaluation,
+    open_shards,
+    to_device,
+)
 from mt3train.log import Log
 from mt3train.loss import loss_sum
 from mt3train.model import MT3
@@ -174,8 +182,7 @@ def train(
 
             results = []
             for i, micro in enumerate(batch):
-                targets = micro.targets.to(device, non_blocking=True)
-                mel = micro.mel.to(device, non_blocking=True).to(dtype)
+                mel, targets = to_device(micro, device, dtype)
                 is_last = i == len(batch) - 1
                 with network.no_sync() if world > 1 and not is_last else nullcontext():
                     with autocast:
@@ -293,8 +300,8 @@ def evaluate(
     for step in range(min(config.eval_segments, segments.n_records) // size):
         batch = segments.batch(step, size, rank, world, config.data.frames)
         for micro in micro_batches(batch, config.micro_batch, config.data.max_target_length):
-            targets = micro.targets.to(parameter.device)
-            logits = model(micro.mel.to(parameter.device).to(parameter.dtype), targets)
+            mel, targets = to_device(micro, parameter.device, parameter.dtype)
+            logits = model(mel, targets)
             loss, correct = loss_sum(logits, targets, z_loss=0.0), count_correct(logits, targets)
             sums += (loss.item(), correct.item(), micro.n_tokens)
     model.train()
