@@ -46,6 +46,7 @@ class Batch:
         lengths: int32 [members], tokens of each row, EOS included.
         keys: keys of the records.
         start_frames: int64 [members], first frame of each crop within its track.
+        n_frames: int32 [members], frames of each crop that lie before its track's end.
     """
 
     mel: np.ndarray | None
@@ -54,6 +55,7 @@ class Batch:
     lengths: np.ndarray
     keys: list[str]
     start_frames: np.ndarray
+    n_frames: np.ndarray
 
 
 class ShardSet:
@@ -221,20 +223,32 @@ class IndexedShards:
         Raises:
             UserError: crops longer than the records, or random crops of edge "segment".
         """
-        self._check_crops(frames)
+        dealt = np.argsort(-self.n_tokens(step, global_batch), kind="stable")
+        return self.read(step, global_batch, dealt[rank::world].tolist(), frames)
+
+    def n_tokens(self, step: int, global_batch: int) -> np.ndarray:
+        """Tokens of the records, whole, that the members of a global batch are cut from."""
         members = self.plan(step, global_batch)
+        return np.array([self.sources[s].index["n_tokens"][row] for s, row in members])
+
+    def read(
+        self, step: int, global_batch: int, members: Sequence[int], frames: int = 256
+    ) -> Batch:
+        """Some members of a global batch by their number, 0 to global_batch - 1; see `batch`."""
+        self._check_crops(frames)
+        planned = self.plan(step, global_batch)
         phases = np.random.default_rng([self.seed, step]).random(global_batch)
-        n_tokens = [self.sources[source].index["n_tokens"][row] for source, row in members]
-        mine = np.argsort(-np.array(n_tokens), kind="stable")[rank::world]
-        mel = np.empty((len(mine), frames, self.spectrogram.n_mels), np.float16)
-        tokens, keys, starts = [], [], np.zeros(len(mine), np.int64)
-        for slot, member in enumerate(mine):
-            source, row = members[member]
+        mel = np.empty((len(members), frames, self.spectrogram.n_mels), np.float16)
+        tokens, keys, starts = [], [], np.zeros(len(members), np.int64)
+        n_frames = np.zeros(len(members), np.int32)
+        for slot, member in enumerate(members):
+            source, row = planned[member]
             shard_set = self.sources[source]
             ids, starts[slot] = self._crop(shard_set, row, frames, phases[member], mel[slot])
             tokens.append(ids)
             keys.append(shard_set.index["key"][row])
-        return Batch(mel, None, *pad_tokens(tokens), keys, starts)
+            n_frames[slot] = min(frames, shard_set.index["track_frames"][row] - starts[slot])
+        return Batch(mel, None, *pad_tokens(tokens), keys, starts, n_frames)
 
     def _check_crops(self, frames: int) -> None:
         if frames > self.window_frames:
