@@ -1,7 +1,13 @@
-"""From shards to micro-batches: which builds, which members, padding, reading one step ahead."""
+"""From shards to micro-batches: which builds, which members, padding, reading one step ahead.
 
+The original pads every target to 1,024 tokens. Here a rank's members are sorted by length and cut
+into micro-batches that cost about the same, each padded to its longest member. Losses are summed
+over tokens, and padding has weight 0, so the gradient is the same up to rounding.
+"""
+
+import bisect
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,7 +20,7 @@ from mt3data.errors import UserError
 from mt3data.shards import find_builds
 from mt3data.spectrogram import SpectrogramConfig
 from mt3data.vocabulary import PAD_ID, VocabularyConfig
-from mt3train.config import DataConfig
+from mt3train.config import Config, DataConfig
 
 PAD_TO = 16  # lengths of targets are multiples of it, so that few shapes occur
 
@@ -39,10 +45,10 @@ class MicroBatch:
 
     Attributes:
         mel: log-mel frames, float16 [B, F, M].
-        targets: token ids int64 [B, L], EOS last, then 0; a row of zeros was too long.
+        targets: token ids int64 [B, L], EOS last, then 0.
         keys: the records' names.
         n_tokens: number of targets that count.
-        n_skipped: rows that were too long.
+        n_skipped: members of the batch that were too long, told by its first micro-batch.
     """
 
     mel: Tensor
@@ -117,34 +123,69 @@ def open_evaluation(config: DataConfig, like: Segments) -> Segments | None:
     return shards
 
 
-def micro_batches(batch: Any, size: int, max_target_length: int) -> list[MicroBatch]:
-    """Cut one rank's members into micro-batches of at most `size`, similar lengths together.
+def read_step(
+    segments: Segments, step: int, global_batch: int, config: Config, rank: int, world: int
+) -> list[MicroBatch]:
+    """One rank's share of a global batch, in micro-batches; at least one."""
+    batch = segments.batch(step, global_batch, rank, world, config.data.frames)
+    return micro_batches(batch, config.micro_batch, config.data)
 
-    The order of members changes nothing but rounding, as their losses are summed. A target of
-    max_target_length tokens or more (EOS not counted) stays in place without its tokens: no rank
-    may run out of work while the others wait for it.
+
+def micro_batches(batch: Any, size: int, data: DataConfig) -> list[MicroBatch]:
+    """Cut one rank's members into micro-batches of similar lengths and about equal cost.
+
+    Cost is counted in positions, frames and padded targets together. A micro-batch has at most as
+    many as `size` segments padded to data.max_target_length would have, which bounds its memory;
+    the shorter its targets, the more segments it holds. Longest targets come first.
+
+    Members with more than data.max_target_length tokens, EOS included, are left out and counted.
+    If none remains, one stays without its tokens: no rank may lack work while others wait for it.
     """
-    lengths = batch.lengths
-    too_long = lengths > max_target_length
-    order = np.argsort(np.where(too_long, 0, lengths), kind="stable")
-    cut = []
-    for rows in (order[i : i + size] for i in range(0, len(order), size)):
-        kept = [row for row in rows if not too_long[row]]
-        longest = max((int(lengths[row]) for row in kept), default=1)
-        padded = np.full((len(rows), -(-longest // PAD_TO) * PAD_TO), PAD_ID, dtype=np.int64)
-        for place, row in enumerate(rows):
-            if not too_long[row]:
-                padded[place, : lengths[row]] = batch.tokens[row, : lengths[row]]
+    fits = batch.lengths <= data.max_target_length
+    lengths = np.where(fits, batch.lengths, 0).astype(np.int64)
+    rows = np.flatnonzero(fits) if fits.any() else np.array([0])
+    rows = rows[np.argsort(-lengths[rows], kind="stable")]
+    padded = np.maximum(-(-lengths[rows] // PAD_TO), 1) * PAD_TO
+    budget = size * (data.frames + -(-data.max_target_length // PAD_TO) * PAD_TO)
+    n_skipped, cut = int((~fits).sum()), list[MicroBatch]()
+    for part in cut_by_cost(padded.tolist(), data.frames, budget):
+        some, longest = rows[part], int(padded[part.start])
+        width = min(longest, batch.tokens.shape[1])
+        targets = np.full((len(some), longest), PAD_ID, dtype=np.int64)
+        targets[:, :width] = batch.tokens[some, :width]
+        targets[lengths[some] == 0] = PAD_ID
         cut.append(
             MicroBatch(
-                mel=torch.from_numpy(batch.mel[rows]),
-                targets=torch.from_numpy(padded),
-                keys=[batch.keys[row] for row in rows],
-                n_tokens=int(lengths[kept].sum()),
-                n_skipped=len(rows) - len(kept),
+                mel=torch.from_numpy(batch.mel[some]),
+                targets=torch.from_numpy(targets),
+                keys=[batch.keys[row] for row in some],
+                n_tokens=int(lengths[some].sum()),
+                n_skipped=0 if cut else n_skipped,
             )
         )
     return cut
+
+
+def cut_by_cost(padded: Sequence[int], frames: int, budget: int) -> list[slice]:
+    """Cut rows into as few parts as a budget allows, the dearest part as cheap as can be.
+
+    Args:
+        padded: length of each row's targets, longest first.
+        frames: what each row costs besides.
+        budget: largest number of rows times (frames + longest target) of a part; a single row may
+            cost more.
+    """
+
+    def cut(largest: int) -> list[slice]:
+        parts, begin = [], 0
+        while begin < len(padded):
+            n_rows = max(1, largest // (frames + padded[begin]))
+            parts.append(slice(begin, min(begin + n_rows, len(padded))))
+            begin += n_rows
+        return parts
+
+    n_parts = len(cut(budget))
+    return cut(bisect.bisect_left(range(budget), -n_parts, key=lambda cost: -len(cut(cost))))
 
 
 def to_device(micro: MicroBatch, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

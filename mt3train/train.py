@@ -39,9 +39,9 @@ from mt3train.data import (
     Ahead,
     MicroBatch,
     Segments,
-    micro_batches,
     open_evaluation,
     open_shards,
+    read_step,
     to_device,
 )
 from mt3train.log import Log
@@ -151,8 +151,7 @@ def train(
         log.say(f"no build has a split {config.data.eval_split!r}: no evaluation loss")
 
     def load(step: int) -> list[MicroBatch]:
-        batch = shards.batch(step, config.batch, rank, world, config.data.frames)
-        return micro_batches(batch, config.micro_batch, config.data.max_target_length)
+        return read_step(shards, step, config.batch, config, rank, world)
 
     def save() -> None:
         nonlocal saved_step
@@ -298,8 +297,7 @@ def evaluate(
     sums = np.zeros(3)
     model.eval()
     for step in range(min(config.eval_segments, segments.n_records) // size):
-        batch = segments.batch(step, size, rank, world, config.data.frames)
-        for micro in micro_batches(batch, config.micro_batch, config.data.max_target_length):
+        for micro in read_step(segments, step, size, config, rank, world):
             mel, targets = to_device(micro, parameter.device, parameter.dtype)
             logits = model(mel, targets)
             loss, correct = loss_sum(logits, targets, z_loss=0.0), count_correct(logits, targets)

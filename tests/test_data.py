@@ -1,45 +1,104 @@
 """Micro-batches: padding, order, skipped targets; where builds are; reading ahead."""
 
 import json
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mt3data.errors import UserError
-from mt3data.reader import pad_tokens
+from mt3data.reader import Batch, pad_tokens
 from mt3data.shards import SCHEMA_VERSION, find_builds
 from mt3train.config import DataConfig
-from mt3train.data import Ahead, micro_batches, mixture_builds
+from mt3train.data import Ahead, cut_by_cost, micro_batches, mixture_builds, to_device
+from mt3train.loss import loss_sum
+from mt3train.model import MT3, ModelConfig
 
 
 def batch_of(*lengths):
     tokens, lengths = pad_tokens([np.full(n, 10 + i, np.int16) for i, n in enumerate(lengths)])
-    return SimpleNamespace(
-        mel=np.arange(len(lengths), dtype=np.float16)[:, None, None]
-        * np.ones((1, 2, 3), np.float16),
-        tokens=tokens,
-        lengths=lengths,
-        keys=[f"k{i}" for i in range(len(lengths))],
-    )
+    rows = np.arange(len(lengths))
+    mel = rows.astype(np.float16)[:, None, None] * np.ones((1, 2, 3), np.float16)
+    keys, frames = [f"k{i}" for i in rows], np.full(len(rows), 2, np.int32)
+    return Batch(mel, None, tokens, lengths, keys, rows * 0, frames)
 
 
 def test_similar_lengths_share_a_micro_batch_and_are_padded_to_sixteens():
-    first, second = micro_batches(batch_of(40, 3, 33, 16), size=2, max_target_length=1024)
-    assert (first.keys, second.keys) == (["k1", "k3"], ["k2", "k0"])
-    assert (first.targets.shape, second.targets.shape) == ((2, 16), (2, 48))
-    assert first.targets[0].tolist() == [11] * 3 + [0] * 13
-    assert second.mel[:, 0, 0].tolist() == [2.0, 0.0]
-    assert (first.n_tokens, second.n_tokens) == (19, 73)
+    # A budget of 2 x (2 + 64) positions: two rows of 2 + 48, or seven of 2 + 16.
+    first, second = micro_batches(
+        batch_of(40, 3, 33, 16, 2), 2, DataConfig(frames=2, max_target_length=64)
+    )
+    assert (first.keys, second.keys) == (["k0", "k2"], ["k3", "k1", "k4"])
+    assert (first.targets.shape, second.targets.shape) == ((2, 48), (3, 16))
+    assert second.targets[1].tolist() == [11] * 3 + [0] * 13
+    assert first.mel[:, 0, 0].tolist() == [0.0, 2.0]
+    assert (first.n_tokens, second.n_tokens) == (73, 21)
 
 
-def test_a_target_that_is_too_long_is_counted_and_trains_nothing():
-    only, last = micro_batches(batch_of(20, 21, 5), size=2, max_target_length=20)
-    assert only.keys == ["k1", "k2"] and only.targets[0].sum() == 0
-    assert (only.n_skipped, only.n_tokens) == (1, 5)
-    assert (last.n_skipped, last.n_tokens) == (0, 20)
-    (nothing,) = micro_batches(batch_of(30), size=2, max_target_length=20)
-    assert nothing.targets.tolist() == [[0] * 16] and nothing.n_skipped == 1
+def test_a_target_that_is_too_long_is_counted_and_left_out():
+    data = DataConfig(frames=2, max_target_length=20)
+    first, second = micro_batches(batch_of(20, 21, 5), 1, data)
+    assert (first.keys, second.keys) == (["k0"], ["k2"])
+    assert (first.n_skipped, second.n_skipped) == (1, 0)
+
+
+def test_a_rank_whose_targets_are_all_too_long_keeps_one_without_its_tokens():
+    (only,) = micro_batches(batch_of(30, 31), 4, DataConfig(frames=2, max_target_length=20))
+    assert only.targets.tolist() == [[0] * 16]
+    assert (only.n_tokens, only.n_skipped) == (0, 2)
+
+
+@pytest.mark.parametrize(
+    "padded, budget, parts",
+    [
+        ([48, 48, 16, 16, 16, 16], 128, [2, 4]),  # both cost 128
+        ([16] * 5, 128, [3, 2]),  # not 4 and 1
+        ([48, 16, 16], 10, [1, 1, 1]),  # a row may cost more than the budget
+        ([32], 1000, [1]),
+    ],
+)
+def test_micro_batches_are_few_and_cost_about_the_same(padded, budget, parts):
+    assert [part.stop - part.start for part in cut_by_cost(padded, 16, budget)] == parts
+
+
+@given(
+    lengths=st.lists(st.integers(1, 70), min_size=1, max_size=40),
+    size=st.integers(1, 5),
+    frames=st.sampled_from([1, 2, 100]),
+)
+def test_every_member_is_in_one_micro_batch_and_none_is_larger_than_allowed(lengths, size, frames):
+    cut = micro_batches(batch_of(*lengths), size, DataConfig(frames=frames, max_target_length=64))
+    fit = [f"k{i}" for i, length in enumerate(lengths) if length <= 64]
+    if fit:
+        assert sorted(key for micro in cut for key in micro.keys) == sorted(fit)
+        assert sum(m.n_tokens for m in cut) == sum(n for n in lengths if n <= 64)
+    assert cut[0].n_skipped == len(lengths) - len(fit)
+    assert all(len(m.keys) * (frames + m.targets.shape[1]) <= size * (frames + 64) for m in cut)
+
+
+def gradients(model, pieces):
+    model.zero_grad()
+    for mel, targets in pieces:
+        loss_sum(model(mel.double(), targets), targets).backward()
+    return {name: p.grad.clone() for name, p in model.named_parameters()}
+
+
+def test_sorted_micro_batches_have_the_gradient_of_targets_padded_to_1024():
+    torch.manual_seed(0)
+    model = MT3(ModelConfig(64, 8, 2, 4, 1, 1, 8, n_mels=3, dropout_rate=0.0)).double()
+    batch, data = batch_of(300, 3, 90, 17, 40), DataConfig(frames=2)
+    padded = np.pad(batch.tokens, ((0, 0), (0, 1024 - 300))).astype(np.int64)
+    want = gradients(model, [(torch.from_numpy(batch.mel), torch.from_numpy(padded))])
+    cut = micro_batches(batch, 1, data)
+    found = gradients(model, [to_device(m, torch.device("cpu"), torch.float64) for m in cut])
+    assert [m.targets.shape for m in cut] == [(1, 304), (4, 96)]
+    for name, gradient in found.items():
+        scale = want[name].abs().max().item()
+        torch.testing.assert_close(gradient, want[name], rtol=0, atol=1e-12 * scale)
+    without_one = gradients(model, [to_device(cut[0], torch.device("cpu"), torch.float64)])
+    assert (without_one["decoder.logits_dense.weight"] - want["decoder.logits_dense.weight"]).abs().max() > 1  # fmt: skip
 
 
 @pytest.mark.parametrize("pattern", ["*", "a", "", "[ab]"])

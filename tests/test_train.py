@@ -7,7 +7,6 @@ import signal
 import socket
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 from mt3data.errors import UserError
-from mt3data.reader import pad_tokens
+from mt3data.reader import Batch, pad_tokens
 from mt3data.spectrogram import SpectrogramConfig
 from mt3data.vocabulary import VocabularyConfig
 from mt3train.checkpoint import checkpoints, load_model
@@ -45,7 +44,8 @@ class Made:
             if step == self.break_at and member == 1:
                 mel[-1][0, 0] = np.nan
         tokens, lengths = pad_tokens(tokens)
-        return SimpleNamespace(mel=np.stack(mel), tokens=tokens, lengths=lengths, keys=keys)
+        whole = np.full(len(keys), frames, np.int32)
+        return Batch(np.stack(mel), None, tokens, lengths, keys, np.zeros(len(keys)), whole)
 
 
 def config(run, **changes):
