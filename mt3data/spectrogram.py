@@ -139,6 +139,15 @@ def mel_matrix(config: SpectrogramConfig = SpectrogramConfig()) -> np.ndarray:
     return weights
 
 
+def hann_window(size: int) -> np.ndarray:
+    """The periodic Hann window, shape (size,), float32.
+
+    In float32 as tf.signal.hann_window: float64 would be 2e-7 off, 1/8 of the tolerance's floor.
+    """
+    angle = np.float32(2 * np.pi) * np.arange(size, dtype=np.float32)
+    return np.float32(0.5) - np.float32(0.5) * np.cos(angle / np.float32(size))
+
+
 def _transform(samples: np.ndarray, n_frames: int, config: SpectrogramConfig) -> np.ndarray:
     """The first n_frames frames of samples, all of which must lie inside them."""
     out = np.empty((n_frames, config.n_mels), np.float32)
@@ -168,13 +177,10 @@ def _transform(samples: np.ndarray, n_frames: int, config: SpectrogramConfig) ->
 @lru_cache(maxsize=8)
 def _tables(config: SpectrogramConfig) -> tuple[np.ndarray, scipy.sparse.csr_matrix, np.ndarray]:
     """Window; filters as a sparse (n_mels, bins up to fmax) matrix; which filters are empty."""
-    # In float32 as tf.signal.hann_window: float64 would be 2e-7 off, 1/8 of the tolerance's floor.
-    angle = np.float32(2 * np.pi) * np.arange(config.fft_size, dtype=np.float32)
-    window = np.float32(0.5) - np.float32(0.5) * np.cos(angle / np.float32(config.fft_size))
     weights = mel_matrix(config)
     n_bins = int(np.flatnonzero(weights.any(axis=1))[-1]) + 1
     filters = scipy.sparse.csr_matrix(weights[:n_bins].T)
-    return window, filters, np.flatnonzero(~weights.any(axis=0))
+    return hann_window(config.fft_size), filters, np.flatnonzero(~weights.any(axis=0))
 
 
 def _hertz_to_mel(hertz: np.ndarray) -> np.ndarray:
