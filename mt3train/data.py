@@ -6,9 +6,11 @@ over tokens, and padding has weight 0, so the gradient is the same up to roundin
 """
 
 import bisect
+import concurrent.futures
 import dataclasses
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -197,23 +199,47 @@ def to_device(micro: MicroBatch, device: torch.device, dtype: torch.dtype) -> tu
 class Ahead:
     """Calls load(step) in a thread for the step after the one asked for.
 
-    `load` must depend on the step alone; steps may be asked for in any order.
+    `load` must depend on the step alone. The thread is a daemon: a run that has to end does not
+    wait for a disk that does not answer.
     """
 
     def __init__(self, load: Callable[[int], list[MicroBatch]], last: int) -> None:
         self._load, self._last = load, last
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="next-batch")
         self._next: tuple[int, Future[list[MicroBatch]]] | None = None
 
-    def __call__(self, step: int) -> list[MicroBatch]:
-        """What load(step) returns; its exceptions are raised here."""
+    def wait(self, step: int, seconds: float | None = None) -> list[MicroBatch] | None:
+        """What load(step) returns, or None if it is not there yet; its exceptions are raised here.
+
+        Args:
+            step: the same as before, if that was not there, or any other.
+            seconds: how long to wait; None: until it is there.
+        """
         if self._next is None or self._next[0] != step:
-            self._next = (step, self._thread.submit(self._load, step))
-        loaded = self._next[1].result()
-        if step < self._last:
-            self._next = (step + 1, self._thread.submit(self._load, step + 1))
-        return loaded
+            self._begin(step)
+        assert self._next is not None
+        future = self._next[1]
+        concurrent.futures.wait([future], seconds)
+        if not future.done():
+            return None
+        if step < self._last and future.exception() is None:
+            self._begin(step + 1)
+        return future.result()
+
+    def _begin(self, step: int) -> None:
+        if self._next is not None:  # one load at a time
+            concurrent.futures.wait([self._next[1]])
+        future: Future[list[MicroBatch]] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(self._load(step))
+            except BaseException as error:  # whatever it is, wait() raises it
+                future.set_exception(error)
+
+        self._next = (step, future)
+        threading.Thread(target=run, name="next-batch", daemon=True).start()
 
     def close(self) -> None:
-        """Stop the thread; a batch that is being read is waited for."""
-        self._thread.shutdown(cancel_futures=True)
+        """Give the thread a moment to end; what it reads is not wanted any more."""
+        if self._next is not None:
+            concurrent.futures.wait([self._next[1]], timeout=1.0)

@@ -164,7 +164,7 @@ def train(
 
     with closing(Ahead(load, last=config.steps - 1)) as batches, signals_caught() as caught:
         while done < config.steps:
-            batch = batches(done)
+            batch = batches.wait(done) or []
             # The ranks agree on the step at which a signal stops them.
             n_tokens, n_skipped, stop = all_sum(
                 [sum(m.n_tokens for m in batch), sum(m.n_skipped for m in batch), len(caught)],

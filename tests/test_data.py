@@ -1,6 +1,7 @@
 """Micro-batches: padding, order, skipped targets; where builds are; reading ahead."""
 
 import json
+import threading
 
 import numpy as np
 import pytest
@@ -144,7 +145,7 @@ def test_a_mixture_with_a_set_that_is_not_built_names_it(tmp_path):
 def test_the_next_step_is_loaded_ahead_and_any_step_may_be_asked_for():
     asked = []
     ahead = Ahead(lambda step: asked.append(step) or [step], last=3)
-    assert [ahead(step) for step in (0, 1, 3, 2, 3)] == [[0], [1], [3], [2], [3]]
+    assert [ahead.wait(step) for step in (0, 1, 3, 2, 3)] == [[0], [1], [3], [2], [3]]
     ahead.close()
     assert asked == [0, 1, 2, 3, 2, 3]
 
@@ -155,5 +156,14 @@ def test_an_error_while_reading_is_raised_where_the_batch_is_asked_for():
 
     ahead = Ahead(load, last=3)
     with pytest.raises(OSError, match="shard gone"):
-        ahead(0)
+        ahead.wait(0)
+    ahead.close()
+
+
+def test_a_batch_that_does_not_come_is_none_and_holds_nobody_up():
+    disk = threading.Event()
+    ahead = Ahead(lambda step: disk.wait() and [step], last=3)
+    assert ahead.wait(0, seconds=0.01) is None
+    disk.set()
+    assert ahead.wait(0) == [0]
     ahead.close()
