@@ -17,7 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from mt3data.notes import Notes
-from mt3data.tokens import EventTable, encode, encode_notes
+from mt3data.events import EventTable
+from mt3data.tokens import encode, encode_notes
 from mt3data.vocabulary import VocabularyConfig
 
 NOTES = Path(__file__).parent.parent / "tests" / "golden" / "timing_60s_notes.json"

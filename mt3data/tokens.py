@@ -14,7 +14,8 @@ How this differs from MT3, and what it changes:
 - A track without notes gives the target of a silent segment, `tie EOS`; the original raises.
 - `segment_start` is exact. The original rounds a float32 time down to 10 ms, which puts one segment
   in nine 10 ms early; `rounding="float32"` and `"float64"` reproduce it for comparison.
-- The original walks every 10 ms of a track in Python; here events are columns and a crop is a slice.
+- The original walks every 10 ms of a track in Python; here events are columns and a crop is a slice,
+  or many crops of many tracks are cut in one go.
 
 Source: mt3/note_sequences.py and mt3/run_length_encoding.py.
 """
@@ -22,23 +23,21 @@ Source: mt3/note_sequences.py and mt3/run_length_encoding.py.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
-from mt3data.notes import Notes, validate
+from mt3data.events import DRUM_KEY, PART_STEPS, SILENCE, EventTable
+from mt3data.notes import COLUMNS, Notes
 from mt3data.vocabulary import (
     EOS_ID,
     NUM_SPECIAL_IDS,
+    PAD_ID,
     VocabularyConfig,
     codec_of,
     map_programs,
-    velocity_to_bin,
 )
 
 FRAMES_PER_SECOND = 125  # 16 kHz in hops of 128 samples
-SILENCE = -1  # no program or velocity has been said yet
-DRUM_KEY = 1 << 14  # above 128 * program + pitch of any pitched note
 
 
 def first_step(frame: int, config: VocabularyConfig) -> int:
@@ -47,7 +46,11 @@ def first_step(frame: int, config: VocabularyConfig) -> int:
     A segment owns the events from its first frame's step up to the step of the frame after its
     last, so an event may lie up to 10 ms before the segment's first frame.
     """
-    return frame * config.steps_per_second // FRAMES_PER_SECOND
+    return int(_first_steps(np.asarray(frame), config))
+
+
+def _first_steps(frames: np.ndarray, config: VocabularyConfig) -> np.ndarray:
+    return frames * config.steps_per_second // FRAMES_PER_SECOND
 
 
 def segment_start(frame: int, config: VocabularyConfig, rounding: str = "exact") -> float:
@@ -68,82 +71,6 @@ def segment_start(frame: int, config: VocabularyConfig, rounding: str = "exact")
     return time - time % (1 / config.steps_per_second)
 
 
-@dataclass(frozen=True)
-class EventTable:
-    """All onsets and offsets of a track (or window) in time order, ready to be cut.
-
-    Row i of the first four columns is event i. The `tie_` columns describe, for each onset of a
-    pitched note, when the model's state calls that pitch and program held: before event j exactly
-    if tie_after < j <= tie_until. That state is kept per (pitch, program), so overlapping equal
-    notes are one, and the first note-off ends it.
-    """
-
-    config: VocabularyConfig
-    step: np.ndarray  # quantised time
-    program: np.ndarray  # -1 where none is said: drums, and every note in the onsets encoding
-    velocity_bin: np.ndarray  # 0 for a note-off
-    word: np.ndarray  # codec id of the pitch or drum
-    tie_after: np.ndarray
-    tie_until: np.ndarray
-    tie_key: np.ndarray  # 128 * program + pitch, int16
-
-    @staticmethod
-    def of(notes: Notes, config: VocabularyConfig) -> EventTable:
-        """Orders the events of notes as the original does.
-
-        Equal times are ordered offsets first, then by (is_drum, program, pitch); times are
-        compared before they are quantised, and quantised with banker's rounding.
-
-        Raises:
-            ValueError: see `notes.validate`.
-
-        Source: mt3/note_sequences.py note_sequence_to_onsets_and_offsets_and_programs.
-        """
-        validate(notes)
-        if config.encoding == "onsets":
-            return EventTable._of_onsets(notes, config)
-        # One number for (is_drum, program, pitch); 16 bits, which numpy sorts in linear time.
-        key = (notes.is_drum * DRUM_KEY + 128 * notes.program + notes.pitch).astype(np.int16)
-        order = np.argsort(key, kind="stable")
-        pitched = order[key[order] < DRUM_KEY]
-        time = np.concatenate([notes.offset[pitched], notes.onset[order]])
-        bins = velocity_to_bin(notes.velocity[order], config.num_velocity_bins)
-        velocity_bin = np.concatenate([np.zeros(len(pitched), np.int64), bins])
-        by_time = np.argsort(time, kind="stable")
-        key = key[np.concatenate([pitched, order])[by_time]]
-        velocity_bin, is_drum, codec = velocity_bin[by_time], key >= DRUM_KEY, codec_of(config)
-        return EventTable(
-            config,
-            np.rint(time[by_time] * config.steps_per_second).astype(np.int64),
-            np.where(is_drum, SILENCE, map_programs(key // 128, config.granularity)),
-            velocity_bin,
-            key % 128 + np.where(is_drum, codec.first["drum"], codec.first["pitch"]),
-            *_held_spans(key, velocity_bin),
-        )
-
-    @staticmethod
-    def _of_onsets(notes: Notes, config: VocabularyConfig) -> EventTable:
-        # Drums become ordinary pitches here; mt3/note_sequences.py note_sequence_to_onsets.
-        notes = notes[np.argsort(notes.pitch, kind="stable")]
-        notes = notes[np.argsort(notes.onset, kind="stable")]
-        nothing = np.full(len(notes), SILENCE)
-        step = np.rint(notes.onset * config.steps_per_second).astype(np.int64)
-        word = notes.pitch + codec_of(config).first["pitch"]
-        return EventTable(config, step, nothing, nothing, word, *_held_spans(nothing, nothing))
-
-
-def _held_spans(
-    key: np.ndarray, velocity_bin: np.ndarray
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For every pitched onset: its row, the row of its key's next event, and the key."""
-    by_key = np.argsort(key, kind="stable")
-    next_of_key = np.full(len(key), len(key))
-    same = key[by_key][:-1] == key[by_key][1:]
-    next_of_key[by_key[:-1][same]] = by_key[1:][same]
-    onsets = np.flatnonzero((key < DRUM_KEY) & (velocity_bin > 0))
-    return onsets, next_of_key[onsets], key[onsets]
-
-
 def encode(events: EventTable, start_frame: int, n_frames: int, track_frames: int) -> np.ndarray:
     """Tokens of the frames [start_frame, start_frame + n_frames) of a track.
 
@@ -161,24 +88,46 @@ def encode(events: EventTable, start_frame: int, n_frames: int, track_frames: in
     Source: mt3/run_length_encoding.py encode_and_index_events, run_length_encode_shifts_fn,
     remove_redundant_state_changes_fn; mt3/preprocessors.py map_midi_programs.
     """
-    if n_frames < 1 or not 0 <= start_frame < max(track_frames, 1):
-        raise ValueError(
-            f"crop of {n_frames} frames at {start_frame}; expected at least 1 frame, beginning "
-            f"inside the track of {track_frames} frames"
-        )
-    config, codec = events.config, codec_of(events.config)
-    origin = first_step(start_frame, config)
-    begin, end = int(np.searchsorted(events.step, origin)), len(events.step)
-    if start_frame + n_frames < track_frames:
-        end = int(np.searchsorted(events.step, first_step(start_frame + n_frames, config)))
-    parts: list[np.ndarray] = []
-    last_program = SILENCE
+    crops = (np.array([value]) for value in (start_frame, n_frames, track_frames))
+    return encode_parts(events, *crops)[0][0]
+
+
+def encode_parts(
+    events: EventTable, start_frame: np.ndarray, n_frames: np.ndarray, track_frames: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """`encode` for one crop of every part of a table, all at once; see there.
+
+    Args:
+        events: with as many parts as there are crops.
+        start_frame, n_frames, track_frames: of each crop, integers [n].
+    Returns:
+        Vocabulary ids, int16 [n, longest], EOS last and PAD_ID behind it; and how many there are
+        in each row, int32 [n].
+    """
+    for crop in zip(start_frame, n_frames, track_frames, strict=True):
+        if crop[1] < 1 or not 0 <= crop[0] < max(crop[2], 1):
+            raise ValueError(
+                f"crop of {crop[1]} frames at {crop[0]}; expected at least 1 frame, beginning "
+                f"inside the track of {crop[2]} frames"
+            )
+    config, codec, parts = events.config, codec_of(events.config), np.arange(len(start_frame))
+    bounds = _first_steps(np.stack([start_frame, start_frame + n_frames]), config)
+    bounds[1, start_frame + n_frames >= track_frames] = PART_STEPS
+    bounds += parts * PART_STEPS
+    begin, end = np.searchsorted(events.step, bounds)
+    sections: list[tuple[np.ndarray, np.ndarray]] = []  # codec ids and their parts
+    last_program = np.full(len(parts), SILENCE)
     if config.encoding == "ties":
-        ties, last_program = _tie_section(events, begin)
-        parts += [ties, np.array([codec.first["tie"]])]
-    parts.append(_event_tokens(events, slice(begin, end), origin, last_program))
-    ids = np.concatenate(parts) + NUM_SPECIAL_IDS
-    return np.append(ids, EOS_ID).astype(np.int16)
+        sections.append(_tie_sections(events, begin, last_program))
+        sections.append((np.full(len(parts), codec.first["tie"]), parts))
+    sections.append(_event_tokens(events, begin, end, bounds[0], last_program))
+    sections.append((np.full(len(parts), EOS_ID - NUM_SPECIAL_IDS), parts))
+    ids, part = (np.concatenate(columns) for columns in zip(*sections, strict=True))
+    lengths = np.bincount(part, minlength=len(parts))
+    tokens = np.full((len(parts), int(lengths.max(initial=0))), PAD_ID, np.int16)
+    filled = np.arange(tokens.shape[1]) < lengths[:, None]
+    tokens[filled] = ids[np.argsort(part, kind="stable")] + NUM_SPECIAL_IDS
+    return tokens, lengths.astype(np.int32)
 
 
 def encode_notes(
@@ -188,53 +137,108 @@ def encode_notes(
     return encode(EventTable.of(notes, config), start_frame, n_frames, track_frames)
 
 
-def _tie_section(events: EventTable, begin: int) -> tuple[np.ndarray, int]:
-    """Codec ids of the notes held before event `begin`, and the last program said there."""
-    held = (events.tie_after < begin) & (begin <= events.tie_until)
-    key = np.sort(events.tie_key[held]).astype(np.int64)
+def encode_crops(
+    windows: Sequence[np.ndarray], start_frame: np.ndarray, n_frames: np.ndarray,
+    track_frames: np.ndarray, config: VocabularyConfig,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """`encode_notes` for one crop of each of several windows, at a tenth of the time for each.
+
+    Only notes near the crop become events: those that sound or begin in it, and those that end
+    after the first of these began, which might end a note of the same key. A step is taken off for
+    the crop's first frame, which is rounded down, and half a step for the rounding of times.
+
+    Args:
+        windows: the notes of each window, float64 [n, 7] as shards hold them.
+        start_frame, n_frames, track_frames: see `encode_parts`, which also says what is returned.
+    """
+    counts = np.array([len(window) for window in windows], np.int64)
+    part = np.repeat(np.arange(len(windows)), counts)
+    notes = np.concatenate([np.zeros((0, len(COLUMNS))), *windows])
+    onset, offset = notes[:, 0], notes[:, 1]
+    margin = 2 / config.steps_per_second
+    earliest = start_frame / FRAMES_PER_SECOND - margin
+    held = (offset >= earliest[part]) & (onset <= earliest[part] + 2 * margin)
+    np.minimum.at(earliest, part[held], onset[held])
+    latest = (start_frame + n_frames) / FRAMES_PER_SECOND + margin
+    latest[start_frame + n_frames >= track_frames] = np.inf
+    near = (offset >= earliest[part]) & (onset <= latest[part])
+    events = EventTable.of(Notes.from_array(notes[near]), config, part[near])
+    return encode_parts(events, start_frame, n_frames, track_frames)
+
+
+def _tie_sections(
+    events: EventTable, begin: np.ndarray, last_program: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Codec ids of the notes held before event begin[part], and their parts.
+
+    The last program that each part says there goes into last_program.
+    """
+    begin_of = begin[events.tie_part]
+    held = (events.tie_after < begin_of) & (begin_of <= events.tie_until)
+    part, key = np.divmod(
+        np.sort(events.tie_part[held] * DRUM_KEY + events.tie_key[held]), DRUM_KEY
+    )
     if not len(key):
-        return key, SILENCE
+        return key, part
     first, granularity = codec_of(events.config).first, events.config.granularity
-    program = map_programs(key // 128, granularity)
-    rows = np.stack([first["program"] + program, first["pitch"] + key % 128], axis=1)
-    said = np.ones(rows.shape, dtype=bool)
-    said[:, 0] = _changes(program, SILENCE) if granularity != "flat" else False
-    return rows[said], int(program[-1])
+    program, said = map_programs(key // 128, granularity), np.ones((len(key), 2), dtype=bool)
+    ids = np.empty(said.shape, np.int64)
+    ids[:, 0], ids[:, 1] = first["program"] + program, first["pitch"] + key % 128
+    said[:, 0] = _changes(program, part, last_program) if granularity != "flat" else False
+    last_program[part] = program  # of several values for one part, the last one stays
+    return _said(ids, said, part)
 
 
-def _event_tokens(events: EventTable, rows: slice, origin: int, last_program: int) -> np.ndarray:
-    """Codec ids of some events: one row of [shifts, program, velocity, word] each, where they are said."""
-    config, first = events.config, codec_of(events.config).first
-    shift = events.step[rows] - origin
-    if not len(shift):
-        return np.zeros(0, np.int64)
+def _event_tokens(
+    events: EventTable, begin: np.ndarray, end: np.ndarray, origin: np.ndarray,
+    last_program: np.ndarray,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """Codec ids of the events begin[part] to end[part], and their parts.
+
+    An event is a row of [shifts, program, velocity, word], each where it is said.
+    """
+    config, first, count = events.config, codec_of(events.config).first, end - begin
+    part = np.repeat(np.arange(len(count)), count)
+    if not len(part):
+        return part, part
+    rows = np.arange(len(part)) + (end - np.cumsum(count))[part]
+    shift = events.step[rows] - origin[part]
     program, velocity_bin = events.program[rows], events.velocity_bin[rows]
     # A shift longer than one token's reach is said as as many full tokens as it takes, and the rest.
-    n_shifts = max(1, -(-int(shift[-1]) // config.max_shift_steps))
-    tokens = np.empty((len(shift), n_shifts + 3), np.int64)
-    said = np.zeros(tokens.shape, dtype=bool)
-    starts_group = _changes(shift, 0)
+    n_shifts = max(1, -(-int(shift.max()) // config.max_shift_steps))
+    ids = np.empty((len(shift), n_shifts + 3), np.int64)
+    said = np.zeros(ids.shape, dtype=bool)
+    starts_group = _changes(shift, part, np.zeros_like(count))
     for k in range(n_shifts):
-        part = np.clip(shift - k * config.max_shift_steps, 0, config.max_shift_steps)
-        tokens[:, k] = first["shift"] + part
-        said[:, k] = starts_group & (part > 0)
+        rest = shift - k * config.max_shift_steps
+        ids[:, k] = first["shift"] + np.minimum(rest, config.max_shift_steps)
+        said[:, k] = starts_group & (rest > 0)
     pitched = np.flatnonzero(program != SILENCE)
-    tokens[:, -3] = first["program"] + program
+    ids[:, -3] = first["program"] + program
     if config.granularity != "flat":
-        said[pitched, -3] = _changes(program[pitched], last_program)
-    tokens[:, -2] = first["velocity"] + velocity_bin
-    said[:, -2] = _changes(velocity_bin, SILENCE)
-    tokens[:, -1] = events.word[rows]
+        said[pitched, -3] = _changes(program[pitched], part[pitched], last_program)
+    ids[:, -2] = first["velocity"] + velocity_bin
+    said[:, -2] = _changes(velocity_bin, part, np.full_like(count, SILENCE))
+    ids[:, -1] = events.word[rows]
     said[:, -1] = True
-    return tokens[said]
+    return _said(ids, said, part)
 
 
-def _changes(values: np.ndarray, before: int) -> np.ndarray:
-    """True where a value differs from the one in front of it."""
+def _said(ids: np.ndarray, said: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What is said of the rows of ids, in reading order, and the parts of the rows."""
+    places = np.flatnonzero(said)
+    return ids.ravel()[places], part[places // ids.shape[1]]
+
+
+def _changes(values: np.ndarray, part: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """True where a value differs from the one in front of it; the first of a part, from before."""
     changed = np.empty(len(values), dtype=bool)
     if len(values):
-        changed[0] = values[0] != before
         np.not_equal(values[1:], values[:-1], out=changed[1:])
+        begins = np.ones(len(values), dtype=bool)
+        np.not_equal(part[1:], part[:-1], out=begins[1:])
+        first = np.flatnonzero(begins)
+        changed[first] = values[first] != before[part[first]]
     return changed
 
 
