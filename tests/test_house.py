@@ -19,7 +19,7 @@ MT3DATA = (
     "download verify reader plan examples card build check picture cli_sources cli_builds cli"
 ).split()
 MT3TRAIN = (
-    "model loss optim convert config checkpoint features data log train decode transcribe metrics evaluate "
+    "model loss optim convert config checkpoint features mixing data log train decode transcribe metrics evaluate "
     "demo cli"
 ).split()
 ORDER = [f"mt3data.{name}" for name in MT3DATA] + [f"mt3train.{name}" for name in MT3TRAIN]
