@@ -22,7 +22,8 @@ RANGES: dict[str, tuple[float, float]] = {  # smallest and largest value, both a
     "seed": (0, INFINITY), "steps": (1, INFINITY), "batch": (1, INFINITY),
     "micro_batch": (1, INFINITY), "threads": (0, INFINITY), "log_every": (1, INFINITY),
     "save_every": (1, INFINITY), "keep": (1, INFINITY), "eval_every": (0, INFINITY),
-    "eval_segments": (1, INFINITY), "model.emb_dim": (4, INFINITY),
+    "eval_segments": (1, INFINITY), "f1_every": (0, INFINITY), "f1_tracks": (1, INFINITY),
+    "model.emb_dim": (4, INFINITY),
     "model.num_heads": (1, INFINITY), "model.head_dim": (1, INFINITY),
     "model.num_encoder_layers": (1, INFINITY), "model.num_decoder_layers": (1, INFINITY),
     "model.mlp_dim": (1, INFINITY), "data.frames": (1, MAX_POSITIONS),
@@ -64,6 +65,13 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class InitConfig:
+    """Where a new run's weights come from."""
+
+    from_: str = ""  # `init.from`: a checkpoint or the folder of a run; empty: drawn from the seed
+
+
+@dataclass(frozen=True)
 class Config:
     """One training run; the defaults reproduce MT3's."""
 
@@ -75,14 +83,19 @@ class Config:
     precision: str = "auto"  # bf16 where the processor multiplies it natively, float32 elsewhere
     threads: int = 0  # of every process on a CPU; 0: torch's choice
     deterministic: bool = False  # bit-identical resume on a GPU too, slower
+    compile: bool = False  # torch.compile
+    freeze: str = ""  # parameters that stay as they are: names with wildcards, "encoder.*,..."
     log_every: int = 100  # steps per line of metrics.jsonl
     save_every: int = 5000
-    keep: int = 3  # newest checkpoints
+    keep: int = 3  # newest checkpoints; the best weights are kept besides, as best.safetensors
     eval_every: int = 5000  # 0: never
     eval_segments: int = 5120
+    f1_every: int = 0  # steps between transcriptions of evaluation tracks; 0: never
+    f1_tracks: int = 8  # of every build
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    init: InitConfig = field(default_factory=InitConfig)
 
     def __post_init__(self) -> None:
         _one_of("precision", self.precision, PRECISIONS)
@@ -128,8 +141,9 @@ def load_config(arguments: Sequence[str] = ()) -> Config:
 
 
 def as_dict(config: Config) -> dict[str, Any]:
-    """The configuration as plain dictionaries, for JSON."""
-    return dataclasses.asdict(config)
+    """The configuration as plain dictionaries under the keys that it is given by, for JSON."""
+    tree = dataclasses.asdict(config)
+    return tree | {"init": {"from": tree["init"]["from_"]}}  # `from` cannot name a field
 
 
 def _find(name: str) -> Path:
@@ -158,7 +172,7 @@ def _parse(text: str) -> Any:
 def _build(values: dict[str, tuple[Any, str]]) -> Config:
     defaults = Config()
     known = {k: v for k, v in _flatten(as_dict(defaults)) if k not in FROM_SHARDS}
-    parts: dict[str, dict[str, Any]] = {"": {}, "model": {}, "data": {}, "optim": {}}
+    parts: dict[str, dict[str, Any]] = {"": {}, "model": {}, "data": {}, "optim": {}, "init": {}}
     for key, (value, origin) in values.items():
         if key in FROM_SHARDS:
             raise UserError(f"{origin}: {key} is no setting; it comes from the shards")
@@ -168,7 +182,8 @@ def _build(values: dict[str, tuple[Any, str]]) -> Config:
             hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
             raise UserError(f"{origin}: unknown key {key}{hint}")
         section, _, name = key.rpartition(".")
-        parts[section][name] = _typed(key, value, type(known[key]), origin)
+        field_name = "from_" if key == "init.from" else name
+        parts[section][field_name] = _typed(key, value, type(known[key]), origin)
     sections = {s: dataclasses.replace(getattr(defaults, s), **parts[s]) for s in parts if s}
     return dataclasses.replace(defaults, **parts[""], **sections)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from mt3data.errors import UserError
-from mt3train.config import Config, load_config
+from mt3train.config import Config, as_dict, load_config
 
 
 def written(tmp_path, text):
@@ -36,6 +36,12 @@ def test_a_file_overrides_defaults_and_the_command_line_overrides_the_file(tmp_p
     assert config.batch == 256
 
 
+def test_a_key_that_python_reserves_reads_and_prints_as_it_is_written():
+    config = load_config(["init.from=runs/other"])
+    assert config.init.from_ == "runs/other"
+    assert as_dict(config)["init"] == {"from": "runs/other"}
+
+
 @pytest.mark.parametrize(
     "argument, message",
     [
@@ -61,6 +67,7 @@ def test_a_file_overrides_defaults_and_the_command_line_overrides_the_file(tmp_p
         ("data.temperature=0", "data.temperature=0.0; expected at least 0.001"),
         ("optim.lr=nan", "optim.lr=nan; expected at least 0"),
         ("model.vocab_size=99", "model.vocab_size is no setting; it comes from the shards"),
+        ("init.from_=a", "unknown key init.from_; did you mean init.from?"),
         ("missing.toml", "no configuration file missing.toml; .* demo.toml, mt3.toml"),
     ],
 )
