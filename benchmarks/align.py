@@ -41,13 +41,17 @@ WARPS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 
 
 def rendered(pieces: int, seconds: float, seed: int) -> list[tuple[np.ndarray, Notes]]:
-    """Log-mel (float16, as in shards) and notes of freshly rendered pieces."""
+    """Bands (of a float16 log-mel, as in builds) and notes of freshly rendered pieces."""
     with tempfile.TemporaryDirectory() as folder:
         synth(Path(folder), tracks=pieces, seconds=seconds, seed=seed)
         return [
-            (log_mel(read_audio(track.audio)).astype(np.float16), track.load_notes().sorted())
+            (heard(read_audio(track.audio)), track.load_notes().sorted())
             for track in demo.tracks(Path(folder), load("demo"))
         ]
+
+
+def heard(samples: np.ndarray) -> np.ndarray:
+    return align.bands_of(log_mel(samples).astype(np.float16), CONFIG)
 
 
 def changed(notes: Notes, change: Callable[[np.ndarray], np.ndarray]) -> Notes:
@@ -57,7 +61,7 @@ def changed(notes: Notes, change: Callable[[np.ndarray], np.ndarray]) -> Notes:
 def shift_table(tracks: list[tuple[np.ndarray, Notes]]) -> None:
     print(f"{'known shift':>24}{'found, median':>16}{'worst error':>14}{'least confidence':>18}")
     for shift in SHIFTS:
-        found = [align.measure(mel, align.shifted(n, -shift), CONFIG) for mel, n in tracks]
+        found = [align.measure(bands, align.shifted(n, -shift), CONFIG) for bands, n in tracks]
         lags = np.array([f.lag_seconds for f in found]) * 1000
         worst, least = np.abs(lags - shift * 1000).max(), min(f.confidence for f in found)
         print(f"{shift * 1000:21.0f} ms{np.median(lags):13.1f} ms{worst:11.1f} ms{least:18.2f}")
@@ -68,9 +72,9 @@ def warp_table(tracks: list[tuple[np.ndarray, Notes]]) -> None:
     print(f"\n{head[0]:>24}{head[1]:>12}{head[2]:>16}{head[3]:>12}{head[4]:>14}{head[5]:>9}")
     for name, change in WARPS.items():
         before, after, medians, refused = [], [], [], 0
-        for mel, notes in tracks:
+        for bands, notes in tracks:
             labels = changed(notes, change)
-            moved, _, remark = warp(mel, labels, CONFIG)
+            moved, _, remark = warp(bands, labels, CONFIG)
             refused += bool(remark)
             errors = np.abs(moved.onset - notes.onset) * 1000
             before.append(np.abs(labels.onset - notes.onset) * 1000)
@@ -84,12 +88,14 @@ def warp_table(tracks: list[tuple[np.ndarray, Notes]]) -> None:
 def refusals(tracks: list[tuple[np.ndarray, Notes]]) -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, 128 * len(tracks[0][0])).astype(np.float32)
     others = {
-        "white noise": [log_mel(noise)] * len(tracks),
-        "the next piece": [mel for mel, _ in tracks[1:] + tracks[:1]],
+        "white noise": [heard(noise)] * len(tracks),
+        "the next piece": [bands for bands, _ in tracks[1:] + tracks[:1]],
     }
     print(f"\n{'audio':>24}{'highest peak':>16}{'confidence':>12}{'shifted':>10}{'warped':>9}")
     for name, audio in others.items():
-        found = [align.measure(mel, n, CONFIG) for mel, (_, n) in zip(audio, tracks, strict=True)]
+        found = [
+            align.measure(bands, n, CONFIG) for bands, (_, n) in zip(audio, tracks, strict=True)
+        ]
         shifted = sum(
             align.shift(n, f)[0] is not n for f, (_, n) in zip(found, tracks, strict=True)
         )
@@ -104,23 +110,23 @@ def refusals(tracks: list[tuple[np.ndarray, Notes]]) -> None:
 
 def long_track(tracks: list[tuple[np.ndarray, Notes]], minutes: float) -> str:
     """One track of so many minutes: times and the highest memory use of the process."""
-    mels: list[np.ndarray] = []
+    pieces: list[np.ndarray] = []
     parts: list[Notes] = []
     begun, wanted = 0.0, minutes * 60
     while begun < wanted:
-        mel, notes = tracks[len(parts) % len(tracks)]
-        mels.append(mel)
+        bands, notes = tracks[len(parts) % len(tracks)]
+        pieces.append(bands)
         parts.append(align.shifted(notes, begun))
-        begun += len(mel) / CONFIG.frames_per_second
-    mel, notes = np.concatenate(mels), Notes.concat(parts)
-    del mels, parts
-    lines = [f"{begun / 60:.0f} minutes, {len(notes)} notes, log-mel of {mel.nbytes / 1e6:.0f} MB"]
+        begun += len(bands) / CONFIG.frames_per_second
+    bands, notes = np.concatenate(pieces), Notes.concat(parts)
+    del pieces, parts
+    lines = [f"{begun / 60:.0f} minutes, {len(notes)} notes, bands of {bands.nbytes / 1e6:.0f} MB"]
     start = time.process_time()
-    align.measure(mel, notes, CONFIG)
+    align.measure(bands, notes, CONFIG)
     took = time.process_time() - start
     lines.append(f"measure: {took:.1f} s, {begun / took:.0f} x real time, {_peak_mb()}")
     start = time.process_time()
-    moved, _, remark = warp(mel, changed(notes, WARPS["3 % slower"]), CONFIG)
+    moved, _, remark = warp(bands, changed(notes, WARPS["3 % slower"]), CONFIG)
     took = time.process_time() - start
     error = np.median(np.abs(moved.onset - notes.onset)) * 1000
     lines.append(f"3 % slower, warped: {took:.1f} s, {begun / took:.0f} x real time, {_peak_mb()}; "
@@ -144,9 +150,9 @@ def main() -> None:
     warp_table(tracks)
     refusals(tracks)
     start = time.process_time()
-    for mel, notes in tracks:
-        align.measure(mel, notes, CONFIG)
-    seconds = sum(len(mel) for mel, _ in tracks) / CONFIG.frames_per_second
+    for bands, notes in tracks:
+        align.measure(bands, notes, CONFIG)
+    seconds = sum(len(bands) for bands, _ in tracks) / CONFIG.frames_per_second
     print(f"\nmeasure: {seconds / (time.process_time() - start):.0f} x real time on one core")
     if options.minutes:
         with ProcessPoolExecutor(1, get_context("spawn")) as pool:  # for its own use of memory

@@ -65,20 +65,18 @@ NOT_MEASURED = Alignment(float("nan"), float("nan"), 0.0)
 
 
 def measure(
-    mel: np.ndarray, notes: Notes, config: SpectrogramConfig, window_frames: int = 0
+    bands: np.ndarray, notes: Notes, config: SpectrogramConfig, window_frames: int = 0
 ) -> Alignment:
     """Measures the lag between the onsets of a track's notes and the attacks in its audio.
 
     Args:
-        mel: log-mel of the whole track, shape (n_frames, n_mels), float16 or float32.
+        bands: of the whole track, see `bands_of`.
         notes: its labels.
         config: of the log-mel.
         window_frames: where the mel was transformed in windows that see zeros behind their end
             (edge "segment"), their length; else 0.
     """
-    return measure_attacks(
-        attacks(mel, loud_level(mel, config), config, window_frames), notes, config
-    )
+    return measure_attacks(attacks(bands, config, window_frames), notes, config)
 
 
 def measure_attacks(strength: np.ndarray, notes: Notes, config: SpectrogramConfig) -> Alignment:
@@ -118,21 +116,32 @@ def shift(notes: Notes, found: Alignment) -> tuple[Notes, str]:
 # --- the parts, also used by warp.py -------------------------------------------------------------
 
 
-def attacks(
-    mel: np.ndarray, level: np.float32, config: SpectrogramConfig, window_frames: int = 0
-) -> np.ndarray:
-    """How strongly each pitch is struck in each frame.
+def bands_of(mel: np.ndarray, config: SpectrogramConfig) -> np.ndarray:
+    """What all measures here are taken from: magnitudes of semitone bands.
 
     Args:
-        level: see `loud_level`; the others as for `measure`.
+        mel: log-mel of a track or of one stretch of it, shape (n_frames, n_mels), float16 or
+            float32. A track may be given piece by piece; a piece of 1024 frames stays in the cache.
+    Returns:
+        Shape (n_frames, DRUMS), float32: a sixth of the mel in float16 is all that has to be kept.
+    """
+    # Two columns for each semitone stand for its dozen: conversion to float32 is what costs.
+    columns = mel.take(_columns(config), axis=1).astype(np.float32)
+    return np.exp(np.maximum(columns[:, ::2], columns[:, 1::2]))
+
+
+def attacks(bands: np.ndarray, config: SpectrogramConfig, window_frames: int = 0) -> np.ndarray:
+    """How strongly each pitch is struck in each frame.
+
+    Args: as for `measure`.
     Returns:
         Shape (n_frames, DRUMS + 1), float32, at least 0: column p is pitch LOWEST + p with its
         harmonics, the last one the mean of all bands, for drums.
     """
-    loud = np.zeros((1, DRUMS), np.float32)
-    strength = np.zeros((len(mel), DRUMS + 1), np.float32)
-    for start in range(0, len(mel), BLOCK_FRAMES):
-        before, loud = loud[-1:], loudness(mel[start : start + BLOCK_FRAMES], level, config)
+    level, loud = loud_level(bands), np.zeros((1, DRUMS), np.float32)
+    strength = np.zeros((len(bands), DRUMS + 1), np.float32)
+    for start in range(0, len(bands), BLOCK_FRAMES):
+        before, loud = loud[-1:], loudness(bands[start : start + BLOCK_FRAMES], level)
         rise = np.diff(loud, axis=0, prepend=before if start else loud[:1])
         if window_frames:  # the last frames of a window fade, so the next seems to begin loud
             rise[-start % window_frames :: window_frames] = 0
@@ -142,34 +151,26 @@ def attacks(
             out[:, : DRUMS - semitones] += np.float32(weight) * rise[:, semitones:]
         out[:, DRUMS] = 2 * rise.mean(axis=1)
     later = round(DRUM_BIAS_SECONDS * config.frames_per_second)
-    strength[:, DRUMS] = np.pad(strength[:, DRUMS], (later, 0))[: len(mel)]
+    strength[:, DRUMS] = np.pad(strength[:, DRUMS], (later, 0))[: len(bands)]
     return strength
 
 
-def loud_level(mel: np.ndarray, config: SpectrogramConfig) -> np.float32:
+def loud_level(bands: np.ndarray) -> np.float32:
     """What counts as loud in this track: LOUD times what its louder frames reach in one band.
 
     So high that loudness is nearly magnitude: were it nearly a logarithm, the first trace of a note
     in silence would count as its attack, tens of milliseconds early.
     """
-    if not len(mel):
+    if not len(bands):
         return np.float32(1)
-    return np.float32(LOUD * np.quantile(_bands(mel[::16], config).max(axis=1), 0.9))
+    return np.float32(LOUD * np.quantile(bands[::16].max(axis=1), 0.9))
 
 
-def loudness(mel: np.ndarray, level: np.float32, config: SpectrogramConfig) -> np.ndarray:
+def loudness(bands: np.ndarray, level: np.float32) -> np.ndarray:
     """Loudness of semitone bands, shape (n_frames, DRUMS): log(1 + magnitude / level)."""
-    magnitude = _bands(mel, config)
-    magnitude *= np.float32(1) / (level + np.float32(1e-9))
+    magnitude = bands * (np.float32(1) / (level + np.float32(1e-9)))
     magnitude += 1
     return np.log(magnitude, out=magnitude)
-
-
-def _bands(mel: np.ndarray, config: SpectrogramConfig) -> np.ndarray:
-    """Magnitudes of semitone bands, shape (n_frames, DRUMS), float32."""
-    # Two columns for each semitone stand for its dozen: conversion to float32 is what costs.
-    columns = mel.take(_columns(config), axis=1).astype(np.float32)
-    return np.exp(np.maximum(columns[:, ::2], columns[:, 1::2]))
 
 
 def evidence(

@@ -23,6 +23,7 @@ import soxr
 from mt3data.errors import UserError
 
 TARGET_RATE = 16000  # Hz; mt3/spectrograms.py DEFAULT_SAMPLE_RATE
+INT16_FULL_SCALE = 32767  # int16 value of a sample of 1.0
 BLOCK_SECONDS = 10.0  # 3.5 MB of decoded stereo at 44.1 kHz
 _UNKNOWN = 1 << 62  # samples; libsndfile says 2^63 - 1 where the header does not tell
 
@@ -91,6 +92,17 @@ def read_audio(path: str | Path, rate: int = TARGET_RATE) -> np.ndarray:
     Errors are those of `read_blocks`.
     """
     return np.concatenate([np.zeros(0, np.float32), *read_blocks(path, rate)])
+
+
+def to_int16(samples: np.ndarray) -> np.ndarray:
+    """Samples as 16-bit integers, rounded; what is beyond full scale, 1.0, is clipped."""
+    scaled = np.clip(samples, -1, 1) * np.float32(INT16_FULL_SCALE)
+    return np.rint(scaled, out=scaled).astype(np.int16)
+
+
+def from_int16(stored: np.ndarray) -> np.ndarray:
+    """16-bit integers as float32 samples, full scale 1.0."""
+    return stored.astype(np.float32) / np.float32(INT16_FULL_SCALE)
 
 
 def require_finite(samples: np.ndarray, name: str, rate: int, first: int = 0) -> None:

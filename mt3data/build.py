@@ -24,11 +24,11 @@ import numpy as np
 from mt3data.card import dataset_card
 from mt3data.disk import locked
 from mt3data.errors import UserError
-from mt3data.examples import build_track
-from mt3data.plan import BuildConfig, Plan, ShardPlan
+from mt3data.examples import TrackExamples, TrackFailure
+from mt3data.plan import BuildConfig, Plan, ShardPlan, track_row
+from mt3data.shard_writer import ShardWriter
 from mt3data.shards import (
     MANIFEST,
-    ShardWriter,
     canonical_json,
     index_schema,
     references_schema,
@@ -65,12 +65,21 @@ def write_shard(plan: ShardPlan, folder: Path, windows: WindowConfig) -> None:
     track_rows, references = [], []
     try:
         for track in plan.tracks:
-            row, track_windows, notes = build_track(track, windows)
-            for window in track_windows:
-                writer.add(track.dataset, track.split, track.id, track.name, window)
-            track_rows.append(row)
-            if plan.split != "train" and row["status"] == "ok":
-                references.append({"track": track.id, "notes": notes.to_array().tolist()})
+            examples = TrackExamples(track, windows)
+            try:
+                with writer.all_or_nothing():
+                    for window in examples:
+                        writer.add(track.dataset, track.split, track.id, track.name, window)
+            except TrackFailure as failure:
+                row = track_row(
+                    track, status="quarantined", stage=failure.stage, error=str(failure.reason)
+                )
+                track_rows.append(row)
+                continue
+            track_rows.append(examples.row)
+            if plan.split != "train":
+                notes = examples.notes.to_array().tolist()
+                references.append({"track": track.id, "notes": notes})
         shard = writer.close()
     except BaseException:
         writer.abandon()
@@ -149,7 +158,9 @@ def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
             continue
         if isinstance(a, dict) and isinstance(b, dict):
             named += [
-                f"{key}.{k}: {a.get(k)} there, {b[k]} here" for k in sorted(b) if a.get(k) != b[k]
+                f"{key}.{k}: {a.get(k)} there, {b.get(k)} here"
+                for k in sorted(a | b)
+                if a.get(k) != b.get(k)
             ]
         elif key == "tracks" and isinstance(a, list) and isinstance(b, list):
             named.append(f"tracks: {len(a)} there, {len(b)} here, or other files")
@@ -216,7 +227,9 @@ def _finalise(plan: Plan) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     for split in sorted({shard.split for shard in plan.shards}):
         mine = [record for record in records if record["shard"]["split"] == split]
         rows = [row for record in mine for row in record["rows"]]
-        written = write_table(folder / "index" / f"{split}.parquet", rows, index_schema())
+        written = write_table(
+            folder / "index" / f"{split}.parquet", rows, index_schema(plan.identity["members"])
+        )
         files.append(written | {"name": f"index/{split}.parquet"})
         if split != "train":
             notes = [row for record in mine for row in _reference_rows(record)]
@@ -228,7 +241,7 @@ def _finalise(plan: Plan) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         "fingerprint": plan.fingerprint,
         "licence": plan.manifest.licence, "licence_url": plan.manifest.licence_url,
         "redistribution": plan.manifest.redistribution, "citation": plan.manifest.citation,
-        "title": plan.manifest.title, "members": _members(plan.config.windows),
+        "title": plan.manifest.title,
         "splits": splits, "shards": [record["shard"] for record in records],
         "quarantined": sum(row["status"] != "ok" for row in tracks),
         "environment": environment(),
@@ -248,14 +261,6 @@ def _reference_rows(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
                 "velocity": int(velocity), "program": int(program), "is_drum": bool(is_drum),
                 "instrument": int(instrument),
             }  # fmt: skip
-
-
-def _members(windows: WindowConfig) -> dict[str, Any]:
-    return {
-        "mel": {"dtype": "float16", "shape": [windows.frames, windows.spectrogram.n_mels]},
-        "tokens": {"dtype": "int16", "shape": [None]},
-        "notes": {"dtype": "float64", "shape": [None, 7]},
-    }
 
 
 def _totals(

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from mt3data.notes import Notes
-from mt3data.shards import MANIFEST, MEMBERS, read_manifest, read_npy
+from mt3data.shards import MANIFEST, SOUND, read_manifest, read_npy, tar_members
 from mt3data.vocabulary import EOS_ID, VocabularyConfig, vocabulary_size
 
 
@@ -109,7 +109,7 @@ def _check_shard(
             row[f"{m.removesuffix('.npy')}_size"],
         )
         for row in rows
-        for m in MEMBERS
+        for m in tar_members(manifest["members"])
     ]
     found = [(member.name, member.offset_data, member.size) for member in members]
     if found != wanted:
@@ -126,25 +126,30 @@ def _check_shard(
 
 def _check_record(file: Any, row: dict[str, Any], manifest: dict[str, Any]) -> Iterator[str]:
     data = {}
-    for member in MEMBERS:
+    for member in tar_members(manifest["members"]):
         name = member.removesuffix(".npy")
         file.seek(row[f"{name}_offset"])
         data[name] = file.read(row[f"{name}_size"])
     key = row["key"]
     try:
         facts = json.loads(data["json"])
-        mel, tokens, notes = (read_npy(data[name]) for name in ("mel", "tokens", "notes"))
-        Notes.from_array(notes)
+        arrays = {name: read_npy(data[name]) for name in manifest["members"]}
+        tokens = arrays["tokens"]
+        Notes.from_array(arrays["notes"])
     except ValueError as error:
         yield f"{key}: a member cannot be decoded ({error})"
         return
-    shape = manifest["members"]["mel"]["shape"]
-    if mel.dtype != np.float16 or list(mel.shape) != shape:
-        yield f"{key}: mel is {mel.dtype} {list(mel.shape)}, expected float16 {shape}"
-    elif not np.isfinite(mel).all():
-        yield f"{key}: mel holds values that are not finite"
-    elif zlib.crc32(mel.tobytes()) != row["mel_crc32"]:
-        yield f"{key}: mel differs from its checksum in the index"
+    for name in SOUND:
+        if name not in arrays:
+            continue
+        array, wanted = arrays[name], manifest["members"][name]
+        dtype, shape = wanted["dtype"], wanted["shape"]
+        if array.dtype != dtype or list(array.shape) != shape:
+            yield f"{key}: {name} is {array.dtype} {list(array.shape)}, expected {dtype} {shape}"
+        elif not np.isfinite(array).all():
+            yield f"{key}: {name} holds values that are not finite"
+        elif zlib.crc32(array.tobytes()) != row[f"{name}_crc32"]:
+            yield f"{key}: {name} differs from its checksum in the index"
     size = vocabulary_size(VocabularyConfig(**manifest["vocabulary"]))
     if tokens.dtype != np.int16 or tokens.ndim != 1 or not len(tokens) or tokens[-1] != EOS_ID:
         yield f"{key}: tokens are no int16 list that ends with EOS"

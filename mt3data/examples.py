@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,53 +16,141 @@ from mt3data.audio import read_audio
 from mt3data.mix import mixes
 from mt3data.notes import Notes, trim_overlapping
 from mt3data.plan import label_files, passes_of, track_row
+from mt3data.spectrogram import n_frames_of, pad_to_frames
 from mt3data.track import Track
 from mt3data.warp import warp
-from mt3data.windows import Cut, Window, WindowConfig, cut, label
+from mt3data.windows import Cut, Window, WindowConfig, cut, label, window_mel
+
+CORRECTIONS = ("shift", "dtw")  # of WindowConfig.align: what moves labels
 
 
-def build_track(track: Track, config: WindowConfig) -> tuple[dict[str, Any], list[Window], Notes]:
-    """Builds one track.
+class TrackFailure(Exception):
+    """What is wrong with a track, its files or its labels; other tracks are not affected.
 
-    Returns:
-        Its row of tracks.parquet, its windows, and the notes of pass 0, aligned where that was
-        asked for, but untrimmed. A track that fails has a row that says so, and neither windows nor
-        notes. Where passes hear different stems, the row counts the notes of all of them; lag and
-        drift are those of pass 0.
+    Attributes:
+        stage: "labels", "audio", "align" or "windows".
+        reason: what was raised, or one sentence.
     """
-    stage, rate = "labels", config.spectrogram.sample_rate
-    try:
+
+    def __init__(self, stage: str, reason: Exception | str) -> None:
+        super().__init__(f"{stage}: {reason}")
+        self.stage, self.reason = stage, reason
+
+
+class TrackExamples:
+    """The windows of one track, made one by one while they are iterated over.
+
+    Of a track only its samples are held whole, 4 MB a minute; its mel is gone once it is taken.
+
+    Attributes:
+        row: after the last window, the track's row of tracks.parquet. Where passes hear different
+            stems, it counts the notes of all of them; lag and drift are those of pass 0.
+        notes: after the last window, the notes of pass 0, aligned where that was asked for, but
+            untrimmed.
+    """
+
+    def __init__(self, track: Track, config: WindowConfig) -> None:
+        self.track, self.config = track, config
+        self.row: dict[str, Any] = {}
+        self.notes = Notes.empty()
+        self._stage = "labels"
+
+    def __iter__(self) -> Iterator[Window]:
+        """Yields the windows, pass by pass, in time order.
+
+        Raises:
+            TrackFailure: at any moment; windows that came before it are to be thrown away.
+        """
+        try:
+            yield from self._windows()
+        except Exception as error:  # whatever a file makes a library do, it is this track's alone
+            raise TrackFailure(self._stage, error) from error
+
+    def _windows(self) -> Iterator[Window]:
+        track, config, rate = self.track, self.config, self.config.spectrogram.sample_rate
         notes, remarks = _notes_of_passes(track)
         labels_sha256 = _sha256_of(label_files(track))
-        stage = "audio"
+        self._stage = "audio"
         heard = mixes(track, rate) if track.passes else [read_audio(track.audio, rate)]
         audio_sha256 = _sha256_of(track.audio_files)
-        stage, seconds = "windows", len(heard[0]) / rate
-        cuts = _cuts(track, heard, config)
-        del heard  # a long track's samples would stand beside its mel while that is aligned
-        stage = "align"
-        moved = [aligned(c[0], n, config) for c, n in zip(cuts, notes, strict=True)]
-        stage = "windows"
-        labels = [trim_overlapping(n) if track.trim else n for n, _, _ in moved]
-        windows = [w for c, n in zip(cuts, labels, strict=True) for w in label(c, n, config)]
-    except (ValueError, OSError) as error:
-        row = track_row(track, status="quarantined", stage=stage, error=str(error))
-        return row, [], Notes.empty()
-    row = track_row(
-        track, status="ok", seconds=seconds, frames=windows[0].track_frames,
-        notes=sum(map(len, labels)), records=len(windows), audio_sha256=audio_sha256,
-        notes_after_audio=sum(int((n.onset >= seconds).sum()) for n in labels),
-        labels_sha256=labels_sha256,
-        problems=[*remarks, *dict.fromkeys(r for _, _, told in moved for r in told)], **moved[0][1],
-    )  # fmt: skip
-    return row, windows, moved[0][0]
+        seconds, problems = len(heard[0]) / rate, [*remarks, *_clipped(heard, config)]
+        frames = n_frames_of(len(heard[0]), config.spectrogram.hop)
+        records, found = 0, []
+        for cuts, of_pass in zip(_cuts(track, heard, config), notes, strict=True):
+            found.append((yield from self._pass(cuts, of_pass)))
+            records += sum(len(one.starts) for one in cuts)
+        self.notes = found[0].notes
+        labels = [one.labels for one in found]
+        self.row = track_row(
+            track, status="ok", seconds=seconds, frames=frames, notes=sum(map(len, labels)),
+            records=records, audio_sha256=audio_sha256, labels_sha256=labels_sha256,
+            notes_after_audio=sum(int((n.onset >= seconds).sum()) for n in labels),
+            problems=[*problems, *dict.fromkeys(r for one in found for r in one.remarks)],
+            **found[0].facts,
+        )  # fmt: skip
+
+    def _pass(self, cuts: list[Cut], notes: Notes) -> Generator[Window, None, _Aligned]:
+        """Yields the windows of passes that hear the same; returns what became of their labels."""
+        config, first = self.config, cuts[0]
+        measured = config.align == "measure" and first.pass_number == 0
+        # Where labels stay as they are, lag is measured on the mel of the windows as they come by.
+        in_passing = measured and "mel" in config.members
+        bands = np.empty((first.track_frames if in_passing else 0, align.DRUMS), np.float32)
+        aligned = _Aligned(notes)
+        if config.align in CORRECTIONS or (measured and not in_passing):
+            self._stage = "align"
+            aligned = _align(_bands(first, config), notes, config)
+        self._stage = "windows"
+        labels = trim_overlapping(aligned.notes) if self.track.trim else aligned.notes
+        for window in label(cuts, labels, config):
+            if in_passing and window.pass_number == first.pass_number:
+                part = slice(window.start_frame, window.start_frame + window.valid_frames)
+                mel = window.sound["mel"][: window.valid_frames]
+                bands[part] = align.bands_of(mel, config.spectrogram)
+            yield window
+        if in_passing:
+            self._stage = "align"
+            aligned = _align(bands, notes, config)
+        return replace(aligned, labels=labels)
 
 
-def _cuts(track: Track, heard: list[np.ndarray], config: WindowConfig) -> list[list[Cut]]:
-    """The passes over each audio in `heard`: one over each, or all over the only one."""
-    if track.passes:
-        return [[cut(one, track.id, k, config, phased=False)] for k, one in enumerate(heard)]
-    return [[cut(heard[0], track.id, k, config) for k in range(passes_of(track, config))]]
+@dataclass(frozen=True)
+class _Aligned:
+    """What became of the labels of a pass.
+
+    Attributes:
+        notes: moved where that was asked for; labels: the same, trimmed where the track wants it.
+        facts: columns of tracks.parquet, as measured before any correction (null: not measurable).
+        remarks: what was not done, or lost.
+    """
+
+    notes: Notes
+    facts: dict[str, Any] = field(default_factory=dict)
+    remarks: tuple[str, ...] = ()
+    labels: Notes = field(default_factory=Notes.empty)
+
+
+def _cuts(track: Track, heard: list[np.ndarray], config: WindowConfig) -> Iterator[list[Cut]]:
+    """The passes over each audio in `heard`: one over each, or all over the only one.
+
+    Takes what it has padded out of `heard`, so that it is not held twice.
+    """
+    for k in range(len(heard)):
+        samples = pad_to_frames(heard.pop(0), config.spectrogram.hop)
+        if track.passes:
+            yield [cut(samples, track.id, k, config, phased=False)]
+        else:
+            yield [cut(samples, track.id, n, config) for n in range(passes_of(track, config))]
+
+
+def _clipped(heard: list[np.ndarray], config: WindowConfig) -> list[str]:
+    """Says how many samples an audio member cannot hold."""
+    if "audio" not in config.members:
+        return []
+    beyond = sum(int((one > 1).sum() + (one < -1).sum()) for one in heard)
+    if not beyond:
+        return []
+    return [f"{beyond} of {sum(map(len, heard))} samples are beyond full scale; clipped"]
 
 
 def _notes_of_passes(track: Track) -> tuple[list[Notes], tuple[str, ...]]:
@@ -74,21 +163,24 @@ def _notes_of_passes(track: Track) -> tuple[list[Notes], tuple[str, ...]]:
     return [Notes.concat(some) for some in used], problems
 
 
-def aligned(
-    first: Cut, notes: Notes, config: WindowConfig
-) -> tuple[Notes, dict[str, Any], list[str]]:
+def _bands(first: Cut, config: WindowConfig) -> np.ndarray:
+    """What alignment hears of a pass, from a mel of its own."""
+    bands = np.empty((first.track_frames, align.DRUMS), np.float32)
+    for start in first.starts:
+        part = bands[start : start + config.frames]
+        mel = window_mel(first.samples, start, config)[: len(part)]
+        part[:] = align.bands_of(mel, config.spectrogram)
+    return bands
+
+
+def _align(bands: np.ndarray, notes: Notes, config: WindowConfig) -> _Aligned:
     """Measures how well labels and audio agree and does about it what config.align says.
 
     Args:
-        first: pass 0 of the track.
-    Returns:
-        The notes; columns of tracks.parquet, as measured before any correction (null: not
-        measurable); and remarks about what was not done, or lost.
+        bands: of the whole track, see align.bands_of.
     """
-    if config.align == "off":
-        return notes, {}, []
     faded = config.frames if config.edge == "segment" else 0
-    found = align.measure(first.whole, notes, config.spectrogram, faded)
+    found = align.measure(bands, notes, config.spectrogram, faded)
     facts: dict[str, Any] = {
         "lag": _or_null(found.lag_seconds),
         "drift": _or_null(found.drift_seconds),
@@ -98,13 +190,13 @@ def aligned(
     if config.align == "shift":
         moved, remark = align.shift(notes, found)
     elif config.align == "dtw":
-        moved, _, remark = warp(first.whole, notes, config.spectrogram, faded)
+        moved, _, remark = warp(bands, notes, config.spectrogram, faded)
     remarks = [remark] if remark else []
     if moved is not notes:
         facts["aligned"] = "shifted" if config.align == "shift" else "warped"
         if len(moved) < len(notes):
             remarks.append(f"{len(notes) - len(moved)} notes end before the audio begins; dropped")
-    return moved, facts, remarks
+    return _Aligned(moved, facts, tuple(remarks))
 
 
 def _or_null(value: float) -> float | None:

@@ -85,4 +85,7 @@ def mixes(track: Track, rate: int) -> list[np.ndarray]:
             sums[k] = np.pad(sums[k], (0, longest - len(sums[k])))
             sums[k][: len(samples)] += samples
     longest = max(map(len, sums))
-    return [np.pad(samples, (0, longest - len(samples))) for samples in sums]
+    for k, samples in enumerate(sums):
+        if len(samples) < longest:
+            sums[k] = np.pad(samples, (0, longest - len(samples)))
+    return sums

@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import importlib
+import math
 import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from mt3data import __version__
 from mt3data.audio import audio_info
@@ -26,7 +29,7 @@ from mt3data.windows import WindowConfig, window_starts
 MAX_SHARD_BYTES, MIN_SHARD_BYTES = 256 << 20, 8 << 20
 SHARDS_PER_SPLIT = 64  # wanted at least, so that streaming readers can divide a large split
 PROFILES = ("fixed", "paper")
-RECORD_OVERHEAD = 8192  # bytes of a record beside its mel: tar headers, notes, tokens, json
+RECORD_OVERHEAD = 8192  # bytes of a record beside mel and audio: tar headers, notes, tokens, json
 
 
 @dataclass(frozen=True)
@@ -167,7 +170,7 @@ def checked_name(config: BuildConfig) -> str:
 
 def _settings(windows: WindowConfig) -> dict[str, Any]:
     settings = asdict(windows)
-    settings["window"] = settings.pop("frames")
+    settings["window"], settings["members"] = settings.pop("frames"), windows.schema
     return settings | {"resampler": "soxr HQ"}
 
 
@@ -232,7 +235,9 @@ def _pack(
 def _estimated_bytes(seconds: float, passes: int, windows: WindowConfig) -> int:
     frames = n_frames_of(round(seconds * windows.spectrogram.sample_rate))
     records = len(window_starts(frames, 0, "", windows))
-    return passes * records * (windows.frames * windows.spectrogram.n_mels * 2 + RECORD_OVERHEAD)
+    sound = (windows.schema[name] for name in windows.members)
+    size = sum(math.prod(s["shape"]) * np.dtype(s["dtype"]).itemsize for s in sound)
+    return passes * records * (size + RECORD_OVERHEAD)
 
 
 def passes_of(track: Track, windows: WindowConfig) -> int:

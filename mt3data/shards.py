@@ -3,8 +3,10 @@
 A build is a folder: WebDataset tar shards, one parquet index per split that gives the byte position
 of every member, one row per track in `tracks.parquet`, untrimmed notes of the evaluation splits in
 `references-SPLIT.parquet`, and `manifest.json`, written last, which names every shard with its size
-and sha256. A record is four members of one key, side by side, in this order:
+and sha256. A record is some members of one key, side by side, in this order; of mel and audio it has
+one or both:
 
+    KEY.audio.npy   int16 [frames * hop + fft_size - hop]: what the frames hear, full scale 32767
     KEY.json        where the record comes from
     KEY.mel.npy     float16 [frames, n_mels], C order, so that a crop is one contiguous byte range
     KEY.notes.npy   float64 [n, 7]: the columns of Notes
@@ -21,11 +23,7 @@ import hashlib
 import io
 import json
 import os
-import tarfile
-import zlib
 from collections.abc import Iterable
-from contextlib import suppress
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,36 +31,40 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from mt3data.errors import UserError
-from mt3data.windows import Window
 
 SCHEMA_VERSION = 1
-MEMBERS = ("json", "mel.npy", "notes.npy", "tokens.npy")  # sorted, as in the tar
-TAR_BLOCK = 512
-MAX_KEY_BYTES = 80  # tar names end at 100
+SOUND = ("audio", "mel")  # the arrays whose crc32 the index keeps
 MANIFEST = "manifest.json"
 NPY_MAGIC = b"\x93NUMPY\x01\x00"
 
 
-def record_key(dataset: str, track: str, pass_number: int, start_frame: int) -> str:
-    """KEY of a record: unique in its build, and without the dots at which webdataset would cut it.
+def tar_members(arrays: Iterable[str]) -> tuple[str, ...]:
+    """How the members of a record end, in their order in a tar: "json", "mel.npy", ...
 
-    Raises:
-        ValueError: a name with other characters than [A-Za-z0-9_-], or a key over 80 bytes.
+    Args:
+        arrays: names of the arrays, as `members` of the manifest has them.
     """
-    key = f"{dataset}-{track}-p{pass_number}-{start_frame:07d}"
-    if not key.replace("-", "").replace("_", "").isalnum() or not key.isascii():
-        raise ValueError(f"key {key!r}: track ids may hold letters, digits, - and _ only")
-    if len(key) > MAX_KEY_BYTES:
-        raise ValueError(f"key {key!r} has {len(key)} bytes; at most {MAX_KEY_BYTES} fit")
-    return key
+    return tuple(sorted(["json", *(f"{name}.npy" for name in arrays)]))
 
 
 def npy_bytes(array: np.ndarray) -> bytes:
     """An array as the bytes of a version 1.0 .npy file; object arrays are refused."""
+    return b"".join(npy_parts(array))
+
+
+def npy_parts(array: np.ndarray) -> tuple[bytes, memoryview]:
+    """Header and data of a .npy file, the data without a copy."""
+    array = np.ascontiguousarray(array)
+    return _npy_header(array.dtype, array.shape), array.reshape(-1).view(np.uint8).data
+
+
+@lru_cache(maxsize=4096)
+def _npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
+    if dtype.hasobject:
+        raise ValueError(f"dtype {dtype}: Python objects cannot be stored")
     buffer = io.BytesIO()
-    np.lib.format.write_array(
-        buffer, np.ascontiguousarray(array), version=(1, 0), allow_pickle=False
-    )
+    fields = {"shape": shape, "fortran_order": False, "descr": np.lib.format.dtype_to_descr(dtype)}
+    np.lib.format.write_array_header_1_0(buffer, fields)
     return buffer.getvalue()
 
 
@@ -92,107 +94,12 @@ def canonical_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-class HashingFile:
-    """A binary file for writing that keeps the sha256 and the length of what went through."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self.file, self.position, self._hash = file, 0, hashlib.sha256()
-
-    def write(self, data: bytes) -> int:
-        self.file.write(data)
-        self._hash.update(data)
-        self.position += len(data)
-        return len(data)
-
-    def tell(self) -> int:
-        return self.position
-
-    @property
-    def sha256(self) -> str:
-        """Of all bytes so far."""
-        return self._hash.hexdigest()
-
-
-@dataclass
-class ShardWriter:
-    """Writes one shard under a temporary name; `close` makes it durable and gives it its name.
-
-    Attributes:
-        path: final name of the shard.
-        rows: one index row per record so far, see `index_schema`.
-    """
-
-    path: Path
-
-    def __post_init__(self) -> None:
-        self.rows: list[dict[str, Any]] = []
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._part = self.path.with_name(f"{self.path.name}.tmp-{os.getpid()}")
-        self._file = HashingFile(self._part.open("wb"))
-        self._tar = tarfile.open(fileobj=self._file, mode="w", format=tarfile.USTAR_FORMAT)  # type: ignore[call-overload]  # noqa: SIM115
-
-    def add(self, dataset: str, split: str, track: str, name: str, window: Window) -> None:
-        """Appends one record.
-
-        Args:
-            dataset, split: as in the manifest.
-            track: the track's short id.
-            name: the publisher's name of the track.
-            window: what to store.
-        """
-        key = record_key(dataset, track, window.pass_number, window.start_frame)
-        sounding = window.notes[~window.notes.is_drum]
-        facts = {
-            "dataset": dataset, "track": name, "split": split, "pass": window.pass_number,
-            "start_frame": window.start_frame, "frames": len(window.mel),
-            "track_frames": window.track_frames,
-            "programs": np.unique(sounding.program).tolist(), "schema": SCHEMA_VERSION,
-        }  # fmt: skip
-        payloads = {
-            "json": canonical_json(facts),
-            "mel.npy": npy_bytes(window.mel),
-            "notes.npy": npy_bytes(window.notes.to_array()),
-            "tokens.npy": npy_bytes(window.tokens),
-        }
-        row = {
-            "shard": self.path.name, "key": key, "track": track, "pass": window.pass_number,
-            "start_frame": window.start_frame, "frames": len(window.mel),
-            "track_frames": window.track_frames, "n_notes": len(window.notes),
-            "n_tokens": len(window.tokens), "programs": facts["programs"],
-            "has_drums": bool(window.notes.is_drum.any()), "mel_crc32": zlib.crc32(window.mel.tobytes()),
-        }  # fmt: skip
-        for member in MEMBERS:
-            info = tarfile.TarInfo(f"{key}.{member}")
-            info.size = len(payloads[member])
-            info.mode = 0o644
-            member_name = member.removesuffix(".npy")
-            row[f"{member_name}_offset"] = self._tar.offset + TAR_BLOCK
-            row[f"{member_name}_size"] = info.size
-            self._tar.addfile(info, io.BytesIO(payloads[member]))
-        self.rows.append(row)
-
-    def close(self) -> dict[str, Any]:
-        """Finishes the shard durably; returns its name, bytes, sha256 and number of records."""
-        self._tar.close()
-        _sync_and_rename(self._file.file, self._part, self.path)
-        return {
-            "name": self.path.name, "bytes": self._file.position,
-            "sha256": self._file.sha256, "records": len(self.rows),
-        }  # fmt: skip
-
-    def abandon(self) -> None:
-        """Removes the unfinished file."""
-        self._file.file.close()
-        with suppress(FileNotFoundError):
-            self._part.unlink()
-
-
 def write_durably(path: Path, data: bytes) -> None:
     """Writes a file so that after a crash it is either whole or absent."""
     part = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     file = part.open("wb")
     file.write(data)
-    _sync_and_rename(file, part, path)
+    sync_and_rename(file, part, path)
 
 
 def write_listed(path: Path, data: bytes) -> dict[str, Any]:
@@ -201,7 +108,8 @@ def write_listed(path: Path, data: bytes) -> dict[str, Any]:
     return {"name": path.name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
-def _sync_and_rename(file: BinaryIO, part: Path, path: Path) -> None:
+def sync_and_rename(file: BinaryIO, part: Path, path: Path) -> None:
+    """Closes a file that was written as `part` and makes it durable under its name."""
     file.flush()
     os.fsync(file.fileno())
     file.close()
@@ -216,18 +124,23 @@ def _sync_and_rename(file: BinaryIO, part: Path, path: Path) -> None:
 # --- tables --------------------------------------------------------------------------------------
 
 
-def index_schema() -> Any:
-    """The columns of index/SPLIT.parquet, one row per record in the order of the shards."""
+def index_schema(arrays: Iterable[str]) -> Any:
+    """The columns of index/SPLIT.parquet, one row per record in the order of the shards.
+
+    Args:
+        arrays: names of a record's arrays, as `members` of the manifest has them.
+    """
     import pyarrow as pa
 
+    arrays = set(arrays)
     columns = [
         ("shard", pa.dictionary(pa.int32(), pa.string())), ("key", pa.string()),
         ("track", pa.string()), ("pass", pa.int32()), ("start_frame", pa.int64()),
         ("frames", pa.int32()), ("track_frames", pa.int64()), ("n_notes", pa.int32()),
         ("n_tokens", pa.int32()), ("programs", pa.list_(pa.uint8())), ("has_drums", pa.bool_()),
-        ("mel_crc32", pa.uint32()),
+        *((f"{name}_crc32", pa.uint32()) for name in SOUND if name in arrays),
     ]  # fmt: skip
-    for member in MEMBERS:
+    for member in tar_members(arrays):
         name = member.removesuffix(".npy")
         columns += [(f"{name}_offset", pa.int64()), (f"{name}_size", pa.int64())]
     return pa.schema(columns)

@@ -74,7 +74,7 @@ class Warp:
 
 
 def warp(
-    mel: np.ndarray, notes: Notes, config: SpectrogramConfig, window_frames: int = 0
+    bands: np.ndarray, notes: Notes, config: SpectrogramConfig, window_frames: int = 0
 ) -> tuple[Notes, Alignment | None, str]:
     """Warps the labels to the audio, or says why not.
 
@@ -83,16 +83,15 @@ def warp(
         The notes, warped or as they were; what `measure` finds after the warp (None: not warped);
         and why they were left as they are, "" when they agreed within MIN_SHIFT_SECONDS before.
     """
-    if not len(notes) or not len(mel):
+    if not len(notes) or not len(bands):
         return notes, None, "not warped: nothing to align"
-    level = loud_level(mel, config)
-    strength = attacks(mel, level, config, window_frames)
+    strength = attacks(bands, config, window_frames)
     straight = Warp(np.zeros(1), np.zeros(1))
     before = refine(strength, notes, config, straight)
     if before is not None and np.abs(before.audio - before.label).max() < MIN_SHIFT_SECONDS:
         return notes, None, ""
     found = refine(
-        strength, notes, config, _coarse_to_fine(*_pooled(mel, level, strength, config), notes)
+        strength, notes, config, _coarse_to_fine(*_pooled(bands, strength, config), notes)
     )
     if found is None:
         return notes, None, "not warped: labels and audio have too little in common"
@@ -198,18 +197,18 @@ def _by_label(pairs: np.ndarray, n: int) -> np.ndarray:
 
 
 def _pooled(
-    mel: np.ndarray, level: np.float32, strength: np.ndarray, config: SpectrogramConfig
+    bands: np.ndarray, strength: np.ndarray, config: SpectrogramConfig
 ) -> tuple[np.ndarray, np.ndarray]:
     """What sounds and what is struck in the audio, in frames of FINEST_SECONDS, (n, bands) each."""
     # Frame i is about the sound at its centre, and an attack shows near there, too.
-    centre = np.arange(len(mel)) + config.fft_size / config.hop / 2
+    centre = np.arange(len(bands)) + config.fft_size / config.hop / 2
     pool = (centre / config.frames_per_second / FINEST_SECONDS).astype(np.int64)
     starts = np.searchsorted(pool, np.arange(pool[-1] + 1))
     struck = np.add.reduceat(strength, starts)
-    sounding = np.zeros((len(starts), DRUMS), np.float32)
-    for first in range(0, len(mel), BLOCK_FRAMES):
+    level, sounding = loud_level(bands), np.zeros((len(starts), DRUMS), np.float32)
+    for first in range(0, len(bands), BLOCK_FRAMES):
         block = slice(first, first + BLOCK_FRAMES)
-        np.add.at(sounding, pool[block], loudness(mel[block], level, config))
+        np.add.at(sounding, pool[block], loudness(bands[block], level))
     # Attacks count by how far they stand out of their band.
     return sounding, struck / (struck.mean(axis=0) + np.float32(1e-6))
 

@@ -5,6 +5,9 @@ example of MT3, cut and transformed as there. Longer windows serve random crops:
 window carries are chosen so that any crop inside it gets the very tokens that encoding the whole
 track would give.
 
+A window carries its log-mel, its audio, or both. Audio is int16 at the spectrogram's rate and reaches
+as far beyond the last frame as that frame hears, so a crop of it can be transformed with either edge.
+
 A pass is one cutting of a track. Pass 0 starts at frame 0; every later pass starts at a frame drawn
 from (seed, track, pass), so that its segments fall elsewhere. What lies before that frame is in
 pass 0.
@@ -17,9 +20,11 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
+from mt3data.audio import to_int16
 from mt3data.notes import Notes
 from mt3data.spectrogram import SpectrogramConfig, log_mel, pad_to_frames
 from mt3data.tokens import FRAMES_PER_SECOND, EventTable, encode
@@ -27,6 +32,7 @@ from mt3data.vocabulary import VocabularyConfig
 
 SEGMENT_WINDOWS = (256, 512)  # frames of a segment in MT3 and in the ISMIR 2021 piano model
 EDGES = ("segment", "track")
+MEMBERS = ("mel", "audio")  # what a window can carry of the sound
 ALIGN_MODES = ("measure", "off", "shift", "dtw")
 # A crop owns events up to one step before its first frame, plus half a step of rounding: 15 ms at
 # 100 steps per second. Twice that serves every vocabulary from 50 steps per second on.
@@ -40,11 +46,13 @@ class WindowConfig:
     Attributes:
         frames: length of a window, 8 ms each.
         edge: "segment" (cut, then transform: the last 15 frames see zeros, as in MT3) or "track"
-            (frames see the audio that really follows); "" chooses by the length of the window.
+            (frames see the audio that really follows); "" chooses: "segment" for windows of
+            SEGMENT_WINDOWS, and where there is no mel, because any crop of audio has such edges.
         passes: cuttings of each training track; evaluation splits have one.
         seed: of the phases of later passes, and of the order of tracks.
         align: what is done about labels that are early or late: "off", "measure" (only reported),
             "shift" (a constant lag is removed) or "dtw" (labels are warped to the audio).
+        members: what records hold of the sound: "mel", "audio" or both, in the order of MEMBERS.
     """
 
     frames: int = 2048
@@ -52,13 +60,19 @@ class WindowConfig:
     passes: int = 1
     seed: int = 0
     align: str = "measure"
+    members: tuple[str, ...] = ("mel",)
     spectrogram: SpectrogramConfig = field(default_factory=SpectrogramConfig)
     vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
 
     def __post_init__(self) -> None:
+        if not self.members or set(self.members) - set(MEMBERS):
+            named = ",".join(self.members)
+            raise ValueError(f"members={named!r}; expected mel, audio or mel,audio")
+        in_order = tuple(member for member in MEMBERS if member in self.members)
+        object.__setattr__(self, "members", in_order)
         if not self.edge:
-            by_length = "segment" if self.frames in SEGMENT_WINDOWS else "track"
-            object.__setattr__(self, "edge", by_length)
+            is_exact = self.frames in SEGMENT_WINDOWS or "mel" not in self.members
+            object.__setattr__(self, "edge", "segment" if is_exact else "track")
         if self.edge not in EDGES:
             raise ValueError(f"edge={self.edge!r}; expected segment or track")
         if self.align not in ALIGN_MODES:
@@ -66,22 +80,49 @@ class WindowConfig:
         if self.frames < 1 or self.passes < 1:
             raise ValueError(f"window={self.frames}, passes={self.passes}; both must be at least 1")
 
+    @property
+    def context(self) -> int:
+        """Samples that a frame hears beyond its own hop: 1920."""
+        return self.spectrogram.fft_size - self.spectrogram.hop
+
+    @property
+    def schema(self) -> dict[str, dict[str, Any]]:
+        """The arrays of a record by name: dtype, and shape with None for what varies."""
+        spectrogram = self.spectrogram
+        n_samples = self.frames * spectrogram.hop + self.context
+        sound = {
+            "mel": {"dtype": "float16", "shape": [self.frames, spectrogram.n_mels]},
+            "audio": {"dtype": "int16", "shape": [n_samples]},
+        }
+        return {name: sound[name] for name in self.members} | {
+            "tokens": {"dtype": "int16", "shape": [None]},
+            "notes": {"dtype": "float64", "shape": [None, 7]},
+        }
+
 
 @dataclass(frozen=True)
 class Window:
-    """One record: `mel` float16 [frames, n_mels], padded with 0.0 behind the end of the track."""
+    """One record.
+
+    Attributes:
+        frames: length, padding behind the end of the track included.
+        sound: the arrays that WindowConfig.members names. "mel": float16 [frames, n_mels], 0.0
+            behind the end of the track. "audio": int16 [frames * hop + fft_size - hop], full scale
+            32767, the samples from start_frame * hop on and 0 behind the end of the track.
+    """
 
     pass_number: int
     start_frame: int
+    frames: int
     track_frames: int
-    mel: np.ndarray
+    sound: dict[str, np.ndarray]
     tokens: np.ndarray
     notes: Notes
 
     @property
     def valid_frames(self) -> int:
         """Frames of the window that lie inside the track; the rest is padding."""
-        return min(len(self.mel), self.track_frames - self.start_frame)
+        return min(self.frames, self.track_frames - self.start_frame)
 
 
 def window_starts(track_frames: int, pass_number: int, track: str, config: WindowConfig) -> range:
@@ -99,50 +140,40 @@ def window_starts(track_frames: int, pass_number: int, track: str, config: Windo
 
 @dataclass(frozen=True)
 class Cut:
-    """One pass over the audio of a track: the mel of its windows, without labels.
+    """One pass over the audio of a track: where its windows begin, without labels.
 
     Attributes:
         starts: first frame of each window.
         track_frames: length of the track.
-        mel: float16, shape (n_windows, frames, n_mels), padded with 0.0 behind the end.
+        samples: the whole track, float32, padded with zeros to whole frames.
     """
 
     pass_number: int
     starts: range
     track_frames: int
-    mel: np.ndarray
-
-    @property
-    def whole(self) -> np.ndarray:
-        """The mel of the track from the first window on, shape (n_frames, n_mels); no copy."""
-        return self.mel.reshape(-1, self.mel.shape[-1])[: self.track_frames - self.starts[0]]
+    samples: np.ndarray
 
 
 def cut(
     samples: np.ndarray, track: str, pass_number: int, config: WindowConfig, phased: bool = True
 ) -> Cut:
-    """Cuts the audio of one track and transforms it.
+    """Decides where one pass cuts the audio of one track.
 
     Args:
-        samples: the whole track, mono, float32 at the spectrogram's sample rate, shape (n,).
+        samples: the whole track, mono, float32 at the spectrogram's sample rate, padded to whole
+            frames.
         track: name that seeds the phases.
         pass_number: which pass; 0 starts at frame 0.
         config: see WindowConfig.
         phased: later passes start at their phase; not where each hears other stems.
     """
-    hop = config.spectrogram.hop
-    samples = pad_to_frames(samples, hop)
-    track_frames = len(samples) // hop
+    track_frames = len(samples) // config.spectrogram.hop
     starts = window_starts(track_frames, pass_number if phased else 0, track, config)
-    mel = np.zeros((len(starts), config.frames, config.spectrogram.n_mels), np.float16)
-    for window, start in zip(mel, starts, strict=True):
-        n_frames = min(config.frames, track_frames - start)
-        window[:n_frames] = crop_mel(samples, start, n_frames, config)
-    return Cut(pass_number, starts, track_frames, mel)
+    return Cut(pass_number, starts, track_frames, samples)
 
 
 def label(cuts: Iterable[Cut], notes: Notes, config: WindowConfig) -> Iterator[Window]:
-    """Gives the windows of cuts their notes and tokens.
+    """Gives the windows of cuts their sound, notes and tokens, one window at a time.
 
     Args:
         cuts: of one track.
@@ -152,14 +183,16 @@ def label(cuts: Iterable[Cut], notes: Notes, config: WindowConfig) -> Iterator[W
         Windows pass by pass, in time order.
     """
     events = EventTable.of(notes, config.vocabulary)
+    take = {"mel": window_mel, "audio": window_audio}
     for one in cuts:
-        for mel, start in zip(one.mel, one.starts, strict=True):
+        for start in one.starts:
             n_frames = min(config.frames, one.track_frames - start)
             yield Window(
                 one.pass_number,
                 start,
+                config.frames,
                 one.track_frames,
-                mel,
+                {name: take[name](one.samples, start, config) for name in config.members},
                 encode(events, start, n_frames, one.track_frames),
                 window_notes(notes, start, n_frames, one.track_frames),
             )
@@ -169,20 +202,41 @@ def windows_of(
     samples: np.ndarray, notes: Notes, track: str, passes: int, config: WindowConfig
 ) -> Iterator[Window]:
     """All windows of a track: `cut` for so many passes, then `label`."""
+    samples = pad_to_frames(samples, config.spectrogram.hop)
     return label((cut(samples, track, k, config) for k in range(passes)), notes, config)
 
 
-def crop_mel(samples: np.ndarray, start: int, n_frames: int, config: WindowConfig) -> np.ndarray:
-    """Log-mel of frames [start, start + n_frames) with the config's edge, float32.
+def window_mel(samples: np.ndarray, start: int, config: WindowConfig) -> np.ndarray:
+    """Log-mel of the window that begins at a frame, with the config's edge.
 
     Args:
         samples: the track, padded to whole frames.
+        start: first frame.
+    Returns:
+        float16, shape (frames, n_mels), 0.0 behind the end of the track.
     """
     spectrogram = config.spectrogram
+    n_frames = min(config.frames, len(samples) // spectrogram.hop - start)
     first, last = start * spectrogram.hop, (start + n_frames) * spectrogram.hop
-    if config.edge == "track":  # the last frame reaches fft_size - hop samples further
-        last += spectrogram.fft_size - spectrogram.hop
-    return log_mel(samples[first:last], spectrogram)[:n_frames]
+    if config.edge == "track":
+        last += config.context
+    mel = np.zeros((config.frames, spectrogram.n_mels), np.float16)
+    mel[:n_frames] = log_mel(samples[first:last], spectrogram)[:n_frames]
+    return mel
+
+
+def window_audio(samples: np.ndarray, start: int, config: WindowConfig) -> np.ndarray:
+    """Audio of the window that begins at a frame, and what its last frame hears beyond it.
+
+    Args: as window_mel.
+    Returns:
+        int16, shape (frames * hop + context,), full scale 32767, 0 behind the end of the track.
+    """
+    hop = config.spectrogram.hop
+    audio = np.zeros(config.frames * hop + config.context, np.int16)
+    there = samples[start * hop : start * hop + len(audio)]
+    audio[: len(there)] = to_int16(there)
+    return audio
 
 
 def window_notes(notes: Notes, start: int, n_frames: int, track_frames: int) -> Notes:

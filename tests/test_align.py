@@ -18,7 +18,7 @@ from mt3data.plan import BuildConfig, make_plan
 from mt3data.reader import read_tracks
 from mt3data.spectrogram import SpectrogramConfig, log_mel
 from mt3data.warp import warp
-from mt3data.windows import WindowConfig, cut
+from mt3data.windows import WindowConfig, windows_of
 
 CONFIG = SpectrogramConfig()
 SECONDS = 30.0
@@ -42,19 +42,24 @@ def sound(notes: list[fakes.FakeNote], seconds: float = SECONDS) -> np.ndarray:
     return (0.1 * fakes.tones(notes, seconds, 16000)).astype(np.float32)
 
 
+def heard(samples: np.ndarray) -> np.ndarray:
+    """Bands of the log-mel as a build has it."""
+    return align.bands_of(log_mel(samples).astype(np.float16), CONFIG)
+
+
 @pytest.fixture(scope="module")
 def played() -> tuple[np.ndarray, Notes]:
-    """Log-mel of a melody, and its notes."""
+    """What alignment hears of a melody, and its notes."""
     notes = melody(1)
-    return log_mel(sound(notes)).astype(np.float16), as_notes(notes)
+    return heard(sound(notes)), as_notes(notes)
 
 
 @pytest.mark.parametrize("lag", [-0.3, -0.11, -0.02, 0.0, 0.007, 0.05, 0.3])
 def test_a_known_shift_is_found(played: tuple[np.ndarray, Notes], lag: float) -> None:
-    mel, notes = played
+    bands, notes = played
     early = replace(notes, onset=notes.onset - lag, offset=notes.offset - lag)
-    unmoved = align.measure(mel, notes, CONFIG).lag_seconds
-    found = align.measure(mel, early, CONFIG)
+    unmoved = align.measure(bands, notes, CONFIG).lag_seconds
+    found = align.measure(bands, early, CONFIG)
     assert abs(unmoved) < 0.015  # bare sines read early; see the module's text
     assert found.lag_seconds - unmoved == pytest.approx(lag, abs=0.003)
     assert abs(found.drift_seconds) < 0.01
@@ -64,10 +69,12 @@ def test_a_known_shift_is_found(played: tuple[np.ndarray, Notes], lag: float) ->
 def test_segments_that_fade_at_their_end_give_the_same_lag(
     played: tuple[np.ndarray, Notes],
 ) -> None:
-    mel, notes = played
-    segments = cut(sound(melody(1)), "t", 0, WindowConfig(256, edge="segment")).whole
-    assert len(segments) == len(mel) + 1
-    whole, faded = (align.measure(m, notes, CONFIG, n) for m, n in ((mel, 0), (segments, 256)))
+    whole, notes = played
+    cut = windows_of(sound(melody(1)), Notes.empty(), "t", 1, WindowConfig(256, edge="segment"))
+    mel = np.concatenate([window.sound["mel"][: window.valid_frames] for window in cut])
+    segments = align.bands_of(mel, CONFIG)
+    assert len(segments) == len(whole) + 1
+    whole, faded = (align.measure(m, notes, CONFIG, n) for m, n in ((whole, 0), (segments, 256)))
     assert faded.lag_seconds == pytest.approx(whole.lag_seconds, abs=0.002)
 
 
@@ -81,56 +88,56 @@ def test_a_drum_is_found_as_early_as_a_tone() -> None:
     n = len(onsets)
     notes = Notes(onsets, onsets + 0.1, np.full(n, 38), np.full(n, 90), np.zeros(n),
                   np.ones(n), np.full(n, 9))  # fmt: skip
-    assert align.measure(log_mel(samples), notes, CONFIG).lag_seconds == pytest.approx(0, abs=0.01)
+    assert align.measure(heard(samples), notes, CONFIG).lag_seconds == pytest.approx(0, abs=0.01)
 
 
 def test_drift_is_the_last_thirds_lag_minus_the_firsts(played: tuple[np.ndarray, Notes]) -> None:
-    mel, notes = played
+    bands, notes = played
     late = notes.onset > SECONDS / 2
     moved = replace(notes, onset=notes.onset - 0.1 * late, offset=notes.offset - 0.1 * late)
-    assert align.measure(mel, moved, CONFIG).drift_seconds == pytest.approx(0.1, abs=0.01)
+    assert align.measure(bands, moved, CONFIG).drift_seconds == pytest.approx(0.1, abs=0.01)
 
 
 def other_audio(kind: str) -> np.ndarray:
     if kind == "noise":
         noise = np.random.default_rng(0).normal(0, 0.1, int(16000 * SECONDS))
-        return log_mel(noise.astype(np.float32))
+        return heard(noise.astype(np.float32))
     if kind == "silence":
-        return log_mel(np.zeros(int(16000 * SECONDS), np.float32))
-    return log_mel(sound(melody(2)))
+        return heard(np.zeros(int(16000 * SECONDS), np.float32))
+    return heard(sound(melody(2)))
 
 
 @pytest.mark.parametrize("kind", ["noise", "silence", "another melody"])
 def test_audio_that_has_nothing_to_do_with_the_labels_moves_nothing(
     played: tuple[np.ndarray, Notes], kind: str
 ) -> None:
-    mel, notes = other_audio(kind), played[1]
-    found = align.measure(mel, notes, CONFIG)
+    bands, notes = other_audio(kind), played[1]
+    found = align.measure(bands, notes, CONFIG)
     assert found.confidence < align.MIN_CONFIDENCE
     kept, remark = align.shift(notes, found)
     assert kept is notes
     assert remark.startswith("not shifted")
-    kept, _, remark = warp(mel, notes, CONFIG)
+    kept, _, remark = warp(bands, notes, CONFIG)
     assert kept is notes
     assert remark.startswith("not warped")
 
 
 def test_a_beat_that_fits_as_well_one_beat_later_is_not_sure() -> None:
     beat = [(0.5 * k, 0.5 * k + 0.2, 60, 100) for k in range(1, 56)]
-    found = align.measure(log_mel(sound(beat)), as_notes(beat), CONFIG)
+    found = align.measure(heard(sound(beat)), as_notes(beat), CONFIG)
     assert found.peak > 2 * align.NOISE_PEAK
     assert found.confidence < align.MIN_CONFIDENCE
 
 
 def test_no_notes_and_no_frames_are_not_measured() -> None:
-    mel = log_mel(np.zeros(16000, np.float32))
+    bands = heard(np.zeros(16000, np.float32))
     for found in (
-        align.measure(mel, Notes.empty(), CONFIG),
-        align.measure(mel[:0], as_notes(melody(1)), CONFIG),
+        align.measure(bands, Notes.empty(), CONFIG),
+        align.measure(bands[:0], as_notes(melody(1)), CONFIG),
     ):
         assert np.isnan(found.lag_seconds)
         assert found.confidence == 0
-    assert warp(mel, Notes.empty(), CONFIG)[2] == "not warped: nothing to align"
+    assert warp(bands, Notes.empty(), CONFIG)[2] == "not warped: nothing to align"
 
 
 def test_a_shift_below_20_ms_is_left_and_a_larger_one_removed() -> None:
@@ -161,9 +168,9 @@ def late(t: np.ndarray) -> np.ndarray:
 def test_a_tempo_change_of_3_percent_is_undone(
     played: tuple[np.ndarray, Notes], change: Callable[[np.ndarray], np.ndarray]
 ) -> None:
-    mel, notes = played
+    bands, notes = played
     changed = replace(notes, onset=change(notes.onset), offset=change(notes.offset))
-    warped, after, remark = warp(mel, changed, CONFIG)
+    warped, after, remark = warp(bands, changed, CONFIG)
     assert remark == ""
     assert after is not None
     errors = np.abs(warped.onset - notes.onset)
@@ -172,17 +179,17 @@ def test_a_tempo_change_of_3_percent_is_undone(
 
 
 def test_labels_that_agree_are_not_warped(played: tuple[np.ndarray, Notes]) -> None:
-    mel, notes = played
-    assert warp(mel, notes, CONFIG) == (notes, None, "")
+    bands, notes = played
+    assert warp(bands, notes, CONFIG) == (notes, None, "")
 
 
 def test_finer_levels_stay_in_a_band_around_coarser_ones(
     played: tuple[np.ndarray, Notes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mel, notes = played  # 375 of the finest frames: three levels, and pieces of 150
+    bands, notes = played  # 375 of the finest frames: three levels, and pieces of 150
     monkeypatch.setattr("mt3data.warp.MAX_DTW_FRAMES", 150)
     monkeypatch.setattr("mt3data.warp.ZOOM", 2)
-    warped, _, remark = warp(mel, replace(notes, onset=slower(notes.onset), offset=slower(notes.offset)), CONFIG)  # fmt: skip
+    warped, _, remark = warp(bands, replace(notes, onset=slower(notes.onset), offset=slower(notes.offset)), CONFIG)  # fmt: skip
     assert remark == ""
     assert np.median(np.abs(warped.onset - notes.onset)) < 0.02
 
@@ -192,10 +199,10 @@ def test_finer_levels_stay_in_a_band_around_coarser_ones(
 def test_labels_and_audio_of_very_different_length_are_refused_in_words(
     played: tuple[np.ndarray, Notes], stretch: float, frames: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    mel, notes = played
+    bands, notes = played
     monkeypatch.setattr("mt3data.warp.MAX_DTW_FRAMES", 150)
     other = replace(notes, onset=notes.onset * stretch, offset=notes.offset * stretch)
-    kept, _, remark = warp(mel[:frames], other, CONFIG)
+    kept, _, remark = warp(bands[:frames], other, CONFIG)
     assert kept is other
     assert remark.startswith("not warped")
 

@@ -15,7 +15,7 @@ MT3DATA = (
     "manifest catalogue track mix datasets.slakh datasets.demo datasets.cerberus4 datasets.listed "
     "datasets.maestro datasets.guitarset "
     "datasets.musicnet datasets.musicnet_em datasets.urmp datasets.folder players compose render "
-    "synth align warp shards disk ledger transport ranges unpack fetch "
+    "synth align warp shards shard_writer disk ledger transport ranges unpack fetch "
     "download verify reader plan examples card build check picture cli_sources cli_builds cli"
 ).split()
 MT3TRAIN = (

@@ -1,0 +1,145 @@
+"""Writes one shard: a tar of records, hashed as it is written, durable before it gets its name.
+
+What a record holds and why the bytes are always the same stands in shards.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tarfile
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mt3data.shards import (
+    SCHEMA_VERSION,
+    SOUND,
+    canonical_json,
+    npy_parts,
+    sync_and_rename,
+    tar_members,
+)
+from mt3data.windows import Window
+
+MAX_KEY_BYTES = 80  # tar names end at 100
+
+
+def record_key(dataset: str, track: str, pass_number: int, start_frame: int) -> str:
+    """KEY of a record: unique in its build, and without the dots at which webdataset would cut it.
+
+    Raises:
+        ValueError: a name with other characters than [A-Za-z0-9_-], or a key over 80 bytes.
+    """
+    key = f"{dataset}-{track}-p{pass_number}-{start_frame:07d}"
+    if not key.replace("-", "").replace("_", "").isalnum() or not key.isascii():
+        raise ValueError(f"key {key!r}: track ids may hold letters, digits, - and _ only")
+    if len(key) > MAX_KEY_BYTES:
+        raise ValueError(f"key {key!r} has {len(key)} bytes; at most {MAX_KEY_BYTES} fit")
+    return key
+
+
+@dataclass
+class ShardWriter:
+    """Writes one shard under a temporary name; `close` makes it durable and gives it its name.
+
+    Attributes:
+        path: final name of the shard.
+        rows: one index row per record so far, see `index_schema`.
+    """
+
+    path: Path
+
+    def __post_init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._part = self.path.with_name(f"{self.path.name}.tmp-{os.getpid()}")
+        self._file = self._part.open("wb")
+        self._position, self._hash = 0, hashlib.sha256()
+
+    @contextmanager
+    def all_or_nothing(self) -> Iterator[None]:
+        """Takes back the records added inside the `with`, if that ends with an exception."""
+        rows, position, digest = len(self.rows), self._position, self._hash.copy()
+        try:
+            yield
+        except BaseException:
+            del self.rows[rows:]
+            self._file.seek(position)
+            self._file.truncate()
+            self._position, self._hash = position, digest
+            raise
+
+    def add(self, dataset: str, split: str, track: str, name: str, window: Window) -> None:
+        """Appends one record.
+
+        Args:
+            dataset, split: as in the manifest.
+            track: the track's short id.
+            name: the publisher's name of the track.
+            window: what to store.
+        """
+        key = record_key(dataset, track, window.pass_number, window.start_frame)
+        sounding = window.notes[~window.notes.is_drum]
+        facts = {
+            "dataset": dataset, "track": name, "split": split, "pass": window.pass_number,
+            "start_frame": window.start_frame, "frames": window.frames,
+            "track_frames": window.track_frames,
+            "programs": np.unique(sounding.program).tolist(), "schema": SCHEMA_VERSION,
+        }  # fmt: skip
+        arrays = window.sound | {"notes": window.notes.to_array(), "tokens": window.tokens}
+        row = {
+            "shard": self.path.name, "key": key, "track": track, "pass": window.pass_number,
+            "start_frame": window.start_frame, "frames": window.frames,
+            "track_frames": window.track_frames, "n_notes": len(window.notes),
+            "n_tokens": len(window.tokens), "programs": facts["programs"],
+            "has_drums": bool(window.notes.is_drum.any()),
+        }  # fmt: skip
+        for member in tar_members(arrays):
+            array_name = member.removesuffix(".npy")
+            if member == "json":
+                parts: Sequence[bytes | memoryview] = [canonical_json(facts)]
+            else:
+                parts = npy_parts(arrays[array_name])
+            size = sum(map(len, parts))
+            self._write(_tar_header(f"{key}.{member}", size))
+            row[f"{array_name}_offset"], row[f"{array_name}_size"] = self._position, size
+            for part in parts:
+                self._write(part)
+            self._write(bytes(-size % tarfile.BLOCKSIZE))
+            if array_name in SOUND:
+                row[f"{array_name}_crc32"] = zlib.crc32(parts[-1])
+        self.rows.append(row)
+
+    def close(self) -> dict[str, Any]:
+        """Finishes the shard durably; returns its name, bytes, sha256 and number of records."""
+        self._write(bytes(2 * tarfile.BLOCKSIZE))
+        self._write(bytes(-self._position % tarfile.RECORDSIZE))
+        sync_and_rename(self._file, self._part, self.path)
+        return {
+            "name": self.path.name, "bytes": self._position,
+            "sha256": self._hash.hexdigest(), "records": len(self.rows),
+        }  # fmt: skip
+
+    def abandon(self) -> None:
+        """Removes the unfinished file."""
+        self._file.close()
+        with suppress(FileNotFoundError):
+            self._part.unlink()
+
+    def _write(self, data: bytes | memoryview) -> None:
+        self._file.write(data)
+        self._hash.update(data)
+        self._position += len(data)
+
+
+def _tar_header(name: str, size: int) -> bytes:
+    """The header block of a file of a tar, with time, owner and mode fixed."""
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = size, 0o644
+    return info.tobuf(tarfile.USTAR_FORMAT)
