@@ -82,10 +82,10 @@ def evaluate(
         UserError: no finished build, no such split, no tracks in it, or a build whose spectrograms
             are not made as the model's were.
     """
-    _check_fit(Path(build), info)
+    require_fit(Path(build), info)
     results = []
     for records in islice(read_tracks(build, split), max_tracks):
-        result = _score(model, info, records, batch)
+        result = score_track(model, info, records, batch)
         results.append(result)
         if on_track:
             on_track(result)
@@ -125,10 +125,17 @@ def format_table(results: Sequence[TrackScores]) -> str:
     return "\n".join(lines)
 
 
-def _score(model: MT3, info: CheckpointInfo, records: TrackRecords, batch: int) -> TrackScores:
+def score_track(
+    model: MT3,
+    info: CheckpointInfo,
+    records: TrackRecords,
+    batch: int = 8,
+    on_batch: Callable[[int], None] | None = None,
+) -> TrackScores:
+    """Transcribe one track and compare; on_batch is called with the segments done so far."""
     found = transcribe_segments(
         model, info.vocabulary, _segments(records, info),
-        batch=batch, max_length=info.max_target_length,
+        batch=batch, max_length=info.max_target_length, on_batch=on_batch,
     )  # fmt: skip
     return TrackScores(
         track=records.track,
@@ -156,7 +163,8 @@ def _segments(records: TrackRecords, info: CheckpointInfo) -> Iterator[tuple[int
         yield start, np.pad(mel, ((0, info.frames - len(mel)), (0, 0)))
 
 
-def _check_fit(build: Path, info: CheckpointInfo) -> None:
+def require_fit(build: Path, info: CheckpointInfo) -> None:
+    """Raises UserError if a build's spectrograms are not made as the model's were."""
     manifest = read_manifest(build)
     ours = {"spectrogram": asdict(info.spectrogram), "edge": info.edge}
     for key, value in ours.items():
