@@ -12,17 +12,19 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mt3data.errors import UserError
+from mt3data.reader import Batch, IndexedShards
 from mt3data.shards import find_builds
 from mt3data.spectrogram import SpectrogramConfig
 from mt3data.vocabulary import PAD_ID, VocabularyConfig
 from mt3train.config import Config, DataConfig
+from mt3train.features import log_mel_of_crops
 
 PAD_TO = 16  # lengths of targets are multiples of it, so that few shapes occur
 
@@ -37,8 +39,8 @@ class Segments(Protocol):
 
     def batch(
         self, step: int, global_batch: int, rank: int = 0, world: int = 1, frames: int = 256
-    ) -> Any:
-        """This rank's members of a global batch, see mt3data.reader.Batch."""
+    ) -> Batch:
+        """This rank's members of a global batch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,18 +48,25 @@ class MicroBatch:
     """Segments that run through the network at once.
 
     Attributes:
-        mel: log-mel frames, float16 [B, F, M].
+        sound: log-mel frames, float16 [B, F, M]; or the audio to compute them from, int16 or
+            float32 [B, samples].
+        n_frames: frames of each segment before its track's end, int32 [B].
         targets: token ids int64 [B, L], EOS last, then 0.
         keys: the records' names.
         n_tokens: number of targets that count.
         n_skipped: members of the batch that were too long, told by its first micro-batch.
+        frames: F.
+        spectrogram: how audio becomes frames.
     """
 
-    mel: Tensor
+    sound: Tensor
+    n_frames: Tensor
     targets: Tensor
     keys: list[str]
     n_tokens: int
     n_skipped: int
+    frames: int
+    spectrogram: SpectrogramConfig
 
 
 def open_shards(config: DataConfig, seed: int) -> Segments:
@@ -66,8 +75,6 @@ def open_shards(config: DataConfig, seed: int) -> Segments:
     Raises:
         UserError: there are none, or a set of the mixture has no build.
     """
-    from mt3data.reader import IndexedShards
-
     builds, temperature = mixture_builds(find_builds(config.train), config)
     return IndexedShards(builds, config.split, seed=seed, temperature=temperature)
 
@@ -103,7 +110,6 @@ def open_evaluation(config: DataConfig, like: Segments) -> Segments | None:
     Raises:
         UserError: the builds are not made as those of training.
     """
-    from mt3data.reader import IndexedShards
     from mt3data.shards import read_manifest
 
     builds = (
@@ -130,10 +136,12 @@ def read_step(
 ) -> list[MicroBatch]:
     """One rank's share of a global batch, in micro-batches; at least one."""
     batch = segments.batch(step, global_batch, rank, world, config.data.frames)
-    return micro_batches(batch, config.micro_batch, config.data)
+    return micro_batches(batch, config.micro_batch, config.data, segments.spectrogram)
 
 
-def micro_batches(batch: Any, size: int, data: DataConfig) -> list[MicroBatch]:
+def micro_batches(
+    batch: Batch, size: int, data: DataConfig, spectrogram: SpectrogramConfig
+) -> list[MicroBatch]:
     """Cut one rank's members into micro-batches of similar lengths and about equal cost.
 
     Cost is counted in positions, frames and padded targets together. A micro-batch has at most as
@@ -150,6 +158,8 @@ def micro_batches(batch: Any, size: int, data: DataConfig) -> list[MicroBatch]:
     padded = np.maximum(-(-lengths[rows] // PAD_TO), 1) * PAD_TO
     budget = size * (data.frames + -(-data.max_target_length // PAD_TO) * PAD_TO)
     n_skipped, cut = int((~fits).sum()), list[MicroBatch]()
+    sound = batch.audio if batch.mel is None else batch.mel
+    assert sound is not None
     for part in cut_by_cost(padded.tolist(), data.frames, budget):
         some, longest = rows[part], int(padded[part.start])
         width = min(longest, batch.tokens.shape[1])
@@ -158,11 +168,14 @@ def micro_batches(batch: Any, size: int, data: DataConfig) -> list[MicroBatch]:
         targets[lengths[some] == 0] = PAD_ID
         cut.append(
             MicroBatch(
-                mel=torch.from_numpy(batch.mel[some]),
+                sound=torch.from_numpy(sound[some]),
+                n_frames=torch.from_numpy(batch.n_frames[some]),
                 targets=torch.from_numpy(targets),
                 keys=[batch.keys[row] for row in some],
                 n_tokens=int(lengths[some].sum()),
                 n_skipped=0 if cut else n_skipped,
+                frames=data.frames,
+                spectrogram=spectrogram,
             )
         )
     return cut
@@ -193,7 +206,11 @@ def cut_by_cost(padded: Sequence[int], frames: int, budget: int) -> list[slice]:
 def to_device(micro: MicroBatch, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """What the network takes: log-mel frames [B, F, M] in dtype, and targets [B, L], on a device."""
     targets_BL = micro.targets.to(device, non_blocking=True)
-    return micro.mel.to(device, non_blocking=True).to(dtype), targets_BL
+    sound = micro.sound.to(device, non_blocking=True)
+    if sound.ndim == 2:
+        n_frames_B = micro.n_frames.to(device, non_blocking=True)
+        sound = log_mel_of_crops(sound, n_frames_B, micro.frames, micro.spectrogram)
+    return sound.to(dtype), targets_BL
 
 
 class Ahead:

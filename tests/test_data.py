@@ -1,5 +1,6 @@
 """Micro-batches: padding, order, skipped targets; where builds are; reading ahead."""
 
+import dataclasses
 import json
 import threading
 
@@ -12,10 +13,13 @@ from hypothesis import strategies as st
 from mt3data.errors import UserError
 from mt3data.reader import Batch, pad_tokens
 from mt3data.shards import SCHEMA_VERSION, find_builds
+from mt3data.spectrogram import SpectrogramConfig, log_mel
 from mt3train.config import DataConfig
 from mt3train.data import Ahead, cut_by_cost, micro_batches, mixture_builds, to_device
 from mt3train.loss import loss_sum
 from mt3train.model import MT3, ModelConfig
+
+MEL = SpectrogramConfig(n_mels=3)
 
 
 def batch_of(*lengths):
@@ -29,24 +33,24 @@ def batch_of(*lengths):
 def test_similar_lengths_share_a_micro_batch_and_are_padded_to_sixteens():
     # A budget of 2 x (2 + 64) positions: two rows of 2 + 48, or seven of 2 + 16.
     first, second = micro_batches(
-        batch_of(40, 3, 33, 16, 2), 2, DataConfig(frames=2, max_target_length=64)
+        batch_of(40, 3, 33, 16, 2), 2, DataConfig(frames=2, max_target_length=64), MEL
     )
     assert (first.keys, second.keys) == (["k0", "k2"], ["k3", "k1", "k4"])
     assert (first.targets.shape, second.targets.shape) == ((2, 48), (3, 16))
     assert second.targets[1].tolist() == [11] * 3 + [0] * 13
-    assert first.mel[:, 0, 0].tolist() == [0.0, 2.0]
+    assert first.sound[:, 0, 0].tolist() == [0.0, 2.0]
     assert (first.n_tokens, second.n_tokens) == (73, 21)
 
 
 def test_a_target_that_is_too_long_is_counted_and_left_out():
     data = DataConfig(frames=2, max_target_length=20)
-    first, second = micro_batches(batch_of(20, 21, 5), 1, data)
+    first, second = micro_batches(batch_of(20, 21, 5), 1, data, MEL)
     assert (first.keys, second.keys) == (["k0"], ["k2"])
     assert (first.n_skipped, second.n_skipped) == (1, 0)
 
 
 def test_a_rank_whose_targets_are_all_too_long_keeps_one_without_its_tokens():
-    (only,) = micro_batches(batch_of(30, 31), 4, DataConfig(frames=2, max_target_length=20))
+    (only,) = micro_batches(batch_of(30, 31), 4, DataConfig(frames=2, max_target_length=20), MEL)
     assert only.targets.tolist() == [[0] * 16]
     assert (only.n_tokens, only.n_skipped) == (0, 2)
 
@@ -70,13 +74,28 @@ def test_micro_batches_are_few_and_cost_about_the_same(padded, budget, parts):
     frames=st.sampled_from([1, 2, 100]),
 )
 def test_every_member_is_in_one_micro_batch_and_none_is_larger_than_allowed(lengths, size, frames):
-    cut = micro_batches(batch_of(*lengths), size, DataConfig(frames=frames, max_target_length=64))
+    cut = micro_batches(
+        batch_of(*lengths), size, DataConfig(frames=frames, max_target_length=64), MEL
+    )
     fit = [f"k{i}" for i, length in enumerate(lengths) if length <= 64]
     if fit:
         assert sorted(key for micro in cut for key in micro.keys) == sorted(fit)
         assert sum(m.n_tokens for m in cut) == sum(n for n in lengths if n <= 64)
     assert cut[0].n_skipped == len(lengths) - len(fit)
     assert all(len(m.keys) * (frames + m.targets.shape[1]) <= size * (frames + 64) for m in cut)
+
+
+def test_audio_becomes_log_mel_on_the_way_to_the_device_and_zero_behind_the_track_s_end():
+    audio = np.random.default_rng(0).integers(-9000, 9000, (2, 384)).astype(np.int16)
+    ends = np.array([3, 2], np.int32)
+    batch = dataclasses.replace(batch_of(5, 9), mel=None, audio=audio, n_frames=ends)
+    (micro,) = micro_batches(batch, 4, DataConfig(frames=3), SpectrogramConfig())
+    mel, targets = to_device(micro, torch.device("cpu"), torch.float64)
+    want = [log_mel(samples.astype(np.float32) / 32767) for samples in audio]
+    assert mel.dtype == torch.float64 and targets[0, :10].tolist() == [11] * 9 + [0]
+    np.testing.assert_allclose(mel[1], want[0], atol=1e-3)
+    np.testing.assert_allclose(mel[0, :2], want[1][:2], atol=1e-3)
+    assert (mel[0, 2] == 0).all()
 
 
 def gradients(model, pieces):
@@ -92,7 +111,7 @@ def test_sorted_micro_batches_have_the_gradient_of_targets_padded_to_1024():
     batch, data = batch_of(300, 3, 90, 17, 40), DataConfig(frames=2)
     padded = np.pad(batch.tokens, ((0, 0), (0, 1024 - 300))).astype(np.int64)
     want = gradients(model, [(torch.from_numpy(batch.mel), torch.from_numpy(padded))])
-    cut = micro_batches(batch, 1, data)
+    cut = micro_batches(batch, 1, data, MEL)
     found = gradients(model, [to_device(m, torch.device("cpu"), torch.float64) for m in cut])
     assert [m.targets.shape for m in cut] == [(1, 304), (4, 96)]
     for name, gradient in found.items():
