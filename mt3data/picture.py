@@ -11,7 +11,7 @@ import numpy as np
 
 from mt3data.errors import UserError
 from mt3data.notes import Notes
-from mt3data.reader import ShardSet
+from mt3data.records import ShardSet
 from mt3data.shards import read_manifest, read_npy
 from mt3data.spectrogram import SpectrogramConfig
 from mt3data.tokens import FRAMES_PER_SECOND
@@ -86,7 +86,7 @@ def _draw_notes(
             height = 4 + 0.1 * (mine.pitch - 35)
             axes.plot(mine.onset, height, "|", color=colours(number % 10), ms=9, mew=2, label=label)
             continue
-        height = _mel_bin(440 * 2 ** ((mine.pitch - 69) / 12), config)
+        height = mel_bin(440 * 2 ** ((mine.pitch - 69) / 12), config)
         axes.hlines(
             height, np.maximum(mine.onset, start), np.minimum(mine.offset, end),
             color=colours(number % 10), lw=2.5, label=label,
@@ -96,8 +96,8 @@ def _draw_notes(
         axes.legend(loc="upper right", fontsize=8, framealpha=0.8)
 
 
-def _mel_bin(hertz: np.ndarray, config: SpectrogramConfig) -> np.ndarray:
-    """Position of a frequency on the axis of mel bins (HTK formula)."""
+def mel_bin(hertz: np.ndarray, config: SpectrogramConfig) -> np.ndarray:
+    """Position of a frequency, in Hz, on the axis of mel bins (HTK formula)."""
     mel = 1127 * np.log1p(hertz / 700)
     low, high = 1127 * np.log1p(np.array([config.fmin, config.fmax]) / 700)
     return (mel - low) / (high - low) * (config.n_mels + 1)

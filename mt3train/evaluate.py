@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from mt3data.errors import UserError
-from mt3data.reader import TrackRecords, read_tracks
+from mt3data.records import TrackRecords, read_tracks
 from mt3data.shards import read_manifest
 from mt3train.checkpoint import CheckpointInfo
 from mt3train.metrics import SCORES, has_drums, transcription_scores

@@ -13,7 +13,7 @@ from mt3data.datasets import cerberus4
 from mt3data.manifest import load
 from mt3data.mix import MAX_QUARTETS, mixes, quartets
 from mt3data.plan import BuildConfig, make_plan
-from mt3data.reader import ShardSet, read_tracks
+from mt3data.records import ShardSet, read_tracks
 from mt3data.track import Stem, Track
 from mt3data.windows import WindowConfig
 

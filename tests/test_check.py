@@ -13,7 +13,7 @@ import pytest
 from mt3data.build import build
 from mt3data.check import check
 from mt3data.plan import BuildConfig, make_plan
-from mt3data.reader import ShardSet
+from mt3data.records import ShardSet
 from mt3data.windows import WindowConfig
 
 

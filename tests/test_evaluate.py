@@ -11,7 +11,7 @@ from fakes import slakh_tree
 from mt3data.build import build
 from mt3data.errors import UserError
 from mt3data.plan import BuildConfig, make_plan
-from mt3data.reader import read_tracks
+from mt3data.records import read_tracks
 from mt3data.tokens import encode_notes
 from mt3data.vocabulary import VocabularyConfig
 from mt3data.windows import WindowConfig

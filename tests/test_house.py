@@ -16,7 +16,9 @@ MT3DATA = (
     "datasets.maestro datasets.guitarset "
     "datasets.musicnet datasets.musicnet_em datasets.urmp datasets.folder players compose render "
     "synth align warp shards shard_writer disk ledger transport ranges unpack fetch "
-    "download verify reader plan examples card build check picture cli_sources cli_builds cli"
+    "download verify records reader rows plan examples "
+    "attempts worker engine card assemble claim build forecast check picture cli_sources cli_builds "
+    "cli"
 ).split()
 MT3TRAIN = (
     "model loss optim convert config checkpoint features mixing data log train decode transcribe metrics evaluate "

@@ -15,7 +15,7 @@ from mt3data.build import build
 from mt3data.check import check
 from mt3data.notes import Notes
 from mt3data.plan import BuildConfig, make_plan
-from mt3data.reader import ShardSet
+from mt3data.records import ShardSet
 from mt3data.shards import read_manifest, read_npy
 from mt3data.spectrogram import log_mel
 from mt3data.windows import WindowConfig, windows_of

@@ -19,7 +19,7 @@ from mt3data.datasets import demo
 from mt3data.errors import UserError
 from mt3data.manifest import KnownIssue, load
 from mt3data.plan import BuildConfig, make_plan
-from mt3data.reader import ShardSet, read_tracks
+from mt3data.records import ShardSet, read_tracks
 from mt3data.shards import read_npy
 from mt3data.spectrogram import log_mel, pad_to_frames
 from mt3data.track import Stem, Track

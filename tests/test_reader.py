@@ -10,7 +10,8 @@ import pytest
 from mt3data.build import build
 from mt3data.errors import UserError
 from mt3data.plan import BuildConfig, make_plan
-from mt3data.reader import IndexedShards, ShardSet, read_tracks
+from mt3data.reader import IndexedShards
+from mt3data.records import ShardSet, read_tracks
 from mt3data.shards import read_npy
 from mt3data.tokens import encode_notes
 from mt3data.vocabulary import VocabularyConfig
@@ -41,7 +42,9 @@ def long_track(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_record_comes_once_per_epoch(segments: Path) -> None:
     shards = IndexedShards([segments], seed=5)
-    seen = [row for step in range(9) for _, row in shards.plan(step, 4)]  # 36 draws of 9 records
+    seen = [
+        row for step in range(9) for row in shards.plan(step, 4)[1].tolist()
+    ]  # 36 draws of 9 records
     epochs = [seen[i : i + 9] for i in range(0, 36, 9)]
     assert all(sorted(epoch) == list(range(9)) for epoch in epochs)
     assert epochs[0] != epochs[1]
@@ -95,7 +98,9 @@ def test_mixture_shares_are_exact(segments: Path, long: Path) -> None:
     if not copy.exists():
         copy.symlink_to(segments)
     shards = IndexedShards([segments, copy], weights=[0.7, 0.3], seed=3)
-    sources = Counter(source for step in range(100) for source, _ in shards.plan(step, 100))
+    sources = Counter(
+        source for step in range(100) for source in shards.plan(step, 100)[0].tolist()
+    )
     assert sources == {0: 7000, 1: 3000}
 
 
@@ -108,7 +113,7 @@ def test_weights_that_would_leave_out_a_build_are_refused(
 
 
 def test_only_so_many_shards_stay_open(segments: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mt3data.reader.OPEN_SHARDS", 1)
+    monkeypatch.setattr("mt3data.records.OPEN_SHARDS", 1)
     shards = IndexedShards([segments])
     shards.batch(0, 9)
     assert len(shards.sources[0]._files) == 1
@@ -116,7 +121,7 @@ def test_only_so_many_shards_stay_open(segments: Path, monkeypatch: pytest.Monke
 
 def test_a_mixture_by_temperature_follows_the_number_of_records(segments: Path) -> None:
     shards = IndexedShards([segments], temperature=10 / 3)
-    assert {source for source, _ in shards.plan(0, 50)} == {0}
+    assert set(shards.plan(0, 50)[0].tolist()) == {0}
 
 
 def test_segments_of_edge_segment_cannot_be_cut_again(segments: Path) -> None:
