@@ -28,11 +28,12 @@ RANGES: dict[str, tuple[float, float]] = {  # smallest and largest value, both a
     "model.num_encoder_layers": (1, INFINITY), "model.num_decoder_layers": (1, INFINITY),
     "model.mlp_dim": (1, INFINITY), "data.frames": (1, MAX_POSITIONS),
     "data.max_target_length": (1, MAX_POSITIONS), "data.temperature": (1e-3, INFINITY),
-    "optim.lr": (0, INFINITY), "optim.warmup_steps": (0, INFINITY),
+    "data.mix_examples": (0, INFINITY), "optim.lr": (0, INFINITY), "optim.warmup_steps": (0, INFINITY),
     "optim.weight_decay": (0, INFINITY), "optim.clip_norm": (0, INFINITY),
     "optim.z_loss": (0, INFINITY),
 }  # fmt: skip
 FROM_SHARDS = ("model.vocab_size", "model.n_mels")  # no settings of a run
+TABLES = ("data.weights",)  # keys whose values are tables
 PRECISIONS = ("auto", "bf16", "fp16", "float32", "float64")
 
 
@@ -48,6 +49,9 @@ class DataConfig:
     max_target_length: int = 1024  # segments with more tokens (EOS included, less 1) are skipped
     mixture: str = ""  # of manifests/mixtures: only its sets, at its temperature; empty: all builds
     temperature: float = 10 / 3  # of the mixture of datasets, where `mixture` names none
+    weights: dict[str, float] = field(default_factory=dict)  # share of each build, by its folder's
+    # name, in place of a temperature: {slakh = 3, urmp = 1}; empty: by temperature
+    mix_examples: int = 0  # sum the audio of up to so many segments, see mixing.py; 0: none
 
 
 @dataclass(frozen=True)
@@ -111,6 +115,9 @@ class Config:
         for key in ("model.dropout_rate", "optim.label_smoothing"):
             if not 0.0 <= values[key] < 1.0:
                 raise UserError(f"{key}={values[key]}; expected 0 to below 1")
+        for build, weight in self.data.weights.items():
+            if type(weight) not in (int, float) or not 0 < weight < math.inf:
+                raise UserError(f"data.weights: {build} = {weight!r}; expected a number above 0")
         if self.model.emb_dim % 2:
             raise UserError(f"model.emb_dim={self.model.emb_dim}; expected an even number")
 
@@ -156,7 +163,7 @@ def _find(name: str) -> Path:
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     for key, value in tree.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and prefix + key not in TABLES:
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield prefix + key, value
@@ -194,7 +201,8 @@ def _typed(key: str, value: Any, wanted: type, origin: str) -> Any:
     if wanted is int and type(value) is float and value.is_integer():
         return int(value)  # steps=1e5
     if type(value) is not wanted:
-        names = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+        names = {bool: "true or false", int: "a whole number", float: "a number", str: "text",
+                 dict: "a table such as {slakh = 3, urmp = 1}"}  # fmt: skip
         raise UserError(f"{origin}: {key} must be {names[wanted]}, not {value!r}")
     return value
 

@@ -25,6 +25,7 @@ from mt3data.spectrogram import SpectrogramConfig
 from mt3data.vocabulary import PAD_ID, VocabularyConfig
 from mt3train.config import Config, DataConfig
 from mt3train.features import log_mel_of_crops
+from mt3train.mixing import MixedShards
 
 PAD_TO = 16  # lengths of targets are multiples of it, so that few shapes occur
 
@@ -76,7 +77,27 @@ def open_shards(config: DataConfig, seed: int) -> Segments:
         UserError: there are none, or a set of the mixture has no build.
     """
     builds, temperature = mixture_builds(find_builds(config.train), config)
-    return IndexedShards(builds, config.split, seed=seed, temperature=temperature)
+    shards = IndexedShards(
+        builds, config.split, seed=seed, temperature=temperature, weights=weights_of(builds, config)
+    )
+    return MixedShards(shards, config.mix_examples) if config.mix_examples else shards
+
+
+def weights_of(builds: Sequence[Path], config: DataConfig) -> list[float] | None:
+    """The configured weight of each build; None where none is configured.
+
+    Raises:
+        UserError: the names of the weights are not those of the builds.
+    """
+    if not config.weights:
+        return None
+    names = [build.name for build in builds]
+    if sorted(names) != sorted(config.weights):
+        raise UserError(
+            f"data.weights has {', '.join(config.weights)}; the builds are {', '.join(names)}; "
+            "name each of them once, by its folder's name"
+        )
+    return [config.weights[name] for name in names]
 
 
 def mixture_builds(builds: list[Path], config: DataConfig) -> tuple[list[Path], float]:

@@ -42,6 +42,12 @@ def test_a_key_that_python_reserves_reads_and_prints_as_it_is_written():
     assert as_dict(config)["init"] == {"from": "runs/other"}
 
 
+def test_weights_of_builds_are_a_table(tmp_path):
+    path = written(tmp_path, "[data.weights]\nslakh = 3\nurmp = 0.5\n")
+    assert load_config([path]).data.weights == {"slakh": 3, "urmp": 0.5}
+    assert load_config([path, "data.weights={slakh=1}"]).data.weights == {"slakh": 1}
+
+
 @pytest.mark.parametrize(
     "argument, message",
     [
@@ -66,6 +72,10 @@ def test_a_key_that_python_reserves_reads_and_prints_as_it_is_written():
         ("data.max_target_length=3000", "data.max_target_length=3000; expected 1 to 2048"),
         ("data.temperature=0", "data.temperature=0.0; expected at least 0.001"),
         ("optim.lr=nan", "optim.lr=nan; expected at least 0"),
+        ("data.weights=3", "data.weights must be a table such as {slakh = 3, urmp = 1}, not 3"),
+        ("data.weights={a=0}", "data.weights: a = 0; expected a number above 0"),
+        ("data.weights={a=true}", "data.weights: a = True; expected a number above 0"),
+        ("data.weights.a=1", "unknown key data.weights.a; did you mean data.weights"),
         ("model.vocab_size=99", "model.vocab_size is no setting; it comes from the shards"),
         ("init.from_=a", "unknown key init.from_; did you mean init.from?"),
         ("missing.toml", "no configuration file missing.toml; .* demo.toml, mt3.toml"),

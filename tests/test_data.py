@@ -15,7 +15,7 @@ from mt3data.reader import Batch, pad_tokens
 from mt3data.shards import SCHEMA_VERSION, find_builds
 from mt3data.spectrogram import SpectrogramConfig, log_mel
 from mt3train.config import DataConfig
-from mt3train.data import Ahead, cut_by_cost, micro_batches, mixture_builds, to_device
+from mt3train.data import Ahead, cut_by_cost, micro_batches, mixture_builds, to_device, weights_of
 from mt3train.loss import loss_sum
 from mt3train.model import MT3, ModelConfig
 
@@ -159,6 +159,15 @@ def test_a_mixture_with_a_set_that_is_not_built_names_it(tmp_path):
     builds = builds_of(tmp_path, *MT3_SETS[:-1])
     with pytest.raises(UserError, match=r"has none of urmp; .*`mt3data build urmp`"):
         mixture_builds(builds, DataConfig(mixture="mt3"))
+
+
+def test_weights_are_given_by_the_names_of_builds(tmp_path):
+    builds = builds_of(tmp_path, "slakh", "demo")
+    assert weights_of(builds, DataConfig()) is None
+    assert weights_of(builds, DataConfig(weights={"slakh": 3, "demo": 1})) == [1, 3]
+    for wrong in ({"slakh": 3}, {"slakh": 3, "demo": 1, "urmp": 1}, {"slakh": 3, "dmeo": 1}):
+        with pytest.raises(UserError, match="the builds are demo, slakh; name each of them once"):
+            weights_of(builds, DataConfig(weights=wrong))
 
 
 def test_the_next_step_is_loaded_ahead_and_any_step_may_be_asked_for():
