@@ -1,8 +1,9 @@
 """Carries out a plan: shards in parallel, then the index, and the manifest last.
 
 Shards are written independently of each other. A shard is done when its state record exists; a build
-that was interrupted goes on from there and ends with the same bytes, for any number of workers. A
-track that fails is recorded with its reason and leaves everything else in its place.
+that was interrupted goes on from there and ends with the same bytes, for any number of workers and
+any engine. A track that fails, hangs or kills its worker is recorded with its reason and leaves
+everything else in its place.
 
 No time, host, path or number of workers enters any file but `build.log.jsonl`.
 """
@@ -12,35 +13,25 @@ from __future__ import annotations
 import json
 import platform
 import shutil
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from mt3data.card import dataset_card
-from mt3data.disk import locked
+from mt3data.assemble import assemble
+from mt3data.attempts import Run, new_run, track_of
+from mt3data.claim import LOG, claimed, finished, is_done, read_tracks_table
+from mt3data.disk import require_space
+from mt3data.engine import LOCAL, WorkersLost
+from mt3data.engine import run as run_tasks
 from mt3data.errors import UserError
-from mt3data.examples import TrackExamples, TrackFailure
-from mt3data.plan import BuildConfig, Plan, ShardPlan, track_row
-from mt3data.shard_writer import ShardWriter
-from mt3data.shards import (
-    MANIFEST,
-    canonical_json,
-    index_schema,
-    references_schema,
-    tracks_schema,
-    write_durably,
-    write_listed,
-    write_table,
-)
-from mt3data.windows import SEGMENT_WINDOWS, WindowConfig
+from mt3data.plan import Plan, ShardPlan
+from mt3data.worker import STATE, do_shard
 
-STATE = ".state"  # records of an unfinished build; removed when the manifest is written
-MAX_TARGET_TOKENS = 1024 - 1  # mt3/preprocessors.py handle_too_long, which counts before EOS
+# Deaths of workers, without a shard done between them, that no track can have caused.
+MAX_UNEXPLAINED = 3
 
 
 @dataclass(frozen=True)
@@ -53,256 +44,130 @@ class Summary:
     already_complete: bool = False
 
 
-# --- one shard -----------------------------------------------------------------------------------
-
-
-def write_shard(plan: ShardPlan, folder: Path, windows: WindowConfig) -> None:
-    """Builds one shard and, when it is durable, its state record.
-
-    A track that fails becomes a quarantined row; the others are not affected.
-    """
-    writer = ShardWriter(folder / plan.name)
-    track_rows, references = [], []
-    try:
-        for track in plan.tracks:
-            examples = TrackExamples(track, windows)
-            try:
-                with writer.all_or_nothing():
-                    for window in examples:
-                        writer.add(track.dataset, track.split, track.id, track.name, window)
-            except TrackFailure as failure:
-                row = track_row(
-                    track, status="quarantined", stage=failure.stage, error=str(failure.reason)
-                )
-                track_rows.append(row)
-                continue
-            track_rows.append(examples.row)
-            if plan.split != "train":
-                notes = examples.notes.to_array().tolist()
-                references.append({"track": track.id, "notes": notes})
-        shard = writer.close()
-    except BaseException:
-        writer.abandon()
-        raise
-    record = {"shard": shard | {"split": plan.split}, "rows": writer.rows, "tracks": track_rows,
-              "references": references}  # fmt: skip
-    write_durably(folder / STATE / f"{plan.name}.json", canonical_json(record))
-
-
-# --- the build -----------------------------------------------------------------------------------
-
-
-def build(plan: Plan, on_shard: Callable[[ShardPlan], None] = lambda shard: None) -> Summary:
+def build(
+    plan: Plan,
+    on_shard: Callable[[ShardPlan], None] = lambda shard: None,
+    report: Callable[[str], None] = lambda line: None,
+) -> Summary:
     """Carries out a plan, or what an interrupted run left of it.
 
     Args:
         plan: see `make_plan`.
         on_shard: called for each finished shard, those of earlier runs included.
+        report: told in one line what the user should know while it runs.
     Raises:
         UserError: the folder holds another build, another run is at work in it, or something that
-            is no build; or a finished build there has lost files.
+            is no build; a finished build there has lost files; there is no room, or no worker that
+            stays alive.
     """
     folder = plan.folder
-    finished = _claim(plan)
-    if finished:
-        _require_files(folder, finished)
-        # A run that was killed just after it wrote the manifest leaves its state records.
-        shutil.rmtree(folder / STATE, ignore_errors=True)
-        quarantined = [row for row in _read_tracks(folder) if row["status"] != "ok"]
-        return Summary(folder, finished, tuple(quarantined), already_complete=True)
-    with locked(folder / STATE / "lock", f"{folder}: another build is at work there"):
-        started = time.time()
+    if summary := _complete(plan):
+        return summary
+    with claimed(plan):
+        if summary := _complete(plan):  # by a run that ended in this very moment
+            return summary
         todo = []
         for shard in plan.shards:
-            if _is_done(folder, shard):
+            if is_done(folder, shard):
                 on_shard(shard)
             else:
                 todo.append(shard)
-        by_name = {shard.name: shard for shard in todo}
-        for name in _run(todo, folder, plan.config):
-            on_shard(by_name[name])
-        manifest, tracks = _finalise(plan)
-        _log(folder, plan, started, len(todo))
-    return Summary(folder, manifest, tuple(row for row in tracks if row["status"] != "ok"))
+        require_space(folder, sum(shard.n_bytes for shard in todo), "for shards", "--out")
+        config = plan.config
+        _log(folder, "start", workers=config.workers, engine=config.engine, todo=len(todo),
+             shards=len(plan.shards), root=str(config.root))  # fmt: skip
+        with (
+            new_run(
+                (folder / STATE).absolute(), config.root.absolute(), config.track_timeout
+            ) as run,
+            closing(_shards(todo, plan, run, report)) as done,
+        ):
+            for shard in done:
+                on_shard(shard)
+        manifest, tracks = assemble(plan, run.environment)
+        _log(folder, "end")
+    return _summary(plan, manifest, tracks)
 
 
-def _claim(plan: Plan) -> dict[str, Any] | None:
-    """Makes the folder ours; returns the manifest if this very build is complete there."""
-    folder, ours = plan.folder, plan.identity | {"fingerprint": plan.fingerprint}
-    for path in (folder / MANIFEST, folder / STATE / "plan.json"):
-        if not path.is_file():
-            continue
-        theirs = json.loads(path.read_text(encoding="utf-8"))
-        if theirs["fingerprint"] != plan.fingerprint:
-            finished = "a build" if path.name == MANIFEST else "an unfinished build"
-            raise UserError(
-                f"{folder} holds {finished} with other settings ({_difference(theirs, ours)}); "
-                "choose another --out, or remove that folder"
-            )
-        if path.name == MANIFEST:
-            return theirs
+def _complete(plan: Plan) -> Summary | None:
+    manifest = finished(plan)
+    if manifest is None:
         return None
-    if folder.is_dir() and any(folder.iterdir()):
-        raise UserError(f"{folder} is not empty and holds no build; choose another --out")
-    (folder / STATE).mkdir(parents=True)
-    write_durably(folder / STATE / "plan.json", canonical_json(ours))
-    return None
+    # A run that was killed just after it wrote the manifest leaves its state.
+    shutil.rmtree(plan.folder / STATE, ignore_errors=True)
+    return _summary(plan, manifest, read_tracks_table(plan.folder), already_complete=True)
 
 
-def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
-    """Names the settings that differ, "window: 256 there, 2048 here"."""
-    named = []
-    for key in sorted(ours):
-        a, b = theirs.get(key), ours[key]
-        if a == b or key in ("fingerprint", "schema"):
-            continue
-        if isinstance(a, dict) and isinstance(b, dict):
-            named += [
-                f"{key}.{k}: {a.get(k)} there, {b.get(k)} here"
-                for k in sorted(a | b)
-                if a.get(k) != b.get(k)
-            ]
-        elif key == "tracks" and isinstance(a, list) and isinstance(b, list):
-            named.append(f"tracks: {len(a)} there, {len(b)} here, or other files")
-        else:
-            named.append(f"{key}: {a} there, {b} here")
-    return "; ".join(named) or "another version"
+def _summary(
+    plan: Plan,
+    manifest: dict[str, Any],
+    tracks: list[dict[str, Any]],
+    already_complete: bool = False,
+) -> Summary:
+    quarantined = tuple(row for row in tracks if row["status"] != "ok")
+    return Summary(plan.folder, manifest, quarantined, already_complete)
 
 
-def _require_files(folder: Path, manifest: dict[str, Any]) -> None:
-    """Raises a UserError if files of a finished build are missing or have another size."""
-    entries = manifest["shards"] + manifest["files"]
-    sizes = {e["name"]: e["bytes"] for e in entries}
-    lost = [
+def _shards(
+    todo: list[ShardPlan], plan: Plan, run: Run, report: Callable[[str], None]
+) -> Generator[ShardPlan, None, None]:
+    """Writes shards in parallel; yields each when it is done.
+
+    Where local workers died, the shards that they were at are built alone before all others go on:
+    loky stops every worker when one dies, so only a death alone says which track was the cause.
+    """
+    folder, config = plan.folder.absolute(), plan.config
+    waiting, suspects, unexplained = {shard.name: shard for shard in todo}, list[str](), 0
+    while waiting:
+        suspects = [name for name in suspects if name in waiting]
+        jobs = [
+            (waiting[name], folder, config.windows, run) for name in suspects[:1] or list(waiting)
+        ]
+        known = set(run.markers())
+        workers = 1 if suspects else config.workers
+        try:
+            with closing(run_tasks(config.engine, workers, do_shard, jobs, report)) as results:
+                for told in results:
+                    _log(folder, "shard", **told)
+                    unexplained = 0
+                    yield waiting.pop(told["shard"])
+        except WorkersLost as loss:
+            left = {path: hung for path, hung in run.markers().items() if path not in known}
+            _log(folder, "death", tracks=sorted(map(track_of, left)), reason=str(loss),
+                 dumps=[path.read_text() for path, hung in left.items() if hung])  # fmt: skip
+            unexplained += not left
+            if unexplained >= MAX_UNEXPLAINED:
+                raise UserError(
+                    f"workers died {unexplained} times outside any track, so no track is to blame; "
+                    f"is memory short? Fewer --workers need less ({loss})"
+                ) from loss
+            for name in [name for name, shard in waiting.items() if is_done(folder, shard)]:
+                yield waiting.pop(name)
+            if config.engine == LOCAL:
+                suspects += _suspects(left, waiting)
+
+
+def _suspects(left: dict[Path, bool], waiting: dict[str, ShardPlan]) -> list[str]:
+    """Names of the shards that are to be built alone, after local workers died.
+
+    Args:
+        left: markers of the tracks that they were at, and whether each tells of a hang. Those that
+            prove nothing are removed: of several tracks one killed its worker, and loky the others.
+        waiting: shards by name.
+    """
+    accused = {track_of(path) for path in left if not any(left.values())}
+    if len(left) > 1:
+        for path in (path for path, hung in left.items() if not hung):
+            path.unlink()
+    return [
         name
-        for name, size in sizes.items()
-        if not (folder / name).is_file() or (folder / name).stat().st_size != size
+        for name, shard in waiting.items()
+        if any(planned.track.id in accused for planned in shard.tracks)
     ]
-    if lost:
-        raise UserError(
-            f"{folder} was finished, but {len(lost)} of its {len(sizes)} files are missing or have "
-            f"another size, first {lost[0]}; copy them back, or remove the folder and build again"
-        )
 
 
-def _is_done(folder: Path, shard: ShardPlan) -> bool:
-    record, path = folder / STATE / f"{shard.name}.json", folder / shard.name
-    if not record.is_file() or not path.is_file():
-        return False
-    return path.stat().st_size == json.loads(record.read_bytes())["shard"]["bytes"]
-
-
-def _run(todo: list[ShardPlan], folder: Path, config: BuildConfig) -> Iterator[str]:
-    """Writes shards in parallel; yields the name of each as it is done."""
-    import joblib
-
-    folder = (
-        folder.absolute()
-    )  # joblib's workers live on, in the folder where the first build began
-    for leftover in folder.rglob("*.tmp-*"):
-        leftover.unlink()
-    with joblib.parallel_config("loky", n_jobs=config.workers, inner_max_num_threads=1):
-        parallel = joblib.Parallel(
-            return_as="generator_unordered", batch_size=1, pre_dispatch="2*n_jobs"
-        )
-        yield from parallel(
-            joblib.delayed(_write_named)(shard, folder, config.windows) for shard in todo
-        )
-
-
-def _write_named(shard: ShardPlan, folder: Path, windows: WindowConfig) -> str:
-    write_shard(shard, folder, windows)
-    return shard.name
-
-
-def _finalise(plan: Plan) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Index, tracks, references and card from the state records; the manifest last."""
-    folder = plan.folder
-    records = [json.loads((folder / STATE / f"{s.name}.json").read_bytes()) for s in plan.shards]
-    tracks = sorted(
-        [row for record in records for row in record["tracks"]] + list(plan.rejected),
-        key=lambda row: (row["split"], row["track"]),
-    )
-    splits, files = {}, [write_table(folder / "tracks.parquet", tracks, tracks_schema())]
-    for split in sorted({shard.split for shard in plan.shards}):
-        mine = [record for record in records if record["shard"]["split"] == split]
-        rows = [row for record in mine for row in record["rows"]]
-        written = write_table(
-            folder / "index" / f"{split}.parquet", rows, index_schema(plan.identity["members"])
-        )
-        files.append(written | {"name": f"index/{split}.parquet"})
-        if split != "train":
-            notes = [row for record in mine for row in _reference_rows(record)]
-            path = folder / f"references-{split}.parquet"
-            files.append(write_table(path, notes, references_schema()))
-        of_split = [track for track in tracks if track["split"] == split]
-        splits[split] = _totals(rows, of_split, plan.config.windows.frames)
-    body = plan.identity | {
-        "fingerprint": plan.fingerprint,
-        "licence": plan.manifest.licence, "licence_url": plan.manifest.licence_url,
-        "redistribution": plan.manifest.redistribution, "citation": plan.manifest.citation,
-        "title": plan.manifest.title,
-        "splits": splits, "shards": [record["shard"] for record in records],
-        "quarantined": sum(row["status"] != "ok" for row in tracks),
-        "environment": environment(),
-    }  # fmt: skip
-    files.append(write_listed(folder / "README.md", dataset_card(body).encode()))
-    body["files"] = sorted(files, key=lambda entry: entry["name"])
-    write_durably(folder / MANIFEST, canonical_json(body))
-    shutil.rmtree(folder / STATE)
-    return body, tracks
-
-
-def _reference_rows(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for entry in record["references"]:
-        for onset, offset, pitch, velocity, program, is_drum, instrument in entry["notes"]:
-            yield {
-                "track": entry["track"], "onset": onset, "offset": offset, "pitch": int(pitch),
-                "velocity": int(velocity), "program": int(program), "is_drum": bool(is_drum),
-                "instrument": int(instrument),
-            }  # fmt: skip
-
-
-def _totals(
-    rows: list[dict[str, Any]], tracks: list[dict[str, Any]], frames: int
-) -> dict[str, Any]:
-    is_segment = frames in SEGMENT_WINDOWS  # longer windows are cut and tokenised anew in training
-    tokens = np.array([row["n_tokens"] for row in rows] or [0])
-    usable = [track for track in tracks if track["status"] == "ok"]
-    return {
-        "tracks": len(usable), "records": len(rows), "frames": sum(row["frames"] for row in rows),
-        "hours": round(sum(track["seconds"] for track in usable) / 3600, 6),
-        "notes": sum(track["notes"] for track in usable),
-        "tokens": int(tokens.sum()), "max_tokens": int(tokens.max()),
-        "targets_too_long": int((tokens - 1 > MAX_TARGET_TOKENS).sum()) if is_segment else None,
-        "quarantined": len(tracks) - len(usable),
-    }  # fmt: skip
-
-
-def environment() -> dict[str, str]:
-    """Versions that could change bytes; never a time, host or path."""
-    import scipy
-    import soundfile
-    import soxr
-
-    return {
-        "python": f"{sys.version_info.major}.{sys.version_info.minor}",
-        "machine": platform.machine(), "numpy": np.__version__, "scipy": scipy.__version__,
-        "soxr": soxr.__version__, "libsndfile": soundfile.__libsndfile_version__,
-    }  # fmt: skip
-
-
-def _read_tracks(folder: Path) -> list[dict[str, Any]]:
-    import pyarrow.parquet as pq
-
-    return pq.read_table(folder / "tracks.parquet").to_pylist()
-
-
-def _log(folder: Path, plan: Plan, started: float, built: int) -> None:
-    entry = {
-        "finished": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "seconds": round(time.time() - started, 1),
-        "shards_built": built, "shards": len(plan.shards), "workers": plan.config.workers,
-        "root": str(plan.config.root), "host": platform.node(),
-    }  # fmt: skip
-    with (folder / "build.log.jsonl").open("a", encoding="utf-8") as file:
+def _log(folder: Path, event: str, **facts: Any) -> None:
+    now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    entry = {"time": now, "event": event, "driver": platform.node(), **facts}
+    with (folder / LOG).open("a", encoding="utf-8") as file:
         file.write(json.dumps(entry) + "\n")

@@ -17,13 +17,15 @@ def free_bytes(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def require_space(folder: Path, n_bytes: int, purpose: str, advice: str = "") -> None:
+def require_space(
+    folder: Path, n_bytes: int, purpose: str, option: str = "--root", advice: str = ""
+) -> None:
     """Raises UserError, with needed and free bytes, where a disk has too little room."""
     free = free_bytes(folder)
     if n_bytes > free:
         raise UserError(
             f"{folder}: {size(n_bytes)} needed {purpose}, {size(free)} free; make room or choose "
-            f"another --root{advice}"
+            f"another {option}{advice}"
         )
 
 
@@ -39,13 +41,18 @@ def size(n_bytes: float) -> str:
 def locked(path: Path, busy: str) -> Iterator[None]:
     """Holds a lock file while the body runs; a second process gets a UserError that says `busy`.
 
-    The system frees the lock when a process ends in whatever way.
+    The system frees the lock when a process ends in whatever way. On NFS it holds between hosts too
+    (Linux makes it a byte-range lock there); a file system without locks is refused.
     """
     import fcntl
 
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise UserError(f"{busy}; wait for it or stop it") from error
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be locked ({error.strerror}); choose a folder on another file system"
+            ) from error
         yield

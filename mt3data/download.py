@@ -319,7 +319,7 @@ def _require_space(folder: Path, todo: dict[Source, Path | None], wishes: Wishes
     if any(source.seekable for source in todo) and not wishes.select:
         advice += ", or fetch members without their archive: --select"
     purpose = f"({size(packed)} to download, about {size(unpacked)} unpacked)"
-    require_space(folder, packed + unpacked, purpose, advice)
+    require_space(folder, packed + unpacked, purpose, advice=advice)
 
 
 def _logged_bytes(log: Path) -> int:

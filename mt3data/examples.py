@@ -15,7 +15,8 @@ from mt3data import align
 from mt3data.audio import read_audio
 from mt3data.mix import mixes
 from mt3data.notes import Notes, trim_overlapping
-from mt3data.plan import label_files, passes_of, track_row
+from mt3data.plan import passes_of
+from mt3data.rows import label_files, track_row
 from mt3data.spectrogram import n_frames_of, pad_to_frames
 from mt3data.track import Track
 from mt3data.warp import warp

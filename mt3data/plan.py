@@ -2,6 +2,9 @@
 
 Planning is serial and cheap: it lists the dataset and reads audio headers. What a plan holds depends
 on the tracks, the seed and the settings alone, and failures later never move a boundary.
+
+Tracks of the training split are interleaved over the shards by a seeded permutation, so that a
+stream of a few shards sees all kinds of them; those of other splits keep their order.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import hashlib
 import importlib
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +25,7 @@ from mt3data.audio import audio_info
 from mt3data.errors import UserError
 from mt3data.manifest import Manifest, load, names
 from mt3data.mix import LAW, PAPER_SUBSETS, with_subsets
+from mt3data.rows import bytes_of_sources, failed_row, passes_said
 from mt3data.shards import SCHEMA_VERSION, canonical_json
 from mt3data.spectrogram import n_frames_of
 from mt3data.track import Track
@@ -34,7 +39,7 @@ RECORD_OVERHEAD = 8192  # bytes of a record beside mel and audio: tar headers, n
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """What to build. Everything but `workers` and the paths changes bytes and is fingerprinted.
+    """What to build. All that changes bytes is fingerprinted: not paths, workers, engine, timeout, bad.
 
     Attributes:
         dataset: name of a manifest.
@@ -44,11 +49,14 @@ class BuildConfig:
         tracks: at most this many tracks in all, every split keeping its share; 0 means all.
         split_scheme: a scheme of the manifest; None takes its default.
         windows: how tracks are cut.
-        workers: processes.
+        workers: processes on this machine.
         profile: "fixed" repairs what is verified as wrong, "paper" is what MT3 did: known errors are
             kept, and Slakh's training tracks are PAPER_SUBSETS subsets of their stems.
         subsets: so many subsets of stems for each training track that has stems; 0: by profile.
         name: what the build is called where it is not the dataset; for the user's own folders.
+        engine: "local", or the address of a dask scheduler.
+        track_timeout: seconds after which a track's worker is stopped; 0: by the track's length.
+        bad: tracks to leave out, id or name -> (stage, reason), as if they had failed so.
     """
 
     dataset: str
@@ -62,16 +70,49 @@ class BuildConfig:
     name: str = ""
     profile: str = "fixed"
     subsets: int = 0
+    engine: str = "local"
+    track_timeout: float = 0.0
+    bad: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class PlannedTrack:
+    """A track, and what was seen of it while planning.
+
+    Attributes:
+        seconds: length of its audio by the header.
+        source_bytes: sizes of its `source_files`; -1 for what is no file.
+        passes: how often it is cut.
+        records: how many that makes.
+        bad: stage and reason where it is to be left out.
+    """
+
+    track: Track
+    seconds: float
+    source_bytes: tuple[int, ...]
+    passes: int
+    records: int
+    bad: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """One shard: its name and the tracks that go into it, in order."""
+    """One shard: its name and the tracks that go into it, in order; about how many bytes it has."""
 
     name: str
     split: str
-    tracks: tuple[Track, ...]
-    seconds: float
+    tracks: tuple[PlannedTrack, ...]
+    n_bytes: int
+
+    @property
+    def seconds(self) -> float:
+        """Audio to be transformed, every pass counted."""
+        return sum(planned.passes * planned.seconds for planned in self.tracks)
+
+    @property
+    def records(self) -> int:
+        """Records if no track fails, by the headers."""
+        return sum(planned.records for planned in self.tracks)
 
 
 @dataclass(frozen=True)
@@ -83,11 +124,7 @@ class Plan:
     shards: tuple[ShardPlan, ...]
     rejected: tuple[dict[str, Any], ...]  # rows of tracks.parquet for tracks that cannot be used
     identity: dict[str, Any]  # everything that changes bytes
-
-    @property
-    def folder(self) -> Path:
-        """Where the build goes."""
-        return self.config.out / self.manifest.name
+    folder: Path  # where the build goes
 
     @property
     def fingerprint(self) -> str:
@@ -115,19 +152,18 @@ def make_plan(config: BuildConfig) -> Plan:
     chosen = _choose(tracks, config)
     if subsets:
         chosen = [with_subsets(track, config.windows.seed, subsets) for track in chosen]
-    rejected, usable, sizes = [], [], {}
+    sizes = {track.id: bytes_of_sources(track) for track in chosen}
+    bad = _listed(chosen, config.bad)
+    usable, rejected = [], []
     for track in chosen:
         try:
-            if track.failure:
-                raise UserError(track.failure)
-            sizes[track.id] = max(audio_info(path).seconds for path in track.audio_files)
-            usable.append(track)
+            usable.append(_planned(track, sizes[track.id], bad.get(track.id), config.windows))
         except UserError as error:
-            rejected.append(track_row(track, status="quarantined", stage="plan", error=str(error)))
+            rejected.append(failed_row(track, *bad.get(track.id, ("plan", error))))
     shards: list[ShardPlan] = []
-    for split in sorted({track.split for track in usable}):
-        mine = [track for track in usable if track.split == split]
-        shards += _pack(split, mine, sizes, config.windows)
+    for split in sorted({planned.track.split for planned in usable}):
+        mine = [planned for planned in usable if planned.track.split == split]
+        shards += _pack(split, mine, config.windows)
     identity = {
         "schema": SCHEMA_VERSION, "version": __version__, "dataset": manifest.name,
         "split_scheme": config.split_scheme or manifest.default_scheme,
@@ -135,11 +171,39 @@ def make_plan(config: BuildConfig) -> Plan:
         "profile": config.profile,
         "subsets": {"passes": subsets, "law": LAW} if any(t.passes for t in chosen) else None,
         "tracks": [
-            [t.id, t.split, t.trim, _passes_said(t), *(p.stat().st_size if p.is_file() else -1 for p in source_files(t))]
-            for t in chosen
+            [t.id, t.split, t.trim, passes_said(t), *sizes[t.id]] for t in chosen
         ],
     }  # fmt: skip
-    return Plan(config, manifest, tuple(shards), tuple(rejected), identity)
+    folder = config.out / manifest.name
+    return Plan(config, manifest, tuple(shards), tuple(rejected), identity, folder)
+
+
+def _planned(
+    track: Track, sizes: tuple[int, ...], bad: tuple[str, str] | None, windows: WindowConfig
+) -> PlannedTrack:
+    """Reads the headers of a track's audio; a UserError says why it cannot be used."""
+    if track.failure:
+        raise UserError(track.failure)
+    seconds = max(audio_info(path).seconds for path in track.audio_files)
+    passes = passes_of(track, windows)
+    frames = n_frames_of(round(seconds * windows.spectrogram.sample_rate))
+    phased = not track.passes  # passes over other stems all begin at frame 0
+    records = sum(
+        len(window_starts(frames, k if phased else 0, track.id, windows)) for k in range(passes)
+    )
+    return PlannedTrack(track, seconds, sizes, passes, records, bad)
+
+
+def _listed(chosen: list[Track], bad: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+    """Stage and reason by track id, where the list may have names as well."""
+    listed = {t.id: bad[key] for t in chosen for key in (t.id, t.name) if key in bad}
+    known = {key for track in chosen for key in (track.id, track.name)}
+    if unknown := sorted(set(bad) - known):
+        raise UserError(
+            f"the list of bad tracks names {unknown[0]!r}, and none of the {len(chosen)} tracks to "
+            f"build is called so; the first is {chosen[0].id}"
+        )
+    return listed
 
 
 def _as_published(manifest: Manifest, config: BuildConfig) -> Manifest:
@@ -201,79 +265,43 @@ def _choose(tracks: list[Track], config: BuildConfig) -> list[Track]:
     return [track for split in by_split.values() for track in split]
 
 
-def _pack(
-    split: str, tracks: list[Track], seconds: dict[str, float], windows: WindowConfig
-) -> list[ShardPlan]:
+def _pack(split: str, tracks: list[PlannedTrack], windows: WindowConfig) -> list[ShardPlan]:
     """Fills shards of about equal size with the tracks of one split."""
 
-    def rank(track: Track) -> Any:
-        return hashlib.sha256(f"{windows.seed}|{track.id}".encode()).digest()
+    def rank(planned: PlannedTrack) -> Any:
+        track = planned.track.id
+        if split != "train":
+            return track
+        return hashlib.sha256(f"{windows.seed}|{track}".encode()).digest()
 
-    ordered = sorted(tracks, key=rank if split == "train" else lambda t: t.id)
-    size_of = {
-        t.id: _estimated_bytes(seconds[t.id], passes_of(t, windows), windows) for t in tracks
-    }
-    total = sum(size_of.values())
+    per_record = record_bytes(windows)
+    total = per_record * sum(planned.records for planned in tracks)
     target = min(MAX_SHARD_BYTES, max(MIN_SHARD_BYTES, total // SHARDS_PER_SPLIT))
-    groups: list[list[Track]] = [[]]
+    groups: list[list[PlannedTrack]] = [[]]
     filled = 0
-    for track in ordered:
-        if groups[-1] and filled + size_of[track.id] > target:
+    for planned in sorted(tracks, key=rank):
+        n_bytes = planned.records * per_record
+        if groups[-1] and filled + n_bytes > target:
             groups.append([])
             filled = 0
-        groups[-1].append(track)
-        filled += size_of[track.id]
+        groups[-1].append(planned)
+        filled += n_bytes
     return [
         ShardPlan(
             f"{split}-{i:05d}-of-{len(groups):05d}.tar", split, tuple(group),
-            sum(passes_of(t, windows) * seconds[t.id] for t in group),
+            per_record * sum(planned.records for planned in group),
         )
         for i, group in enumerate(groups)
     ]  # fmt: skip
 
 
-def _estimated_bytes(seconds: float, passes: int, windows: WindowConfig) -> int:
-    frames = n_frames_of(round(seconds * windows.spectrogram.sample_rate))
-    records = len(window_starts(frames, 0, "", windows))
+def record_bytes(windows: WindowConfig) -> int:
+    """About how many bytes a record takes in its shard."""
     sound = (windows.schema[name] for name in windows.members)
     size = sum(math.prod(s["shape"]) * np.dtype(s["dtype"]).itemsize for s in sound)
-    return passes * records * (size + RECORD_OVERHEAD)
+    return size + RECORD_OVERHEAD
 
 
 def passes_of(track: Track, windows: WindowConfig) -> int:
     """Passes over a track: only training tracks are cut more than once."""
     return len(track.passes) or (windows.passes if track.split == "train" else 1)
-
-
-def source_files(track: Track) -> list[Path]:
-    """Everything a track is built from: its audio, then its label files or its stems' MIDI."""
-    return [*track.audio_files, *label_files(track)]
-
-
-def label_files(track: Track) -> list[Path]:
-    """The files that hold a track's labels."""
-    if track.labels is not None:
-        return list(track.labels.files)
-    return [stem.midi for stem in track.stems if stem.midi]
-
-
-def track_row(track: Track, **known: Any) -> dict[str, Any]:
-    """A row of tracks.parquet; what is not known is null, 0 or empty."""
-    row = dict.fromkeys(("seconds", "frames", "notes", "notes_after_audio", "lag", "drift", "align_confidence", "audio_sha256", "labels_sha256"))  # fmt: skip
-    row |= {"track": track.id, "name": track.name, "split": track.split, "records": 0}
-    return (
-        row
-        | {
-            "stage": "",
-            "error": "",
-            "aligned": "",
-            "passes": _passes_said(track),
-            "problems": list(track.problems),
-        }
-        | known
-    )
-
-
-def _passes_said(track: Track) -> list[str]:
-    """The stems that each pass hears, "S00+S02", where they do not hear the mix."""
-    return ["+".join(members) for members in track.passes]

@@ -6,7 +6,6 @@ What a record holds and why the bytes are always the same stands in shards.py.
 from __future__ import annotations
 
 import hashlib
-import os
 import tarfile
 import zlib
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from mt3data.shards import (
     npy_parts,
     sync_and_rename,
     tar_members,
+    temporary,
 )
 from mt3data.windows import Window
 
@@ -58,7 +58,7 @@ class ShardWriter:
     def __post_init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._part = self.path.with_name(f"{self.path.name}.tmp-{os.getpid()}")
+        self._part = temporary(self.path)
         self._file = self._part.open("wb")
         self._position, self._hash = 0, hashlib.sha256()
 

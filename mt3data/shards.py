@@ -23,6 +23,7 @@ import hashlib
 import io
 import json
 import os
+import uuid
 from collections.abc import Iterable
 from functools import lru_cache
 from pathlib import Path
@@ -94,9 +95,14 @@ def canonical_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
+def temporary(path: Path) -> Path:
+    """A name beside a file for writing it: no process on any host takes the same."""
+    return path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex}")
+
+
 def write_durably(path: Path, data: bytes) -> None:
     """Writes a file so that after a crash it is either whole or absent."""
-    part = path.with_name(f"{path.name}.tmp-{os.getpid()}")
+    part = temporary(path)
     file = part.open("wb")
     file.write(data)
     sync_and_rename(file, part, path)

@@ -17,14 +17,16 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from mt3data.build import STATE, build
+from mt3data.build import build
 from mt3data.check import check
+from mt3data.claim import claimed
 from mt3data.errors import UserError
 from mt3data.notes import Notes
 from mt3data.plan import BuildConfig, make_plan
-from mt3data.reader import ShardSet, read_tracks
+from mt3data.records import ShardSet, read_tracks
 from mt3data.shards import read_npy
 from mt3data.windows import WindowConfig
+from mt3data.worker import STATE
 
 SPLITS = {f"Track{n:05d}": s for n, s in [
     (1, "train"), (2, "train"), (3, "train"), (4, "train"), (5, "validation"), (6, "test"),
@@ -92,23 +94,14 @@ def test_a_record_holds_what_the_schema_says(built: Path) -> None:
 
 
 def test_an_unfinished_build_goes_on_and_ends_with_the_same_bytes(
-    source: Path, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Path, built: Path, tmp_path: Path
 ) -> None:
-    import mt3data.build as module
-
-    original, calls = module.write_shard, []
-
-    def stop_at_the_second(*arguments: object) -> None:
-        calls.append(arguments)
-        if len(calls) == 2:
-            raise KeyboardInterrupt
-        original(*arguments)  # type: ignore[arg-type]
+    def stop(_: object) -> None:
+        raise KeyboardInterrupt
 
     plan = make_plan(config(source, tmp_path))
-    with monkeypatch.context() as patch:
-        patch.setattr(module, "write_shard", stop_at_the_second)
-        with pytest.raises(KeyboardInterrupt):
-            build(plan)
+    with pytest.raises(KeyboardInterrupt):
+        build(plan, on_shard=stop)
     assert not (plan.folder / "manifest.json").exists()
     (plan.folder / "train-00000-of-00001.tar.tmp-1").write_bytes(b"left by a killed worker")
     (plan.folder / "index").mkdir()
@@ -174,21 +167,14 @@ def test_other_settings_in_the_same_folder_are_refused_by_name(source: Path, bui
 def test_a_folder_that_holds_something_else_is_refused(source: Path, tmp_path: Path) -> None:
     (tmp_path / "demo").mkdir()
     (tmp_path / "demo" / "thesis.txt").write_text("precious")
-    with pytest.raises(UserError, match="is not empty and holds no build"):
+    with pytest.raises(UserError, match="holds thesis.txt and no build"):
         build(make_plan(config(source, tmp_path)))
     assert (tmp_path / "demo" / "thesis.txt").read_text() == "precious"
 
 
 def test_a_second_run_in_the_same_folder_is_kept_out(source: Path, tmp_path: Path) -> None:
-    from mt3data.build import _claim
-    from mt3data.disk import locked
-
     plan = make_plan(config(source, tmp_path))
-    _claim(plan)
-    with (
-        locked(plan.folder / STATE / "lock", "busy"),
-        pytest.raises(UserError, match="another build is at work there"),
-    ):
+    with claimed(plan), pytest.raises(UserError, match="another build is at work there"):
         build(plan)
 
 
@@ -273,7 +259,7 @@ def test_overlaps_are_trimmed_in_training_and_references_are_not(tmp_path: Path)
 
 def test_tracks_asked_for_are_spread_over_the_splits(source: Path, tmp_path: Path) -> None:
     plan = make_plan(config(source, tmp_path, tracks=3))
-    assert {s.split: [t.id for t in s.tracks] for s in plan.shards} == {
+    assert {s.split: [t.track.id for t in s.tracks] for s in plan.shards} == {
         "train": ["Track00001"], "validation": ["Track00005"], "test": ["Track00006"],
     }  # fmt: skip
 

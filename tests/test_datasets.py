@@ -17,7 +17,8 @@ from mt3data.build import build
 from mt3data.errors import UserError
 from mt3data.manifest import Manifest
 from mt3data.notes import validate
-from mt3data.plan import BuildConfig, make_plan, source_files
+from mt3data.plan import BuildConfig, make_plan
+from mt3data.rows import source_files
 from mt3data.track import Track
 from mt3data.windows import WindowConfig
 

@@ -1,0 +1,97 @@
+"""The end of a build: from the state records of its shards to the tables, the card and the manifest."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from mt3data.card import dataset_card
+from mt3data.plan import Plan
+from mt3data.shards import (
+    MANIFEST,
+    canonical_json,
+    index_schema,
+    references_schema,
+    tracks_schema,
+    write_durably,
+    write_listed,
+    write_table,
+)
+from mt3data.windows import SEGMENT_WINDOWS
+from mt3data.worker import STATE
+
+MAX_TARGET_TOKENS = 1024 - 1  # mt3/preprocessors.py handle_too_long, which counts before EOS
+
+
+def assemble(
+    plan: Plan, environment: dict[str, str]
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Writes index, tracks, references and card from the state records; the manifest last.
+
+    Returns:
+        The manifest, and the rows of tracks.parquet.
+    """
+    folder = plan.folder
+    records = [json.loads((folder / STATE / f"{s.name}.json").read_bytes()) for s in plan.shards]
+    tracks = sorted(
+        [row for record in records for row in record["tracks"]] + list(plan.rejected),
+        key=lambda row: (row["split"], row["track"]),
+    )
+    splits, files = {}, [write_table(folder / "tracks.parquet", tracks, tracks_schema())]
+    for split in sorted({shard.split for shard in plan.shards}):
+        mine = [record for record in records if record["shard"]["split"] == split]
+        rows = [row for record in mine for row in record["rows"]]
+        written = write_table(
+            folder / "index" / f"{split}.parquet", rows, index_schema(plan.identity["members"])
+        )
+        files.append(written | {"name": f"index/{split}.parquet"})
+        if split != "train":
+            notes = [row for record in mine for row in _reference_rows(record)]
+            path = folder / f"references-{split}.parquet"
+            files.append(write_table(path, notes, references_schema()))
+        of_split = [track for track in tracks if track["split"] == split]
+        splits[split] = _totals(rows, of_split, plan.config.windows.frames)
+    body = plan.identity | {
+        "fingerprint": plan.fingerprint,
+        "licence": plan.manifest.licence, "licence_url": plan.manifest.licence_url,
+        "redistribution": plan.manifest.redistribution, "citation": plan.manifest.citation,
+        "title": plan.manifest.title,
+        "splits": splits, "shards": [record["shard"] for record in records],
+        "quarantined": sum(row["status"] != "ok" for row in tracks),
+        "environment": environment,
+    }  # fmt: skip
+    files.append(write_listed(folder / "README.md", dataset_card(body).encode()))
+    body["files"] = sorted(files, key=lambda entry: entry["name"])
+    write_durably(folder / MANIFEST, canonical_json(body))
+    shutil.rmtree(folder / STATE)
+    return body, tracks
+
+
+def _reference_rows(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for entry in record["references"]:
+        for onset, offset, pitch, velocity, program, is_drum, instrument in entry["notes"]:
+            yield {
+                "track": entry["track"], "onset": onset, "offset": offset, "pitch": int(pitch),
+                "velocity": int(velocity), "program": int(program), "is_drum": bool(is_drum),
+                "instrument": int(instrument),
+            }  # fmt: skip
+
+
+def _totals(
+    rows: list[dict[str, Any]], tracks: list[dict[str, Any]], frames: int
+) -> dict[str, Any]:
+    is_segment = frames in SEGMENT_WINDOWS  # longer windows are cut and tokenised anew in training
+    tokens = np.array([row["n_tokens"] for row in rows] or [0])
+    usable = [track for track in tracks if track["status"] == "ok"]
+    return {
+        "tracks": len(usable), "records": len(rows), "frames": sum(row["frames"] for row in rows),
+        "hours": round(sum(track["seconds"] for track in usable) / 3600, 6),
+        "notes": sum(track["notes"] for track in usable),
+        "tokens": int(tokens.sum()), "max_tokens": int(tokens.max()),
+        "targets_too_long": int((tokens - 1 > MAX_TARGET_TOKENS).sum()) if is_segment else None,
+        "quarantined": len(tracks) - len(usable),
+    }  # fmt: skip

@@ -1,0 +1,169 @@
+"""Whose folder it is: a build goes into a folder of its own, one run at a time."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from mt3data.disk import locked
+from mt3data.errors import UserError
+from mt3data.plan import Plan, ShardPlan
+from mt3data.shards import MANIFEST, canonical_json, write_durably
+from mt3data.worker import STATE
+
+LOG = "build.log.jsonl"
+
+
+def require_ours(plan: Plan) -> None:
+    """Raises a UserError if the folder holds another build, or something that is no build."""
+    folder = plan.folder
+    for path, what in ((folder / MANIFEST, "a build"), (_plan_in(folder), "an unfinished build")):
+        if path.is_file():
+            theirs = json.loads(path.read_bytes())
+            if theirs["fingerprint"] != plan.fingerprint:
+                raise UserError(
+                    f"{folder} holds {what} with other settings "
+                    f"({_difference(theirs, plan.identity)}); choose another --out, or take --force, "
+                    "which builds anew beside it"
+                )
+            return
+    # A run that was killed at its very start leaves no plan.
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if foreign := sorted(there - {STATE, LOG}):
+        raise UserError(f"{folder} holds {foreign[0]} and no build; choose another --out")
+
+
+def finished(plan: Plan) -> dict[str, Any] | None:
+    """The manifest, if this very build is complete in its folder.
+
+    Raises:
+        UserError: see `require_ours`; or files of it are lost, or it holds a track that is now to be
+            left out.
+    """
+    folder = plan.folder
+    require_ours(plan)
+    if not (folder / MANIFEST).is_file():
+        return None
+    manifest = json.loads((folder / MANIFEST).read_bytes())
+    _require_files(folder, manifest)
+    if plan.config.bad:
+        rows = {row["track"]: row for row in read_tracks_table(folder)}
+        for planned in (planned for shard in plan.shards for planned in shard.tracks):
+            if not _agrees(rows[planned.track.id], planned.bad):
+                raise UserError(
+                    f"{folder} is finished and holds {planned.track.name}, which --bad lists; "
+                    "--force builds anew beside it"
+                )
+    return manifest
+
+
+@contextmanager
+def claimed(plan: Plan) -> Iterator[None]:
+    """Holds the folder of an unfinished build; what killed workers left half-written goes.
+
+    Raises:
+        UserError: see `require_ours`; or another run is at work there.
+    """
+    require_ours(plan)
+    path = _plan_in(plan.folder)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with locked(path.with_name("lock"), f"{plan.folder}: another build is at work there"):
+        require_ours(plan)  # no other run can have come between now
+        if not path.is_file():
+            write_durably(path, canonical_json(plan.identity | {"fingerprint": plan.fingerprint}))
+        _sweep(plan.folder)
+        try:
+            yield
+        finally:
+            _sweep(plan.folder)
+
+
+def _plan_in(folder: Path) -> Path:
+    return folder / STATE / "plan.json"
+
+
+def _sweep(folder: Path) -> None:
+    for leftover in folder.rglob("*.tmp-*"):
+        leftover.unlink(missing_ok=True)
+
+
+def beside(plan: Plan) -> Plan:
+    """The plan with a folder beside the one that it would have: slakh-2, slakh-3, ...
+
+    That is the first that is free, or holds what an interrupted run of this very build left.
+    """
+    if not plan.folder.exists():
+        return plan
+    for number in itertools.count(2):
+        folder = plan.folder.with_name(f"{plan.folder.name}-{number}")
+        path = _plan_in(folder)
+        begun = path.is_file() and not (folder / MANIFEST).exists()
+        if not folder.exists() or (
+            begun and json.loads(path.read_bytes())["fingerprint"] == plan.fingerprint
+        ):
+            return replace(plan, folder=folder)
+    raise AssertionError
+
+
+def is_done(folder: Path, shard: ShardPlan) -> bool:
+    """Whether a shard is whole, and without the tracks that are to be left out."""
+    path, tar = folder / STATE / f"{shard.name}.json", folder / shard.name
+    if not path.is_file() or not tar.is_file():
+        return False
+    record = json.loads(path.read_bytes())
+    return tar.stat().st_size == record["shard"]["bytes"] and all(
+        _agrees(row, planned.bad)
+        for row, planned in zip(record["tracks"], shard.tracks, strict=True)
+    )
+
+
+def _agrees(row: dict[str, Any], bad: tuple[str, str] | None) -> bool:
+    return bad is None or (row["stage"], row["error"]) == bad
+
+
+def read_tracks_table(folder: Path) -> list[dict[str, Any]]:
+    """The rows of tracks.parquet."""
+    import pyarrow.parquet as pq
+
+    return pq.read_table(folder / "tracks.parquet").to_pylist()
+
+
+def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
+    """Names the settings that differ, "window: 256 there, 2048 here"."""
+    named = []
+    for key in sorted(ours):
+        a, b = theirs.get(key), ours[key]
+        if a == b or key in ("fingerprint", "schema"):
+            continue
+        if isinstance(a, dict) and isinstance(b, dict):
+            named += [
+                f"{key}.{k}: {a.get(k)} there, {b.get(k)} here"
+                for k in sorted(a | b)
+                if a.get(k) != b.get(k)
+            ]
+        elif key == "tracks" and isinstance(a, list) and isinstance(b, list):
+            named.append(f"tracks: {len(a)} there, {len(b)} here, or other files")
+        else:
+            named.append(f"{key}: {a} there, {b} here")
+    return "; ".join(named) or "another version"
+
+
+def _require_files(folder: Path, manifest: dict[str, Any]) -> None:
+    """Raises a UserError if files of a finished build are missing or have another size."""
+    entries = manifest["shards"] + manifest["files"]
+    sizes = {e["name"]: e["bytes"] for e in entries}
+    lost = [
+        name
+        for name, size in sizes.items()
+        if not (folder / name).is_file() or (folder / name).stat().st_size != size
+    ]
+    if lost:
+        raise UserError(
+            f"{folder} was finished, but {len(lost)} of its {len(sizes)} files are missing or have "
+            f"another size, first {lost[0]}; copy them back, or remove the folder and build again"
+        )

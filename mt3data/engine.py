@@ -1,0 +1,159 @@
+"""Where the work is done: processes on this machine, or the workers of a dask cluster.
+
+Both hand out tasks and yield results as they come. Neither retries: who does so must know what a
+death means, see build.py. Locally, one dead worker takes the others with it (loky stops them all);
+on a cluster the scheduler gives the task to another worker, and gives up at the fourth.
+
+joblib is used for its pool, loky, alone: its dask backend waits for ever for a task that keeps
+killing its workers, and it runs a single worker inside this very process, which a bad track would
+take along.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
+from contextlib import contextmanager
+from typing import Any
+
+from mt3data.errors import UserError
+
+LOCAL = "local"
+IDLE_SECONDS = 300  # after which a local worker ends; the next build in this process may use it
+CONNECT_SECONDS = 10
+WORKERLESS_SECONDS = 600.0  # a cluster's queue may be slow, but a driver should not wait for ever
+POLL_SECONDS = 5.0
+
+Task = Callable[..., Any]
+Report = Callable[[str], None]
+
+
+class WorkersLost(Exception):
+    """Workers died without a result; what they had is to be done again."""
+
+
+def run(
+    engine: str, workers: int, task: Task, jobs: Sequence[tuple[Any, ...]], report: Report
+) -> Generator[Any, None, None]:
+    """Calls `task(*job)` for each job on other processes; yields results in the order of their end.
+
+    Args:
+        engine: "local", or the address of a dask scheduler.
+        workers: processes, where local.
+        task, jobs: what is picklable.
+        report: is told in one line what the user should know, such as waiting for workers.
+    Raises:
+        WorkersLost: some results will not come. All local workers have ended by then.
+        UserError: a cluster that cannot be used.
+        Whatever the task raises. Other tasks are then cancelled, and local workers stopped.
+    """
+    if engine == LOCAL:
+        yield from _run_here(workers, task, jobs)
+    else:
+        yield from _run_on_cluster(engine, task, jobs, report)
+
+
+def _run_here(
+    workers: int, task: Task, jobs: Sequence[tuple[Any, ...]]
+) -> Generator[Any, None, None]:
+    from joblib.externals.loky import get_reusable_executor
+
+    pool = get_reusable_executor(
+        min(workers, len(jobs)), timeout=IDLE_SECONDS, initializer=_leave_interrupts_to_the_driver
+    )
+    try:
+        waiting = {pool.submit(task, *job) for job in jobs}
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+    except BrokenExecutor as error:
+        pool.shutdown(wait=True, kill_workers=True)
+        raise WorkersLost(" ".join(str(error).split())) from error
+    except BaseException:
+        pool.shutdown(wait=True, kill_workers=True)
+        raise
+
+
+def _leave_interrupts_to_the_driver() -> None:
+    """A terminal sends Ctrl-C to all; workers that raised too would print tracebacks."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _run_on_cluster(
+    address: str, task: Task, jobs: Sequence[tuple[Any, ...]], report: Report
+) -> Generator[Any, None, None]:
+    from distributed import KilledWorker
+
+    lost = 0
+    with _client(address) as client:
+        pool = client.get_executor(pure=False)
+        try:
+            waiting: set[Future[Any]] = {pool.submit(task, *job) for job in jobs}
+            seen_at = time.monotonic()
+            while waiting:
+                done, waiting = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)
+                if done or _has_workers(client, address):
+                    seen_at = time.monotonic()
+                elif time.monotonic() - seen_at > WORKERLESS_SECONDS:
+                    raise UserError(
+                        f"{address}: no worker for {WORKERLESS_SECONDS:g} s; start some with `dask "
+                        f"worker {address}` and repeat the command: it goes on from here"
+                    )
+                else:
+                    report(f"{address} has no worker yet; waiting for `dask worker {address}`")
+                for future in done:
+                    try:
+                        yield future.result()
+                    except KilledWorker:
+                        lost += 1
+        except CancelledError as error:
+            raise UserError(
+                f"{address}: the scheduler is gone; repeat the command when it is back: it goes on "
+                "from here"
+            ) from error
+        except ModuleNotFoundError as error:
+            raise UserError(
+                f"a worker of {address} cannot import {error.name}; install mt3kit with its "
+                "dependencies on every worker, in the versions of this machine"
+            ) from error
+        finally:
+            pool.shutdown(wait=False)
+    if lost:
+        raise WorkersLost(f"{lost} shards lost four workers each")
+
+
+@contextmanager
+def _client(address: str) -> Iterator[Any]:
+    """A connection to a scheduler; what dask logs about its end is told in one line instead."""
+    try:
+        from distributed import Client
+    except ImportError as error:
+        raise UserError(
+            f"--engine {address}: dask is not installed; pip install 'mt3kit[dask]'"
+        ) from error
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    try:
+        client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--engine {address}: no dask scheduler answers there ({' '.join(str(error).split())}); "
+            "expected local or an address such as tcp://host:8786"
+        ) from error
+    try:
+        yield client
+    finally:
+        client.close(timeout=CONNECT_SECONDS)
+
+
+def _has_workers(client: Any, address: str) -> bool:
+    try:
+        return bool(client.nthreads())
+    except (OSError, TimeoutError) as error:
+        raise UserError(
+            f"{address}: the scheduler does not answer any more; repeat the command when it does: it "
+            "goes on from here"
+        ) from error
