@@ -36,6 +36,7 @@ class Segments(Protocol):
     spectrogram: SpectrogramConfig
     vocabulary: VocabularyConfig
     edge: str
+    member: str
     n_records: int
 
     def batch(
@@ -78,7 +79,12 @@ def open_shards(config: DataConfig, seed: int) -> Segments:
     """
     builds, temperature = mixture_builds(find_builds(config.train), config)
     shards = IndexedShards(
-        builds, config.split, seed=seed, temperature=temperature, weights=weights_of(builds, config)
+        builds,
+        config.split,
+        seed=seed,
+        temperature=temperature,
+        weights=weights_of(builds, config),
+        member="audio" if config.mix_examples else None,
     )
     return MixedShards(shards, config.mix_examples) if config.mix_examples else shards
 
@@ -141,7 +147,7 @@ def open_evaluation(config: DataConfig, like: Segments) -> Segments | None:
     builds = [build for build in builds if config.eval_split in read_manifest(build)["splits"]]
     if not builds:
         return None
-    shards = IndexedShards(builds, config.eval_split, seed=0)
+    shards = IndexedShards(builds, config.eval_split, seed=0, member=like.member)
     for key in ("spectrogram", "vocabulary", "edge"):
         if getattr(shards, key) != getattr(like, key):
             raise UserError(

@@ -34,16 +34,15 @@ class MixedShards:
     """Batches of mixes, in the place of batches of crops; see `IndexedShards`.
 
     Args:
-        shards: of builds whose records hold audio.
+        shards: that read audio.
         examples: the most crops that a mix has.
-    Raises:
-        UserError: records without audio.
     """
 
     def __init__(self, shards: IndexedShards, examples: int) -> None:
         self.shards, self.examples = shards, examples
         self.spectrogram, self.vocabulary = shards.spectrogram, shards.vocabulary
-        self.edge, self.n_records, self.builds = shards.edge, shards.n_records, shards.builds
+        self.edge, self.member, self.builds = shards.edge, shards.member, shards.builds
+        self.n_records = shards.n_records
 
     def groups(self, step: int, global_batch: int) -> list[np.ndarray]:
         """Numbers of the crops of each mix; a pure function of (seed, step).

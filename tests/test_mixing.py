@@ -156,6 +156,7 @@ class Drawn:
     """In place of IndexedShards: member m of step s has the sample 100 s + m and m + 5 tokens."""
 
     seed, spectrogram, vocabulary, edge, n_records, builds = 3, None, TIES, "segment", 9, []
+    member = "audio"
 
     def n_tokens(self, step, global_batch):
         return np.arange(global_batch) + 5

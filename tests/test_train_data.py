@@ -1,0 +1,84 @@
+"""Training on two processes from shards of audio and through webdataset."""
+
+import json
+import os
+import socket
+from pathlib import Path
+
+import fakes
+import pytest
+import torch
+
+from mt3data.build import build
+from mt3data.plan import BuildConfig, make_plan
+from mt3data.windows import WindowConfig
+from mt3train.checkpoint import load_model
+from mt3train.config import Config, load_config
+from mt3train.train import train
+
+TINY = [
+    "demo.toml", "steps=3", "batch=4", "micro_batch=1", "log_every=1", "eval_every=3",
+    "eval_segments=4", "precision=float64", "threads=1", "model.emb_dim=8", "model.num_heads=1",
+    "model.mlp_dim=8", "model.num_encoder_layers=1", "model.num_decoder_layers=1",
+    "optim.warmup_steps=0",
+]  # fmt: skip
+RUNS = {
+    "audio": ["data.train=AUDIO"],
+    "mixed": ["data.train=AUDIO", "data.mix_examples=4"],
+}
+
+
+def config(name: str, shards: Path, run: Path) -> Config:
+    options = [option.replace("AUDIO", str(shards / "audio")) for option in RUNS[name]]
+    return load_config([*TINY, *options, f"run={run / name}"])
+
+
+def one_of_two(rank: int, port: int, shards: Path, run: Path) -> None:
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    for name in RUNS:
+        train(config(name, shards, run))
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    splits = {"Track00001": "train", "Track00002": "train", "Track00003": "validation"}
+    root = fakes.slakh_tree(tmp_path_factory.mktemp("source"), "demo", splits, seconds=5.0)
+    out = tmp_path_factory.mktemp("shards")
+    windows = WindowConfig(512, members=("audio",))
+    build(make_plan(BuildConfig("demo", root, out / "audio", windows=windows)))
+    return out
+
+
+@pytest.fixture(scope="module")
+def two_processes(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("two")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    torch.multiprocessing.spawn(one_of_two, (port, shards, run), nprocs=2)
+    return run
+
+
+def metrics(run: Path) -> list[dict[str, float]]:
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    numbers = ("step", "loss", "accuracy", "tokens", "eval_loss", "skipped")
+    return [{k: v for k, v in line.items() if k in numbers} for line in lines]
+
+
+@pytest.mark.parametrize("name", ["audio", "mixed"])
+def test_two_processes_train_on_audio_as_one_does(two_processes, shards, tmp_path, name):
+    train(config(name, shards, tmp_path))
+    one, two = metrics(tmp_path / name), metrics(two_processes / name)
+    assert [line["step"] for line in one] == [1, 2, 3, 3] and one[3]["eval_loss"] > 0
+    for ours, expected in zip(two, one, strict=True):
+        assert ours == pytest.approx(expected, rel=1e-6)
+    assert load_model(tmp_path / name)[1].edge == "segment"
+
+
+def test_mixes_have_more_tokens_than_their_crops_and_evaluation_has_none(two_processes):
+    audio, mixed = metrics(two_processes / "audio"), metrics(two_processes / "mixed")
+    assert sum(line.get("tokens", 0) for line in mixed) > 1.5 * sum(
+        line.get("tokens", 0) for line in audio
+    )
