@@ -18,7 +18,7 @@ from mt3data.terminal import CommandGroup, progress
 
 if TYPE_CHECKING:
     from mt3data.build import Summary
-    from mt3data.plan import BuildConfig
+    from mt3data.plan import Plan
 
 DEMO_PIECES = 20
 
@@ -84,10 +84,14 @@ def synth(
               help="fixed: repair what is verified as wrong; paper: as MT3 did, with subsets of stems.")  # fmt: skip
 @click.option("--subsets", default=0, metavar="N",
               help="N random subsets of stems in place of each training mix; --profile paper: 10.")  # fmt: skip
+@click.option("--members", type=click.Choice(["mel", "audio", "mel,audio"]), default="mel",
+              show_default=True, help="The sound in a record: log-mel, audio at 16 kHz, or both.")  # fmt: skip
 @click.option("--align", type=click.Choice(["measure", "off", "shift", "dtw"]), default="measure",
               show_default=True, help="Labels early or late: report, ignore, move or warp them.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True)
 @click.option("--workers", default=os.cpu_count() or 1, show_default=True, help="Processes.")
+@click.option("--engine", default="local", show_default=True,
+              help="local, or a dask scheduler such as tcp://host:8786.")  # fmt: skip
 @click.option("--velocity-bins", default=1, show_default=True)
 @click.option(
     "--encoding", type=click.Choice(["ties", "noties", "onsets"]), default="ties", show_default=True
@@ -99,48 +103,72 @@ def synth(
     show_default=True,
 )
 @click.option("--no-download", is_flag=True, help="Fetch nothing where the dataset is absent.")
-@click.option(
-    "--max-failures",
-    default=0,
-    show_default=True,
-    help="Tracks that may fail before the exit code is 1.",
-)
+@click.option("--max-failures", default=0, show_default=True,
+              help="Tracks that may be quarantined before the exit code is 1.")  # fmt: skip
+@click.option("--track-timeout", default=0.0, metavar="SECONDS",
+              help="What a track may take; default: twice its length, at least 600.")  # fmt: skip
+@click.option("--bad", "bad_list", type=FOLDER, metavar="FILE",
+              help="Tracks to leave out: lines of TRACK, stage and reason, with tabs between.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Build anew, in a folder beside one that exists.")
+@click.option("--dry-run", is_flag=True,
+              help="Only say what would be built, how large it is and how long it takes.")  # fmt: skip
 def build(
     dataset: str, root: Path, out: Path, splits: tuple[str, ...], split_scheme: str | None,
     tracks: int, window: int, edge: str | None, passes: int, profile: str, subsets: int,
-    align: str, seed: int, workers: int,
+    members: str, align: str, seed: int, workers: int, engine: str,
     velocity_bins: int, encoding: str, granularity: str, no_download: bool, max_failures: int,
-    name: str,
+    track_timeout: float, bad_list: Path | None, force: bool, dry_run: bool, name: str,
 ) -> None:  # fmt: skip
     """Builds shards of DATASET into OUT/DATASET; run again, it continues.
+
+    A track that fails, changes while it is read, takes too long or twice kills its worker is
+    quarantined: left out and listed, with stage and reason, and nothing else is touched.
+
+    Exit codes: 0 all done; 1 done, but more than --max-failures tracks are quarantined; 2 a mistake
+    or no room, told in one line; 130 interrupted. After 2 and 130 the same command continues.
 
     Examples: mt3data build demo --out shards/ ; mt3data build slakh --root data/ --out shards/ ;
     mt3data build folder --root recordings/ --name mine
     """
-    from mt3data.plan import BuildConfig, checked_name
+    from mt3data.claim import beside
+    from mt3data.plan import BuildConfig, checked_name, make_plan
+    from mt3data.rows import read_bad
     from mt3data.vocabulary import VocabularyConfig
     from mt3data.windows import WindowConfig
 
-    if min(tracks, subsets) < 0 or workers < 1:
+    if min(tracks, subsets, track_timeout) < 0 or workers < 1:
         raise UserError(
-            f"--tracks {tracks}, --subsets {subsets}, --workers {workers}: expected 0 or more, and "
-            "at least 1 worker"
+            f"--tracks {tracks}, --subsets {subsets}, --track-timeout {track_timeout:g}, --workers "
+            f"{workers}: expected 0 or more, and at least 1 worker"
         )
     try:
         vocabulary = VocabularyConfig(velocity_bins, encoding=encoding, granularity=granularity)
-        windows = WindowConfig(window, edge or "", passes, seed, align, vocabulary=vocabulary)
+        sound = tuple(members.split(","))
+        windows = WindowConfig(
+            window, edge or "", passes, seed, align, sound, vocabulary=vocabulary
+        )
     except ValueError as error:
         raise UserError(str(error)) from error
     if dataset == "demo":
-        root = _render_demo(root, tracks, seed, workers)
+        root = _demo_root(root) if dry_run else _render_demo(root, tracks, seed, workers)
     config = BuildConfig(
-        dataset, root, out, splits, tracks, split_scheme, windows, workers, name, profile, subsets
-    )
+        dataset, root, out, splits, tracks, split_scheme, windows, workers, name, profile, subsets,
+        engine, track_timeout, read_bad(bad_list) if bad_list else {},
+    )  # fmt: skip
     if name:
         checked_name(config)
-    if not no_download:
+    if not (no_download or dry_run):
         download_first(dataset, root)
-    summary = _run_build(config)
+    plan = make_plan(config)
+    if force:
+        plan = beside(plan)
+        click.echo(f"--force: {plan.folder}", err=True)
+    if dry_run:
+        from mt3data.forecast import forecast
+
+        click.echo("\n".join(forecast(plan)))
+        return
+    summary = _run_build(plan)
     for row in summary.quarantined:
         click.echo(f"quarantined {row['name']} ({row['stage']}): {row['error']}")
     print_info(summary.folder, summary.manifest)
@@ -151,11 +179,15 @@ def build(
         sys.exit(1)
 
 
+def _demo_root(root: Path) -> Path:
+    return root if (root / "synth.json").is_file() else root / "demo"
+
+
 def _render_demo(root: Path, tracks: int, seed: int, workers: int) -> Path:
     """Renders the demo pieces where they are not there yet; returns their folder."""
     from mt3data.synth import synth as run
 
-    folder = root if (root / "synth.json").is_file() else root / "demo"
+    folder = _demo_root(root)
     settings = folder / "synth.json"
     if not settings.is_file():
         run(folder, tracks=tracks or DEMO_PIECES, seed=seed, workers=workers)
@@ -170,14 +202,16 @@ def _render_demo(root: Path, tracks: int, seed: int, workers: int) -> Path:
     return folder
 
 
-def _run_build(config: BuildConfig) -> Summary:
+def _run_build(plan: Plan) -> Summary:
     from mt3data.build import build as run
-    from mt3data.plan import make_plan
 
-    plan = make_plan(config)
     hours = sum(shard.seconds for shard in plan.shards) / 3600
-    with progress(hours, f"build {config.dataset}", "h") as bar:
-        summary = run(plan, on_shard=lambda shard: bar.update(shard.seconds / 3600))
+    with progress(hours, f"build {plan.manifest.name}", "h") as bar:
+        summary = run(
+            plan,
+            on_shard=lambda shard: bar.update(shard.seconds / 3600),
+            report=lambda line: click.echo(line, err=True),
+        )
     if summary.already_complete:
         click.echo("already complete; nothing to do", err=True)
     return summary

@@ -18,7 +18,7 @@ from mt3data.errors import UserError
 
 # What the world does to a path, as against a bug of ours: no such file is not among them.
 UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR,
-            errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG)  # fmt: skip
+            errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EFBIG)  # fmt: skip
 LINE_EVERY_SECONDS = 10.0  # between progress lines where stderr is no terminal
 
 
@@ -48,7 +48,8 @@ class CommandGroup(click.Group):
 
 def unusable(error: OSError) -> str:
     """One line about a path that cannot be used."""
-    return f"{error.filename}: {error.strerror}; choose another path, or make room there"
+    where = f"{error.filename}: " if error.filename else ""  # writing to an open file names none
+    return f"{where}{error.strerror}; choose another path, or make room there"
 
 
 def progress(total: float, what: str, unit: str) -> Any:
