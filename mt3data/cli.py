@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mt3data import __version__
-from mt3data.cli_builds import check, info, print_info, show
+from mt3data.cli_builds import check, info, print_info, report, show
 from mt3data.cli_sources import DATA, FOLDER, download, download_first, list_, verify
 from mt3data.errors import UserError
 from mt3data.terminal import CommandGroup, progress
@@ -217,7 +217,7 @@ def _run_build(plan: Plan) -> Summary:
     return summary
 
 
-for command in (list_, download, verify, check, info, show):
+for command in (list_, download, verify, check, info, show, report):
     main.add_command(command)
 
 if __name__ == "__main__":

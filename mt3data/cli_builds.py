@@ -1,4 +1,4 @@
-"""The commands of `mt3data` that look at what was built: check, info, show."""
+"""The commands of `mt3data` that look at what was built: check, info, show, report."""
 
 from __future__ import annotations
 
@@ -72,6 +72,22 @@ def show(folder: Path, key: str, out: Path) -> None:
 
     for line in draw_record(folder, key, out):
         click.echo(line)
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--out", type=FOLDER, required=True, help="The page, such as report.html.")
+def report(folder: Path, out: Path) -> None:
+    """Writes one self-contained page about a build, or about every build in FOLDER.
+
+    Example: mt3data report shards/demo --out report.html
+    """
+    from mt3data.report import n_windows, write_report
+
+    with progress(n_windows(folder), f"report {folder.name}", "windows") as bar:
+        surveys = write_report(folder, out, lambda: bar.update(1))
+    builds = ", ".join(each.manifest["dataset"] for each in surveys)
+    click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB about {builds}")
 
 
 def print_info(folder: Path, manifest: dict[str, Any]) -> None:

@@ -17,8 +17,8 @@ MT3DATA = (
     "datasets.musicnet datasets.musicnet_em datasets.urmp datasets.folder players compose render "
     "synth align warp shards shard_writer disk ledger transport ranges unpack fetch "
     "download verify records reader rows plan examples "
-    "attempts worker engine card assemble claim build forecast check picture cli_sources cli_builds "
-    "cli"
+    "attempts worker engine card assemble claim build forecast check picture "
+    "markup survey charts figures report cli_sources cli_builds cli"
 ).split()
 MT3TRAIN = (
     "model loss optim convert config checkpoint features mixing data log train decode transcribe metrics evaluate "
