@@ -35,7 +35,7 @@ class Strings(Sequence[str]):
     def __getitem__(self, row: Any) -> Any:
         """The string of a row; the strings of an array of rows, as a list."""
         if isinstance(row, np.ndarray):
-            return self._column.take(row).to_pylist()
+            return [self._column[i].as_py() for i in row.tolist()]
         return self._column[int(row)].as_py()
 
     def __iter__(self) -> Iterator[str]:
@@ -48,15 +48,15 @@ class Strings(Sequence[str]):
 class Index:
     """Columns of an index by name, each read when it is first asked for.
 
-    Numbers are numpy arrays, strings `Strings`, and anything else is a list.
+    Integers are numpy arrays, strings `Strings`, and anything else is a list.
     """
 
     def __init__(self, path: Path) -> None:
         import pyarrow.parquet as pq
 
         self._path, self._columns = path, dict[str, Any]()
-        metadata = pq.read_metadata(path)
-        self._n_rows, self._names = metadata.num_rows, metadata.schema.to_arrow_schema().names
+        with pq.ParquetFile(path) as file:
+            self._n_rows, self._names = file.metadata.num_rows, file.schema_arrow.names
 
     def __len__(self) -> int:
         return self._n_rows
@@ -67,25 +67,36 @@ class Index:
     def __getitem__(self, name: str) -> Any:
         if name not in self._columns:
             import pyarrow as pa
-            import pyarrow.parquet as pq
 
-            column = pq.read_table(self._path, columns=[name])[name]
+            column = self._read(name)
             if pa.types.is_dictionary(column.type):
                 column = column.cast(pa.string())
             if pa.types.is_string(column.type):
                 self._columns[name] = Strings(column.combine_chunks())
+            elif pa.types.is_integer(column.type):
+                self._columns[name] = _numbers(column.combine_chunks())
             else:
-                is_list = pa.types.is_list(column.type)
-                self._columns[name] = column.to_pylist() if is_list else column.to_numpy()
+                self._columns[name] = column.to_pylist()
         return self._columns[name]
 
     def codes(self, name: str) -> tuple[np.ndarray, list[str]]:
         """A column of few different strings, as their numbers and the strings; not kept."""
-        import pyarrow.parquet as pq
+        array = self._read(name).unify_dictionaries().combine_chunks()
+        return _numbers(array.indices), array.dictionary.to_pylist()
 
-        column = pq.read_table(self._path, columns=[name], read_dictionary=[name])[name]
-        array = column.unify_dictionaries().combine_chunks()
-        return array.indices.to_numpy(), array.dictionary.to_pylist()
+    def _read(self, name: str) -> Any:
+        import pyarrow as pa
+        import pyarrow.parquet as pq  # read_table would import pyarrow.dataset, for 0.3 s
+
+        with pq.ParquetFile(self._path) as file:
+            column = file.read(columns=[name], use_threads=False)[name]
+        pa.default_memory_pool().release_unused()  # what unpacking took: as much as the column
+        return column
+
+
+def _numbers(array: Any) -> np.ndarray:
+    """An arrow array of integers as numpy's; its to_numpy would import pandas where that is."""
+    return np.from_dlpack(array)
 
 
 class ShardFile:
