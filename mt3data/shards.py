@@ -23,6 +23,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import uuid
 from collections.abc import Iterable
 from functools import lru_cache
@@ -36,6 +37,8 @@ from mt3data.errors import UserError
 SCHEMA_VERSION = 1
 SOUND = ("audio", "mel")  # the arrays whose crc32 the index keeps
 MANIFEST = "manifest.json"
+# "pipe:" would be a command to webdataset, and ".." leads out of the folder.
+FILE_NAME = re.compile(r"(index/)?[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 NPY_MAGIC = b"\x93NUMPY\x01\x00"
 
 
@@ -209,13 +212,31 @@ def read_manifest(folder: Path) -> dict[str, Any]:
             f"{folder}: no {MANIFEST}, so this is no finished build{hint}. An interrupted build is "
             "continued by the same `mt3data build` command"
         )
+    return parse_manifest(path.read_bytes(), str(path))
+
+
+def parse_manifest(data: bytes, where: str) -> dict[str, Any]:
+    """The manifest of a build from the bytes of manifest.json.
+
+    Args:
+        where: the file's path or address, for messages.
+    Raises:
+        UserError: something else, another schema, or a file name that leaves the build's folder or
+            looks like a command or an address.
+    """
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        manifest = json.loads(data)
         version = manifest["schema"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path}: not a manifest of a build ({error}); rebuild it") from error
+        raise UserError(f"{where}: not a manifest of a build ({error}); rebuild it") from error
     if version != SCHEMA_VERSION:
-        raise UserError(f"{path}: schema {version}; this version of mt3kit reads {SCHEMA_VERSION}")
+        raise UserError(f"{where}: schema {version}; this version of mt3kit reads {SCHEMA_VERSION}")
+    for entry in [*manifest["shards"], *manifest.get("files", ())]:
+        if not FILE_NAME.fullmatch(entry["name"]):
+            raise UserError(
+                f"{where}: names {entry['name']!r}; expected files of the build, such as "
+                "train-00000-of-00001.tar, and will open nothing else. Get the build again"
+            )
     return manifest
 
 

@@ -1,5 +1,6 @@
 """Records by number: columns come when they are asked for, shards stay open while they are read."""
 
+import json
 import os
 import subprocess
 import sys
@@ -10,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mt3data.records import Index, ShardFile
-from mt3data.shards import index_schema
+from mt3data.errors import UserError
+from mt3data.records import Index, ShardFile, ShardSet
+from mt3data.shards import SCHEMA_VERSION, index_schema
 
 ROWS = 50_000
 
@@ -89,3 +91,14 @@ def test_a_shard_stays_open_while_something_refers_to_it(tmp_path: Path) -> None
     del again
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.pread(descriptor, 3, 0)
+
+
+@pytest.mark.parametrize(
+    "name", ["pipe:touch /tmp/planted", "../a.tar", "/etc/passwd", "http://host/a.tar", ".a", "a/b.tar", ""]
+)  # fmt: skip
+def test_a_manifest_may_name_files_of_its_own_folder_only(tmp_path: Path, name: str) -> None:
+    manifest = {"schema": SCHEMA_VERSION, "splits": {"train": {}}, "files": [],
+                "shards": [{"name": name, "split": "train", "bytes": 0, "records": 0}]}  # fmt: skip
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match="names .*; expected files of the build, such as"):
+        ShardSet(tmp_path, "train")
