@@ -111,7 +111,13 @@ def histogram(chart: Histogram, height: int = 190) -> Html:
         for a, b, h in zip(chart.edges, chart.edges[1:], chart.heights, strict=False)
         if h
     )
-    marks = [_text(at_x(value), bottom + 14, label) for value, label in chart.ticks]
+    marks = [
+        # A label under the right end would be cut off.
+        _text(
+            at_x(value), bottom + 14, label, "middle" if value < 0.97 * high + 0.03 * low else "end"
+        )
+        for value, label in chart.ticks
+    ]
     if chart.mark:
         x, meaning = at_x(chart.mark[0]), chart.mark[1]
         side = "end" if x > WIDTH / 2 else "start"

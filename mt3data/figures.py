@@ -89,7 +89,7 @@ def lags(found: Survey) -> Html:
         charts.round_ticks(edges[0], edges[-1]),
         f"Median {signed(np.median(milliseconds), 1)} ms; 90 % of the tracks lie between "
         f"{signed(low, 1)} and {signed(high, 1)} ms.",
-    ), f"{len(milliseconds):,} tracks, before any correction.{more}")  # fmt: skip
+    ), f"{_tracks(len(milliseconds))}, before any correction.{more}")  # fmt: skip
 
 
 def window(shown: Shown, manifest: dict[str, Any]) -> Html:
@@ -130,3 +130,7 @@ def of_sample(found: Survey) -> str:
 def signed(value: float, digits: int) -> str:
     """A number with its sign, "+1.2" or "−0.4"."""
     return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
+
+
+def _tracks(n: int) -> str:
+    return f"{n:,} track" if n == 1 else f"{n:,} tracks"

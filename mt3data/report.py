@@ -75,7 +75,7 @@ def page(surveys: Sequence[Survey]) -> str:
         "body", element("header", element("p", "Training shards for MT3", class_="muted"),
                         element("h1", title)),
         element("main", _totals(surveys), None if alone else _overview(surveys),
-                [_build(each, alone) for each in surveys]),
+                [_build(each, n, alone) for n, each in enumerate(surveys)]),
         element("footer", element("p", f"Made by mt3kit {version} from the manifest, the index, the "
                 "table of tracks and the records of the shards. The page loads nothing from "
                 "elsewhere.", class_="muted")),
@@ -107,19 +107,18 @@ def _totals(surveys: Sequence[Survey]) -> Html:
 
 def _overview(surveys: Sequence[Survey]) -> Html:
     rows = []
-    for each in surveys:
+    for number, each in enumerate(surveys):
         splits = each.manifest["splits"].values()
         rows.append([
-            element("a", each.manifest["dataset"], href=f"#{each.manifest['dataset']}"),
+            element("a", each.manifest["dataset"], href=f"#build-{number}"),
             sum(s["tracks"] for s in splits), f"{sum(s['hours'] for s in splits):,.2f}",
-            sum(s["records"] for s in splits), sum(s["notes"] for s in splits),
-            each.manifest["quarantined"], each.manifest["licence"],
+            sum(s["notes"] for s in splits), each.manifest["quarantined"], each.manifest["licence"],
         ])  # fmt: skip
-    names = ["build", "tracks", "hours", "windows", "notes", "in quarantine", "licence"]
-    return table("Builds on this page", names, rows, numbers=range(1, 6))
+    names = ["build", "tracks", "hours", "notes", "in quarantine", "licence"]
+    return table("Builds on this page", names, rows, numbers=range(1, 5))
 
 
-def _build(found: Survey, alone: bool) -> Html:
+def _build(found: Survey, number: int, alone: bool) -> Html:
     """The section about one build; its headings stand a level lower where there are several."""
     manifest, heading = found.manifest, "h2" if alone else "h3"
     parts = [
@@ -134,9 +133,9 @@ def _build(found: Survey, alone: bool) -> Html:
         ("Settings", _settings(manifest)),
     ]
     return element(
-        "section", None if alone else element("h2", manifest["title"]),
+        "section", None if alone else element("h2", f"{manifest['title']} ({manifest['dataset']})"),
         [element("section", element(heading, title), content) for title, content in parts],
-        id=manifest["dataset"],
+        id=f"build-{number}",
     )  # fmt: skip
 
 
