@@ -83,7 +83,9 @@ class Config:
     seed: int = 0
     steps: int = 1_000_000
     batch: int = 256  # segments per update, over all processes
-    micro_batch: int = 16  # segments that one process runs at once
+    micro_batch: int = (
+        16  # what one process runs at once: as much as so many of the longest segments
+    )
     precision: str = "auto"  # bf16 where the processor multiplies it natively, float32 elsewhere
     threads: int = 0  # of every process on a CPU; 0: torch's choice
     deterministic: bool = False  # bit-identical resume on a GPU too, slower

@@ -1,9 +1,14 @@
 """Configuration: files over defaults, overrides over files, and mistakes that are named."""
 
+import dataclasses
+
 import pytest
+import torch
 
 from mt3data.errors import UserError
-from mt3train.config import Config, as_dict, load_config
+from mt3data.vocabulary import VocabularyConfig, num_embeddings
+from mt3train.config import CONFIGS, Config, as_dict, load_config
+from mt3train.model import MT3
 
 
 def written(tmp_path, text):
@@ -20,11 +25,48 @@ def test_no_arguments_mean_the_paper_s_configuration():
     assert (config.model.num_encoder_layers, config.model.dropout_rate) == (8, 0.1)
 
 
-def test_the_package_s_files_are_found_by_name_and_are_short():
-    assert load_config(["demo.toml"]).run == "runs/demo"
-    from mt3train.config import CONFIGS
+OWN = {  # parameters, and velocity bins of the vocabulary
+    "demo.toml": (1_246_720, 1),
+    "ismir2021.toml": (46_027_776, 127),
+    "ismir2022_finetune.toml": (45_896_704, 1),
+    "ismir2022_pretrain.toml": (45_896_704, 1),
+    "mt3.toml": (45_896_704, 1),
+    "small.toml": (8_001_024, 1),
+}
 
-    assert all(len(p.read_text().splitlines()) <= 40 for p in CONFIGS.glob("*.toml"))
+
+def test_the_table_names_every_file_of_the_package():
+    assert sorted(OWN) == sorted(path.name for path in CONFIGS.glob("*.toml"))
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_a_file_of_the_package_has_the_model_it_speaks_of_and_says_how_to_get_its_data(name):
+    config, (n_parameters, velocity_bins) = load_config([name]), OWN[name]
+    size = num_embeddings(VocabularyConfig(velocity_bins))
+    with torch.device("meta"):
+        model = MT3(dataclasses.replace(config.model, vocab_size=size))
+    assert sum(p.numel() for p in model.parameters()) == n_parameters
+    text = (CONFIGS / name).read_text()
+    said = f"{n_parameters / 1e6:.1f} million parameters".replace("8.0 m", "8 m")
+    assert said in text.replace("\n# ", " ")
+    assert len(text.splitlines()) <= 40 and max(map(len, text.splitlines())) <= 100
+    assert "mt3data build" in text and f"configs/{name}" in text
+    assert config.run == f"runs/{name.removesuffix('.toml')}"
+
+
+@pytest.mark.parametrize(
+    "name, facts",
+    [  # mt3/gin/ismir2021.gin, ismir2022/pretrain.gin, ismir2022/finetune.gin
+        ("ismir2021.toml", (400_000, 256, 512, 0.1, 0.0, 0)),
+        ("ismir2022_pretrain.toml", (500_000, 1024, 256, 0.0, 0.1, 8)),
+        ("ismir2022_finetune.toml", (150_000, 256, 256, 0.1, 0.0, 0)),
+    ],
+)
+def test_what_the_original_s_files_say_is_so(name, facts):
+    c = load_config([name])
+    settings = c.steps, c.batch, c.data.frames, c.model.dropout_rate, c.optim.label_smoothing
+    assert (*settings, c.data.mix_examples) == facts
+    assert (c.optim.name, c.optim.lr, c.optim.warmup_steps) == ("adafactor", 1e-3, 0)
 
 
 def test_a_file_overrides_defaults_and_the_command_line_overrides_the_file(tmp_path):
@@ -78,7 +120,7 @@ def test_weights_of_builds_are_a_table(tmp_path):
         ("data.weights.a=1", "unknown key data.weights.a; did you mean data.weights"),
         ("model.vocab_size=99", "model.vocab_size is no setting; it comes from the shards"),
         ("init.from_=a", "unknown key init.from_; did you mean init.from?"),
-        ("missing.toml", "no configuration file missing.toml; .* demo.toml, mt3.toml"),
+        ("missing.toml", "no configuration file missing.toml; .* demo.toml, ismir2021.toml"),
     ],
 )
 def test_a_mistake_is_named_with_what_was_expected(argument, message):
