@@ -160,6 +160,12 @@ class ShardSet:
                 )
         self.index = Index(folder / "index" / f"{split}.parquet")
         self._shard_of, self._shards = self.index.codes("shard")
+        known = {shard["name"] for shard in self.manifest["shards"] if shard["split"] == split}
+        if foreign := sorted(set(self._shards) - known):
+            raise UserError(
+                f"{folder / 'index' / split}.parquet names {foreign[0]}, which is no shard of this "
+                f"build; run `mt3data check {folder}`"
+            )
         self._files: dict[int, ShardFile] = {}
 
     def __len__(self) -> int:

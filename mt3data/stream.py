@@ -1,0 +1,264 @@
+"""Reading shards from front to back, from folders or over HTTP, as a webdataset pipeline.
+
+`IndexedShards` is what training uses where shards lie on a disk. `stream` serves object stores and web
+servers, where one long read is cheap and many short ones are not. What webdataset leaves open is
+settled here: the order of shards is a permutation by (seed, epoch), taken before they are divided among
+processes and workers; members are decoded by a table that holds .npy and .json and nothing else, and a
+shard with any other member is refused; a shard that ends early, or has another number of records than
+the manifest says, is an error. (webdataset delivers the records before the damage and says nothing.)
+
+A dropped connection is taken up again where it broke; see transport.py.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import tarfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO, cast
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+import numpy as np
+
+from mt3data.errors import UserError
+from mt3data.shards import (
+    MANIFEST,
+    find_builds,
+    parse_manifest,
+    read_manifest,
+    read_npy,
+    tar_members,
+)
+from mt3data.transport import PATIENT, Patience
+
+if TYPE_CHECKING:
+    import webdataset
+
+DECODE: dict[str, Callable[[bytes], Any]] = {".npy": read_npy, "json": json.loads}
+BUFFER_BYTES = 1 << 20
+BLOCK = tarfile.BLOCKSIZE
+Record = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One shard of a build: where it is, and what the manifest says of it.
+
+    Attributes:
+        where: a path, or an http(s) address.
+        members: how the files of a record end, in their order.
+    """
+
+    where: str
+    bytes: int
+    records: int
+    members: tuple[str, ...]
+
+
+def stream(
+    builds: Sequence[str | Path], split: str = "train", *, seed: int = 0, epoch: int = 0,
+    rank: int = 0, world: int = 1, patience: Patience = PATIENT,
+) -> webdataset.DataPipeline:  # fmt: skip
+    """All records of one epoch that fall to one process, shard after shard.
+
+    Args:
+        builds: builds or folders of builds, or addresses (http, https, file) of builds.
+        split: which split of each.
+        seed, epoch: decide the order of the shards of all builds together. Within a shard records
+            come as they are stored; add webdataset.shuffle for more.
+        rank, world: which process of how many; it gets every world-th shard. Workers of a
+            DataLoader divide these further.
+        patience: with a web server.
+    Returns:
+        A webdataset.DataPipeline, to which stages can be added. It yields {"key": str, "json": dict,
+        "tokens": int16 [n], "notes": float64 [n, 7]} and "mel" float16 [frames, n_mels] or "audio"
+        int16 [samples], or both; see shards.py. Arrays are read-only. Iterating raises UserError
+        where a shard is not what the manifest says.
+    Raises:
+        UserError: an address of another kind, no build there, no such split, or no shard for this
+            process.
+    """
+    import webdataset
+
+    shards = epoch_shards(builds, split, seed=seed, epoch=epoch, patience=patience)[rank::world]
+    if not shards:
+        raise UserError(f"split {split!r} has too few shards for {world} processes; use fewer")
+    return webdataset.DataPipeline(
+        partial(iter, shards),
+        webdataset.split_by_worker,
+        partial(_records_of, patience=patience),
+    )
+
+
+def records_per_rank(
+    builds: Sequence[str | Path], split: str = "train", *, seed: int = 0, epoch: int = 0,
+    world: int = 1, patience: Patience = PATIENT,
+) -> list[int]:  # fmt: skip
+    """How many records `stream` yields to each of `world` processes in an epoch.
+
+    They differ, as shards do: an epoch has as many steps as the least of them allows.
+    """
+    shards = epoch_shards(builds, split, seed=seed, epoch=epoch, patience=patience)
+    return [sum(shard.records for shard in shards[rank::world]) for rank in range(world)]
+
+
+def epoch_shards(
+    builds: Sequence[str | Path], split: str, *, seed: int, epoch: int, patience: Patience = PATIENT
+) -> list[Shard]:
+    """The shards of a split of all builds, in the order of an epoch; see `stream`."""
+    shards: list[Shard] = []
+    for base, manifest in _opened(builds, patience):
+        if split not in manifest["splits"]:
+            raise UserError(
+                f"{base} has no split {split!r}; it has {', '.join(manifest['splits'])}"
+            )
+        members = tar_members(manifest["members"])
+        shards += [
+            Shard(f"{base}/{entry['name']}", entry["bytes"], entry["records"], members)
+            for entry in manifest["shards"]
+            if entry["split"] == split
+        ]
+    order = np.random.default_rng([seed, 4, epoch]).permutation(len(shards))
+    return [shards[i] for i in order]
+
+
+def is_address(build: str | Path) -> bool:
+    """Whether this is an http(s) address; paths and file: addresses are not.
+
+    Raises:
+        UserError: anything else that looks like an address, or like a command ("pipe:").
+    """
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", str(build))
+    if scheme and scheme[1].lower() not in ("http", "https", "file"):
+        raise UserError(
+            f"{build}: {scheme[1]}: is not read; expected a folder, or an address that begins with "
+            "http://, https:// or file://"
+        )
+    return bool(scheme) and scheme[1].lower() != "file"  # type: ignore[index]
+
+
+def local_path(build: str | Path) -> Path:
+    """The path that a path or a file: address names."""
+    text = str(build)
+    return Path(url2pathname(urlsplit(text).path) if text.startswith("file:") else text)
+
+
+def read_remote(url: str, patience: Patience = PATIENT) -> bytes:
+    """A small remote file.
+
+    Raises:
+        UserError: it is not served.
+    """
+    from mt3data.transport import RemoteFile
+
+    with RemoteFile([url], patience=patience) as remote:
+        return remote.read()
+
+
+def _opened(
+    builds: Sequence[str | Path], patience: Patience
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Path or address, and manifest, of every build."""
+    for build in builds:
+        if is_address(build):
+            base = str(build).rstrip("/")
+            url = f"{base}/{MANIFEST}"
+            yield base, parse_manifest(read_remote(url, patience), url)
+        else:
+            for folder in find_builds(local_path(build)):
+                yield str(folder), read_manifest(folder)
+
+
+def _records_of(shards: Iterable[Shard], patience: Patience) -> Iterator[Record]:
+    for shard in shards:
+        yield from read_shard(shard, patience)
+
+
+def read_shard(shard: Shard, patience: Patience = PATIENT) -> Iterator[Record]:
+    """The records of a shard, in order; see `stream`.
+
+    Raises:
+        UserError: the shard is shorter or longer than the manifest says, holds another number of
+            records, or a member that a record does not have.
+    """
+    with _open(shard, patience) as file:
+        n_records, record = 0, Record()
+        for place, (name, data) in enumerate(_files(file, shard)):
+            key, _, member = name.partition(".")
+            wanted = shard.members[place % len(shard.members)]
+            if member != wanted or record.setdefault("key", key) != key:
+                raise UserError(
+                    f"{shard.where}: holds {name}; expected {record.get('key', key)}.{wanted}, as records "
+                    f"of this build have the members {', '.join(shard.members)}. Get the shard again"
+                )
+            try:
+                record[member.removesuffix(".npy")] = DECODE[member[-4:]](data)
+            except ValueError as error:
+                raise UserError(f"{shard.where}: {name} cannot be decoded ({error})") from error
+            if member == shard.members[-1]:
+                yield record
+                n_records, record = n_records + 1, Record()
+        if n_records != shard.records or record:
+            raise UserError(
+                f"{shard.where}: {n_records} records, the manifest says {shard.records}; get the "
+                "shard again"
+            )
+
+
+def _open(shard: Shard, patience: Patience) -> BinaryIO:
+    if is_address(shard.where):
+        from mt3data.transport import RemoteFile
+
+        remote = RemoteFile([shard.where], expected_bytes=shard.bytes, patience=patience)
+        return cast(BinaryIO, io.BufferedReader(remote, BUFFER_BYTES))
+    try:
+        return Path(shard.where).open("rb", BUFFER_BYTES)
+    except FileNotFoundError:
+        raise UserError(f"{shard.where} is missing; get the build again") from None
+
+
+def _files(file: BinaryIO, shard: Shard) -> Iterator[tuple[str, bytes]]:
+    """Name and content of every file of a tar as ShardWriter writes it: plain files, short names.
+
+    Three times as fast as tarfile, which is made for every kind of tar.
+    """
+    position = 0
+    while any(header := file.read(BLOCK)) and len(header) == BLOCK:
+        size = _plain_size(header)
+        if not 0 <= size <= shard.bytes:
+            raise UserError(
+                f"{shard.where}: no header of a plain file at byte {position:,}; it is damaged or no "
+                "shard of mt3kit. Get the shard again"
+            )
+        data, padding = file.read(size), file.read(-size % BLOCK)
+        position += BLOCK + len(data) + len(padding)
+        if len(data) < size:
+            break
+        yield header[:100].rstrip(b"\0").decode("ascii", "replace"), data
+    else:
+        position += len(header)
+    while rest := file.read(BUFFER_BYTES):
+        position += len(rest)
+    if position != shard.bytes:
+        raise UserError(
+            f"{shard.where}: {position:,} bytes, the manifest says {shard.bytes:,}; get the shard again"
+        )
+
+
+def _plain_size(header: bytes) -> int:
+    """The size of the file behind a USTAR header, -1 where it is damaged or no plain file's."""
+    try:
+        stated, size = (
+            int(field.rstrip(b"\0 "), 8) for field in (header[148:156], header[124:136])
+        )
+    except ValueError:
+        return -1
+    is_plain = header[156:157] == b"0" and header[257:262] == b"ustar" and not header[345]
+    # The sum of all bytes, with those of the sum itself counted as eight spaces.
+    return size if is_plain and stated == sum(header) - sum(header[148:156]) + 256 else -1
