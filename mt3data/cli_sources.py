@@ -54,17 +54,22 @@ def list_(name: str | None, as_json: bool) -> None:
 )  # fmt: skip
 @click.option("--source", "only", multiple=True, metavar="ID",
               help="Only this source, see `mt3data list DATASET`; may be repeated.")  # fmt: skip
+@click.option("--cache", type=FOLDER, help="Where shards go, if DATASET is the address of a build.")
 def download(
     dataset: str, root: Path, select: tuple[str, ...], stream: bool, archives: tuple[Path, ...],
-    only: tuple[str, ...],
+    only: tuple[str, ...], cache: Path | None,
 ) -> None:  # fmt: skip
     """Downloads, verifies and unpacks DATASET; run again, it continues.
 
     Examples: mt3data download guitarset --root data/ ; mt3data download slakh --stream ;
-    mt3data download maestro_v3 --select '2018/*'
+    mt3data download maestro_v3 --select '2018/*' ;
+    mt3data download https://example.org/shards/demo --cache shards/
     """
     from mt3data.download import Wishes
 
+    if "://" in dataset or cache:
+        click.echo(_fetch_shards(dataset, cache))
+        return
     _download(dataset, root, Wishes(select, stream, archives, only))
 
 
@@ -75,6 +80,18 @@ def _download(dataset: str, root: Path, wishes: Wishes) -> None:
 
     manifest = load(dataset)
     click.echo("\n".join(report(manifest, run(manifest, root, wishes))))
+
+
+def _fetch_shards(address: str, cache: Path | None) -> Path:
+    from mt3data.cache import cached
+    from mt3data.errors import UserError
+    from mt3data.stream import is_address
+
+    if not is_address(address):
+        raise UserError(f"{address} is no http(s) address of a build, so --cache means nothing")
+    if cache is None:
+        raise UserError(f"{address} is the address of a build; say with --cache where to put it")
+    return cached(address, cache)
 
 
 def download_first(dataset: str, root: Path) -> None:

@@ -38,8 +38,10 @@ def size(n_bytes: float) -> str:
 
 
 @contextmanager
-def locked(path: Path, busy: str) -> Iterator[None]:
+def locked(path: Path, busy: str = "") -> Iterator[None]:
     """Holds a lock file while the body runs; a second process gets a UserError that says `busy`.
+
+    Without `busy` it waits instead until the first one is done.
 
     The system frees the lock when a process ends in whatever way. On NFS it holds between hosts too
     (Linux makes it a byte-range lock there); a file system without locks is refused.
@@ -48,7 +50,7 @@ def locked(path: Path, busy: str) -> Iterator[None]:
 
     with path.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
         except BlockingIOError as error:
             raise UserError(f"{busy}; wait for it or stop it") from error
         except OSError as error:
