@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from mt3data.errors import UserError
-from mt3data.midi import count_note_ons, read_midi
+from mt3data.midi import read_midi_and_count
 from mt3data.notes import DRUM_INSTRUMENT, Notes
 
 
@@ -127,12 +127,11 @@ class Track:
             if stem.midi is None:
                 continue
             try:
-                notes = read_midi(stem.midi)
+                notes, struck = read_midi_and_count(stem.midi)
             except UserError as error:
                 reason = str(error).replace(str(stem.midi), f"MIDI/{stem.midi.name}")
                 raise UserError(f"{self.dataset} {self.name}: {reason}") from error
             notes = notes[notes.offset > notes.onset]
-            struck = count_note_ons(stem.midi)
             if len(notes) < struck:
                 lost = f"{struck - len(notes)} of {struck} note-ons give no note"
                 problems.append(f"{stem.id}: {lost} (zero length or never ended); dropped")

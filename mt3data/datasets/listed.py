@@ -16,7 +16,7 @@ import numpy as np
 
 from mt3data.errors import UserError
 from mt3data.manifest import Manifest, SplitScheme
-from mt3data.midi import count_note_ons, read_midi
+from mt3data.midi import read_midi_and_count
 from mt3data.notes import Notes, assign_instruments, moved_by, successive
 
 VELOCITY = 100  # of notes whose publisher gives none; with one velocity bin no token depends on it
@@ -162,8 +162,7 @@ class MidiLabels:
         Raises:
             UserError: the file is missing or not MIDI.
         """
-        notes, problems = read_midi(self.path), []
-        struck = count_note_ons(self.path)
+        (notes, struck), problems = read_midi_and_count(self.path), []
         if len(notes) < struck:
             lost = f"{struck - len(notes)} of {struck} note-ons give no note"
             problems.append(f"{lost} (zero length or never ended); dropped")
