@@ -3,24 +3,27 @@
     runs/demo/checkpoint-00000400.safetensors         weights; metadata: sizes of the model, how its
                                                       spectrogram and tokens were made, the step
     runs/demo/checkpoint-00000400.optimizer.safetensors   optimiser state; metadata: progress
+    runs/demo/best.safetensors                        weights of the best evaluation so far
 
-The first file alone is what transcription needs. Nothing is pickled. Each file is written under
-another name, synced and renamed, the weights last: when they are there, the checkpoint is whole.
+The weights alone are what transcription and fine-tuning need. Nothing is pickled. Each file is
+written under another name, synced and renamed, the weights last: when they are there, the
+checkpoint is whole. One that was damaged later is set aside, and the run continues from the one
+before.
 """
 
 import dataclasses
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from mt3data.errors import UserError
+from mt3data.shards import write_durably
 from mt3data.spectrogram import SpectrogramConfig
 from mt3data.vocabulary import VocabularyConfig
 from mt3train.model import MT3, ModelConfig
@@ -28,6 +31,12 @@ from mt3train.model import MT3, ModelConfig
 SCHEMA = 1  # of the metadata
 METADATA_KEY = "mt3kit"
 WEIGHTS, OPTIMIZER = ".safetensors", ".optimizer.safetensors"
+BEST = "best.safetensors"
+INPUT_AND_OUTPUT = ("vocabulary", "spectrogram", "edge")  # what weights cannot do without
+
+
+class Damaged(UserError):
+    """A file that was cut short, emptied or lost; what it held may exist elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +61,14 @@ class CheckpointInfo:
     frames: int = 256
     max_target_length: int = 1024
 
-    def difference(self, other: "CheckpointInfo") -> tuple[str, Any, Any] | None:
-        """The first setting, the step excepted, that differs: (name, ours, theirs)."""
+    def difference(
+        self,
+        other: "CheckpointInfo",
+        names: tuple[str, ...] = (*INPUT_AND_OUTPUT, "frames", "max_target_length", "model"),
+    ) -> tuple[str, Any, Any] | None:
+        """The first setting of those that differs: (name, ours, theirs)."""
         ours, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
-        for name in ("vocabulary", "spectrogram", "edge", "frames", "max_target_length", "model"):
+        for name in names:
             mine, other_s = ours[name], theirs[name]
             if mine != other_s and isinstance(mine, dict):
                 key = next(key for key in mine if mine[key] != other_s[key])
@@ -82,28 +95,40 @@ def save(
     """Write the checkpoint of info.step into a run's folder and drop all but the `keep` newest.
 
     Args:
-        optimizer: over model.parameters(), in their order.
+        optimizer: over those of model.parameters() that require gradients, in their order.
         progress: whatever else the run needs to go on, as JSON can hold it.
     Returns:
         The path of the weights.
+    Raises:
+        UserError: it cannot be written; earlier checkpoints stay as they are.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    stem = f"checkpoint-{info.step:08d}"
-    names = [name for name, _ in model.named_parameters()]
+    path, names = weights_path(folder, info.step), trainable(model)
     state = {
         f"{names[index]}/{key}": value
         for index, values in optimizer.state_dict()["state"].items()
         for key, value in values.items()
     }
-    _write(folder / (stem + OPTIMIZER), state, {"schema": SCHEMA, "progress": progress})
-    save_weights(folder / (stem + WEIGHTS), model, info)
+    _write(optimizer_file(path), state, {"schema": SCHEMA, "progress": progress})
+    save_weights(path, model, info)
     for old in checkpoints(folder)[:-keep]:
         old.unlink()
-    kept = {path.stem for path in checkpoints(folder)}
-    for path in folder.glob(f"checkpoint-*{OPTIMIZER}"):
-        if path.name.removesuffix(OPTIMIZER) not in kept:
-            path.unlink()
-    return folder / (stem + WEIGHTS)
+    kept = {optimizer_file(weights) for weights in checkpoints(folder)}
+    for state_file in folder.glob(f"checkpoint-*{OPTIMIZER}"):
+        if state_file not in kept:
+            state_file.unlink()
+    _drop_parts(folder)  # of a process that was killed while it wrote
+    return path
+
+
+def weights_path(folder: Path, step: int) -> Path:
+    """Where a run keeps the weights after so many updates."""
+    return folder / f"checkpoint-{step:08d}{WEIGHTS}"
+
+
+def trainable(model: MT3) -> list[str]:
+    """Names of the parameters that an optimiser updates, in its order."""
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 def checkpoints(folder: Path) -> list[Path]:
@@ -114,7 +139,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 def read_info(path: Path) -> CheckpointInfo:
     """What the weights at `path` (a file, or a run's folder: its newest) mean."""
-    return _read(_weights_file(path), with_tensors=False)[0]
+    return read_weights(weights_file(path), with_tensors=False)[0]
 
 
 def load_model(
@@ -128,8 +153,8 @@ def load_model(
     Raises:
         UserError: nothing there, not a checkpoint of ours, cut short, or of another vocabulary.
     """
-    file = _weights_file(Path(path))
-    info, tensors = _read(file)
+    file = weights_file(Path(path))
+    info, tensors = read_weights(file)
     if vocabulary is not None and vocabulary != info.vocabulary:
         raise UserError(
             f"{file} was trained with {info.vocabulary}, asked for was {vocabulary}; use another"
@@ -137,43 +162,13 @@ def load_model(
         )
     with torch.device("meta"):  # no time spent on initial values
         model = MT3(info.model)
-    _check(file, model, tensors)
+    require_shapes(file, model, tensors)
     model.load_state_dict(tensors, assign=True)
     return model.eval(), info
 
 
-def load_weights(file: Path, model: MT3) -> None:
-    """Copy the weights of a checkpoint into a model of the same sizes."""
-    tensors = _read(file)[1]
-    _check(file, model, tensors)
-    model.load_state_dict(tensors)
-
-
-def read_progress(file: Path) -> dict[str, Any]:
-    """What `save` was given as progress, from beside the weights `file`."""
-    return _open(_beside(file), with_tensors=False)[0]["progress"]
-
-
-def load_optimizer(file: Path, model: MT3, optimizer: torch.optim.Optimizer) -> None:
-    """Fill the optimiser, over model.parameters(), from beside the weights `file`."""
-    tensors = _open(_beside(file))[1]
-    index = {name: i for i, (name, _) in enumerate(model.named_parameters())}
-    state: dict[int, dict[str, Tensor]] = {}
-    for full_name, value in tensors.items():
-        name, _, key = full_name.rpartition("/")
-        state.setdefault(index[name], {})[key] = value
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
-
-
-def _beside(file: Path) -> Path:
-    beside = file.with_name(file.name.removesuffix(WEIGHTS) + OPTIMIZER)
-    if not beside.is_file():
-        raise UserError(f"{beside} is missing, so {file.name} cannot go on; start in another run=")
-    return beside
-
-
-def _weights_file(path: Path) -> Path:
+def weights_file(path: Path) -> Path:
+    """The weights that a path means: a file, or of a run's folder the newest."""
     if path.is_dir():
         found = checkpoints(path)
         if not found:
@@ -184,7 +179,12 @@ def _weights_file(path: Path) -> Path:
     return path
 
 
-def _read(file: Path, with_tensors: bool = True) -> tuple[CheckpointInfo, dict[str, Tensor]]:
+def read_weights(file: Path, with_tensors: bool = True) -> tuple[CheckpointInfo, dict[str, Tensor]]:
+    """What a file of weights says of itself, and its tensors.
+
+    Raises:
+        Damaged: it was cut short. UserError: it is not a checkpoint of ours.
+    """
     metadata, tensors = _open(file, with_tensors)
     try:
         info = CheckpointInfo(
@@ -201,6 +201,35 @@ def _read(file: Path, with_tensors: bool = True) -> tuple[CheckpointInfo, dict[s
     return info, tensors
 
 
+def require_shapes(file: Path, model: MT3, tensors: dict[str, Tensor]) -> None:
+    """Raises UserError unless tensors are named and shaped as the model's."""
+    wanted = model.state_dict()
+    for name in sorted(wanted.keys() | tensors.keys()):
+        shapes = [tuple(t[name].shape) if name in t else None for t in (tensors, wanted)]
+        if shapes[0] != shapes[1]:
+            raise UserError(f"{file}: {name} has shape {shapes[0]}, the model needs {shapes[1]}")
+
+
+def read_state(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Progress and optimiser state from beside the weights `file`, as `save` was given them.
+
+    Returns:
+        The progress, and the state by "name of a parameter/key".
+    Raises:
+        Damaged: they are not there, or cut short.
+    """
+    beside = optimizer_file(file)
+    if not beside.is_file():
+        raise Damaged(f"{beside} is missing, so {file.name} cannot go on")
+    metadata, tensors = _open(beside)
+    return metadata["progress"], tensors
+
+
+def optimizer_file(file: Path) -> Path:
+    """Where the state that belongs to the weights `file` is."""
+    return file.with_name(file.name.removesuffix(WEIGHTS) + OPTIMIZER)
+
+
 def _open(file: Path, with_tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(file, framework="pt") as opened:
@@ -208,9 +237,7 @@ def _open(file: Path, with_tensors: bool = True) -> tuple[dict[str, Any], dict[s
             names = opened.keys() if with_tensors else []
             tensors = {name: opened.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
-        raise UserError(
-            f"{file} is not a whole safetensors file ({error}); copy it again"
-        ) from None
+        raise Damaged(f"{file} is not a whole safetensors file ({error}); copy it again") from None
     if text is None:
         raise UserError(
             f"{file} is not a checkpoint of mt3train: it has no {METADATA_KEY} metadata"
@@ -224,26 +251,18 @@ def _open(file: Path, with_tensors: bool = True) -> tuple[dict[str, Any], dict[s
     return metadata, tensors
 
 
-def _check(file: Path, model: MT3, tensors: dict[str, Tensor]) -> None:
-    wanted = model.state_dict()
-    for name in sorted(wanted.keys() | tensors.keys()):
-        shapes = [tuple(t[name].shape) if name in t else None for t in (tensors, wanted)]
-        if shapes[0] != shapes[1]:
-            raise UserError(f"{file}: {name} has shape {shapes[0]}, the model needs {shapes[1]}")
-
-
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    part = path.with_name(path.name + ".part")
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(held, part, {METADATA_KEY: json.dumps(metadata)})
-    _sync(part)
-    part.replace(path)
-    _sync(path.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        write_durably(path, to_bytes(held, {METADATA_KEY: json.dumps(metadata)}))
+    except OSError as error:
+        _drop_parts(path.parent)
+        raise UserError(
+            f"{path}: cannot be written ({error.strerror}); earlier checkpoints are whole, and the"
+            " same command goes on from the newest"
+        ) from error
+
+
+def _drop_parts(folder: Path) -> None:
+    for part in folder.glob(f"*{WEIGHTS}.tmp-*"):
+        part.unlink()

@@ -44,15 +44,25 @@ def train(arguments: tuple[str, ...]) -> None:
 
     Example: mt3train train demo.toml data.train=shards/demo steps=100
     """
-    from mt3train.checkpoint import read_info
     from mt3train.config import load_config
     from mt3train.train import train as run
 
-    config = load_config(arguments)
-    path = run(config)
-    click.echo(path)
-    if read_info(path).step < config.steps:
-        sys.exit(130)  # a signal ended it
+    click.echo(run(load_config(arguments)))
+
+
+@main.command()
+@click.argument("runs", nargs=-1, required=True, type=FOLDER)
+@click.option("--out", type=FOLDER, required=True, help="A .png, .svg or .pdf file.")
+def plot(runs: tuple[Path, ...], out: Path) -> None:
+    """Draws the curves of runs, of several in one picture: loss, accuracy, F1, speed.
+
+    Example: mt3train plot runs/mt3 runs/small --out curves.png
+    """
+    from mt3train.plot import plot as run
+
+    for line in run(runs, out):
+        click.echo(line, err=True)
+    click.echo(out)
 
 
 @main.command()
@@ -197,6 +207,29 @@ def score(reference: Path, estimate: Path, as_json: bool) -> None:
     for what in ("onset", "onset_offset", "program", "drum"):
         values = (scores[f"{what}_{measure}"] for measure in ("precision", "recall", "f1"))
         click.echo(f"{what:14}" + "".join(f"{value:10.3f}" for value in values))
+
+
+@main.command()
+@click.argument("source", type=FOLDER)
+@click.option("-o", "--out", type=FOLDER, required=True, help="The .safetensors file to write.")
+@click.option("--heads", type=int, help="Heads of its attention; by default heads of 64 columns.")
+def convert(source: Path, out: Path, heads: int | None) -> None:
+    """Makes a checkpoint of a T5X checkpoint's folder, or of mt3-pytorch's mt3.pth.
+
+    It reads MT3 and the ISMIR 2021 piano model, without JAX, T5X or unpickling. Their licence is
+    unstated; none of them come with this package.
+
+    Example: mt3train convert checkpoints/mt3 -o mt3.safetensors
+    """
+    from mt3train.convert import convert as run
+
+    if heads is not None:
+        _require_positive("--heads", heads)
+    done = run(source, out, heads)
+    click.echo(
+        f"{out}: {done.family}, {done.n_parameters:,} parameters, step {done.info.step}, "
+        f"sha256 of the arrays {done.sha256}"
+    )
 
 
 @main.command()

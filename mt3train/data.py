@@ -37,6 +37,7 @@ class Segments(Protocol):
     vocabulary: VocabularyConfig
     edge: str
     member: str
+    builds: list[Path]
     n_records: int
 
     def batch(

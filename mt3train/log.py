@@ -3,16 +3,25 @@
 A line of metrics.jsonl is one JSON object. Every log_every steps: step (updates done), loss and
 accuracy per target token over the steps since the last line (accuracy with the true tokens before
 as input), lr, gradient_norm of the last step, tokens, skipped (segments with too long targets),
-segments_per_second, seconds. Every eval_every steps: step, eval_loss, eval_accuracy.
+overflows (updates that fp16 left out), segments_per_second, data_wait (share of the time in which
+this process waited for its next batch), memory_gb (largest so far: of the GPU, or of the process),
+seconds. Every eval_every and f1_every steps: step, and eval_loss, eval_accuracy or the F1 scores.
+
+Where TensorBoard is installed, the same numbers go to the folder tensorboard/.
 """
 
 import json
+import math
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mt3train.config import Config, as_dict
+
+TIMES = ("segments_per_second", "data_wait", "memory_gb", "seconds")  # differ from run to run
 
 
 class Log:
@@ -21,68 +30,109 @@ class Log:
     Lines of steps after the one that the run continues from are dropped: they come again.
     """
 
-    def __init__(self, config: Config, done: int, rank: int) -> None:
-        self.config, self.rank, self.terminal = config, rank, sys.stderr.isatty()
+    def __init__(self, config: Config, done: int, rank: int, device: torch.device) -> None:
+        self.config, self.rank, self.device = config, rank, device
+        self.terminal = sys.stderr.isatty()
         self.first, self.begin = done, time.monotonic()
         self.logged, self.logged_at, self.shown_at = done, self.begin, self.begin
+        self.waited = self.waited_all = 0.0
         if rank:
             return
         run = Path(config.run)
         run.mkdir(parents=True, exist_ok=True)
         (run / "config.json").write_text(json.dumps(as_dict(config), indent=1) + "\n")
         path = run / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.is_file() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= done]
+        kept = [line for line in read_metrics(path) if line["step"] <= done]
         part = path.with_name(path.name + ".part")
-        part.write_text("".join(line + "\n" for line in kept))
+        part.write_text("".join(json.dumps(line) + "\n" for line in kept))
         part.replace(path)
         self.file = path.open("a")
+        self.board = _tensorboard(run / "tensorboard", done)
 
     def say(self, text: str, end: str = "\n") -> None:
         """Print on stderr."""
         if self.rank == 0:
             print(text, end=end, file=sys.stderr, flush=True)
 
+    def wait(self, seconds: float) -> None:
+        """Add to the time that this process waited for data."""
+        self.waited += seconds
+        self.waited_all += seconds
+
     def progress(self, done: int, loss: float, accuracy: float, lr: float, norm: float) -> None:
         """Say where the run is, if the last time was a while ago."""
         now = time.monotonic()
-        every = 1.0 if self.terminal else 10.0  # seconds
+        every = 1.0 if self.terminal else 5.0  # seconds
         if self.rank or (now - self.shown_at < every and done < self.config.steps):
             return
         self.shown_at = now
         pace = (now - self.begin) / (done - self.first)  # seconds per step
-        left = pace * (self.config.steps - done)
+        left = pace * (self.config.steps - done) / 60
         text = (
             f"step {done}/{self.config.steps}  loss {loss:.4f}  accuracy {accuracy:.3f}"
             f"  lr {lr:.2e}  gradient {norm:.3g}  {self.config.batch / pace:.1f} segments/s"
-            f"  {left / 60:.0f} min left"
+            f"  data wait {self.waited_all / (now - self.begin):.0%}  {self._memory():.1f} GB"
+            f"  {f'{left / 60:.1f} h' if left > 90 else f'{left:.0f} min'} left"
         )
         end = "\r" if self.terminal and done < self.config.steps else "\n"
-        self.say(text.ljust(110) if self.terminal else text, end)
+        self.say(text.ljust(130) if self.terminal else text, end)
 
     def write(self, done: int, sums: dict[str, float], lr: float, norm: float) -> None:
         """One line about the steps since the last: means per token, and the last step's norm."""
         now = time.monotonic()
-        pace = (done - self.logged) * self.config.batch / (now - self.logged_at)
+        seconds = now - self.logged_at
         tokens = max(1.0, sums["tokens"])
         self._line(
             step=done, loss=sums["loss"] / tokens, accuracy=sums["correct"] / tokens, lr=lr,
             gradient_norm=norm, tokens=int(sums["tokens"]), skipped=int(sums["skipped"]),
-            segments_per_second=round(pace, 2), seconds=round(now - self.begin, 1),
+            overflows=int(sums["overflows"]),
+            segments_per_second=round((done - self.logged) * self.config.batch / seconds, 2),
+            data_wait=round(self.waited / seconds, 4), memory_gb=round(self._memory(), 3),
+            seconds=round(now - self.begin, 1),
         )  # fmt: skip
-        self.logged, self.logged_at = done, now
+        self.logged, self.logged_at, self.waited = done, now, 0.0
 
     def write_evaluation(self, done: int, scores: dict[str, float]) -> None:
         """One line about an evaluation."""
         self._line(step=done, **scores)
         self.say(f"step {done}  " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
 
-    def _line(self, **values: Any) -> None:
-        if self.rank == 0:
-            self.file.write(json.dumps(values) + "\n")
-            self.file.flush()
+    def _memory(self) -> float:
+        if self.device.type == "cuda":
+            return torch.cuda.max_memory_allocated(self.device) / 1e9
+        import resource
+
+        largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return largest * (1 if sys.platform == "darwin" else 1024) / 1e9
+
+    def _line(self, step: int, **values: float) -> None:
+        if self.rank:
+            return
+        # JSON has no infinity: the norm of an update that fp16 left out is null.
+        finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
+        self.file.write(json.dumps({"step": step, **finite}) + "\n")
+        self.file.flush()
+        for name, value in finite.items():
+            if self.board and value is not None:
+                self.board.add_scalar(name, value, step)
 
     def close(self) -> None:
         """Close metrics.jsonl."""
         if self.rank == 0:
             self.file.close()
+            if self.board:
+                self.board.close()
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl, the last of which a kill may have cut short."""
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def _tensorboard(folder: Path, done: int) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(folder, purge_step=done + 1)

@@ -38,25 +38,33 @@ class _TokenLoss(torch.autograd.Function):
         return out_BLV.scatter_add_(-1, targets_BL[..., None], hit_BL1), None, None, None
 
 
-def loss_sum(
-    logits_BLV: Tensor,
-    targets_BL: Tensor,
-    weights_BL: Tensor | None = None,
-    z_loss: float = 1e-4,
-    label_smoothing: float = 0.0,
+def token_losses(
+    logits_BLV: Tensor, targets_BL: Tensor, z_loss: float = 1e-4, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Cross entropy plus z-loss, summed over tokens: the number that the original minimises.
+    """Cross entropy plus z-loss of every token: [B, L].
 
-    Per token: -sum(p log q) + z_loss * log(Z)^2, less the entropy of the smoothed target p, so
-    that a perfect prediction costs 0. Padding (target 0) has weight 0 unless weights are given.
+    It is -sum(p log q) + z_loss * log(Z)^2, less the entropy of the smoothed target p, so
+    that a perfect prediction costs 0. Padding (target 0) costs 0.
 
     Source: t5x/losses.py compute_weighted_cross_entropy.
     """
-    if weights_BL is None:
-        weights_BL = targets_BL > 0
     low = label_smoothing / (logits_BLV.shape[-1] - 1)  # what every wrong token gets
     loss_BL = _TokenLoss.apply(logits_BLV, targets_BL, z_loss, low)
     if label_smoothing:
         high = 1.0 - label_smoothing
         loss_BL = loss_BL + high * math.log(high) + label_smoothing * math.log(low + 1e-20)
-    return (loss_BL * weights_BL).sum()
+    return loss_BL * (targets_BL > 0)
+
+
+def loss_sum(
+    logits_BLV: Tensor, targets_BL: Tensor, z_loss: float = 1e-4, label_smoothing: float = 0.0
+) -> Tensor:
+    """The sum of token_losses: the number that the original minimises."""
+    return token_losses(logits_BLV, targets_BL, z_loss, label_smoothing).sum()
+
+
+def count_correct(logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:
+    """How many targets, padding excepted, have the largest logit: an integer tensor []."""
+    hit_BL = logits_BLV.detach().gather(-1, targets_BL[..., None])[..., 0]
+    correct_BL = (hit_BL >= logits_BLV.detach().amax(-1)) & (targets_BL > 0)
+    return correct_BL.sum()

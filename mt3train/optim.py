@@ -5,11 +5,15 @@ divided by the root of a running mean of squared gradients (kept as a row and a 
 large matrices), clipped to an RMS of 1 and multiplied by the parameter's own RMS.
 """
 
+import difflib
+import fnmatch
 import math
 from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor, nn
+
+from mt3data.errors import UserError
 
 MIN_DIM_SIZE_TO_FACTOR = 128  # t5x/adafactor.py: smaller matrices keep the full second moment
 
@@ -91,6 +95,27 @@ class Adafactor(torch.optim.Optimizer):
 
 def _rms(x: Tensor) -> Tensor:
     return x.square().mean().sqrt_()
+
+
+def freeze(model: nn.Module, patterns: str) -> None:
+    """Parameters whose names match one of the patterns get no gradients and no updates.
+
+    Args:
+        patterns: names with the wildcards *, ? and [], separated by commas, such as
+            "encoder.*,decoder.token_embedder.weight"; empty: none.
+    Raises:
+        UserError: a pattern that matches nothing, or nothing is left to train.
+    """
+    parameters = dict(model.named_parameters())
+    for pattern in filter(None, map(str.strip, patterns.split(","))):
+        matching = fnmatch.filter(parameters, pattern)
+        if not matching:
+            near = difflib.get_close_matches(pattern, parameters, n=1, cutoff=0.0)[0]
+            raise UserError(f"freeze: {pattern!r} matches no parameter; names are such as {near}")
+        for name in matching:
+            parameters[name].requires_grad_(False)
+    if not any(parameter.requires_grad for parameter in parameters.values()):
+        raise UserError(f"freeze={patterns!r} leaves no parameter to train")
 
 
 def make_optimizer(

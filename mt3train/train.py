@@ -15,25 +15,19 @@ is divided by the number of target tokens of all processes. All that is random i
 import dataclasses
 import math
 import os
-import signal
 import sys
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager, nullcontext
+import time
+import traceback
+from contextlib import closing, nullcontext, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
-import torch.distributed as dist
-from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from mt3data.errors import UserError
-from mt3data.terminal import UNUSABLE, unusable
-from mt3data.vocabulary import num_embeddings
 from mt3train import checkpoint
-from mt3train.checkpoint import CheckpointInfo
 from mt3train.config import Config, load_config
 from mt3train.data import (
     Ahead,
@@ -44,19 +38,24 @@ from mt3train.data import (
     read_step,
     to_device,
 )
+from mt3train.device import autocast, choose_precision
 from mt3train.log import Log
-from mt3train.loss import loss_sum
+from mt3train.loss import count_correct, token_losses
 from mt3train.model import MT3
-from mt3train.optim import learning_rate, make_optimizer
+from mt3train.optim import freeze, learning_rate, make_optimizer
+from mt3train.ranks import Ranks, Stopped, connected
+from mt3train.resume import describe, initialize, restore, set_aside
+from mt3train.validation import evaluate, is_better
 
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "float64": torch.float64}
-SUMS = ("loss", "tokens", "correct", "skipped")  # of the steps since the last log line
+SUMS = ("loss", "tokens", "correct", "skipped", "overflows")  # of the steps since the last line
+SMALLEST_SCALE = 1.0  # of the loss in fp16; gradients that overflow below it are not a matter of it
+MEET_SECONDS = 1.0  # how often ranks that wait for data meet, so that a signal is heard
 
 
 def train(
     config: Config, shards: Segments | None = None, evaluation: Segments | None = None
 ) -> Path:
-    """Train until config.steps updates are done, or until SIGINT or SIGTERM.
+    """Train until config.steps updates are done, or until SIGTERM, SIGUSR1 or SIGINT.
 
     Args:
         config: see config.py.
@@ -64,114 +63,120 @@ def train(
     Returns:
         The newest checkpoint.
     Raises:
-        UserError: no shards, or a run there that does not fit them.
-        FloatingPointError: the loss is not finite; names the step and the records.
+        UserError: no shards, or a run there that does not fit them; a loss that is not finite,
+            with the step and the records; no room for a checkpoint.
+        KeyboardInterrupt: SIGINT came; the run was saved.
     """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    with connected() as ranks:
+        path = train_together(config, ranks, shards, evaluation)
+    if ranks.interrupted:
+        raise KeyboardInterrupt
+    return path
+
+
+def train_together(
+    config: Config, ranks: Ranks, shards: Segments | None, evaluation: Segments | None
+) -> Path:
+    """`train` on processes that are connected."""
+    rank, world, device, optim = ranks.rank, ranks.world, ranks.device, config.optim
     if config.batch < world:
         raise UserError(f"batch={config.batch} for {world} processes; expected at least one each")
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-        torch.cuda.set_device(device)
     precision = choose_precision(config.precision, device)
-    dtype = torch.float64 if precision == "float64" else torch.float32
+    dtype = torch.float64 if precision == "float64" else torch.float32  # of the weights
+    products = autocast(precision, device)
     if config.threads:
         torch.set_num_threads(config.threads)
     if config.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
 
-    # What is trained, on what.
+    # What is trained, on what, and from where on.
     run = Path(config.run)
-    shards = shards or open_shards(config.data, config.seed)
-    if config.eval_every and evaluation is None:
-        evaluation = open_evaluation(config.data, shards)
-    info = CheckpointInfo(
-        model=dataclasses.replace(
-            config.model,
-            vocab_size=num_embeddings(shards.vocabulary),
-            n_mels=shards.spectrogram.n_mels,
-        ),
-        spectrogram=shards.spectrogram,
-        vocabulary=shards.vocabulary,
-        edge=shards.edge,
-        frames=config.data.frames,
-        max_target_length=config.data.max_target_length,
-    )
-    torch.manual_seed(config.seed)
-    model = MT3(info.model).to(device, dtype).train()
-    optim, parameters = config.optim, list(model.parameters())
-    optimizer = make_optimizer(parameters, optim.name, optim.lr, optim.weight_decay)
+    with ranks.together():
+        shards = shards or open_shards(config.data, config.seed)
+        if (config.eval_every or config.f1_every) and evaluation is None:
+            evaluation = open_evaluation(config.data, shards)
+        info = describe(config, shards)
+        torch.manual_seed(config.seed)
+        model = MT3(info.model).to(device, dtype).train()
+        freeze(model, config.freeze)
+        parameters = [p for p in model.parameters() if p.requires_grad]
+        optimizer = make_optimizer(parameters, optim.name, optim.lr, optim.weight_decay)
+        settings = {"optim.name": optim.name, "freeze": config.freeze}
+        restored = restore(run, info, settings, model, optimizer)
+        if restored is None and config.init.from_:
+            initialize(model, config.init.from_, info)
+    builds = [path.name for path in shards.builds]
+    order = [config.seed, config.batch, shards.n_records, builds]  # what fixes every batch
+    done, saved = 0, -1
+    progress: dict[str, Any] = {"sums": dict.fromkeys(SUMS, 0.0), "evaluated": 0, "best": None}
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-
-    # Continue where the newest checkpoint was taken.
-    done, saved = 0, checkpoint.checkpoints(run)[-1:]
-    sums = dict.fromkeys(SUMS, 0.0)
-    if saved:
-        found = checkpoint.read_info(saved[0])
-        progress = checkpoint.read_progress(saved[0])
-        differ = found.difference(info)
-        if progress["optimizer"] != optim.name:
-            differ = "optim.name", progress["optimizer"], optim.name
-        if differ:
-            raise UserError(
-                f"{run} was trained with {differ[0]} {differ[1]!r}, now asked for is {differ[2]!r};"
-                " choose another folder with run=DIR"
-            )
-        checkpoint.load_weights(saved[0], model)
-        checkpoint.load_optimizer(saved[0], model, optimizer)
+    if restored:
+        done = saved = restored.step
+        progress = restored.progress
         scaler.load_state_dict(progress["scaler"])
-        done, sums = found.step, progress["sums"]
-    saved_step = done if saved else -1
+    if len(set(ranks.gather(done))) > 1:
+        raise UserError(f"{run}: not all processes find the same checkpoints; share this folder")
+    sums = progress["sums"]
 
     # Work together.
+    if config.compile:
+        model.compile(dynamic=True)  # in place: names stay as they are
     network: Any = model
     if world > 1:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
         only = [device] if device.type == "cuda" else None
         network = DistributedDataParallel(model, device_ids=only, gradient_as_bucket_view=True)
-    autocast = torch.autocast(
-        device.type, DTYPES.get(precision), enabled=precision in ("bf16", "fp16")
-    )
-    log = Log(config, done, rank)
-    builds = [path.name for path in getattr(shards, "builds", [])]
+    with ranks.together():
+        log = Log(config, done, rank, device)
     log.say(
         f"{run}: {sum(p.numel() for p in parameters):,} parameters in {precision} on {world}"
         f" x {device.type}, steps {done} to {config.steps} of {config.batch} segments from"
         f" {shards.n_records} records of {', '.join(builds) or 'memory'}"
     )
-    order = [config.seed, config.batch, shards.n_records, builds]  # what fixes every batch
-    if saved and progress["order"] != order:
+    for file, what in restored.damaged if restored and rank == 0 else []:
+        log.say(f"{what}; set aside, going on from step {done}")
+        set_aside(file)
+    if restored and progress["order"] != order:
         log.say(
             f"seed, batch or data are no longer those of the steps before ({progress['order']}):"
             " until the next epoch begins, records may come twice or not at all"
         )
-    if config.eval_every and evaluation is None:
-        log.say(f"no build has a split {config.data.eval_split!r}: no evaluation loss")
+    if (config.eval_every or config.f1_every) and evaluation is None:
+        log.say(f"no build has a split {config.data.eval_split!r}: no evaluation")
+    progress |= {"order": order, "settings": settings}
 
     def load(step: int) -> list[MicroBatch]:
         return read_step(shards, step, config.batch, config, rank, world)
 
     def save() -> None:
-        nonlocal saved_step
-        saved_step = done
-        if rank == 0:
-            state = {"optimizer": optim.name, "order": order, "sums": sums}
-            state["scaler"] = scaler.state_dict()
-            now = dataclasses.replace(info, step=done)
-            checkpoint.save(run, model, now, optimizer, state, config.keep)
+        nonlocal saved
+        with ranks.together():
+            if rank == 0:
+                now = dataclasses.replace(info, step=done)
+                state = progress | {"sums": sums, "scaler": scaler.state_dict()}
+                checkpoint.save(run, model, now, optimizer, state, config.keep)
+        saved = done
 
-    with closing(Ahead(load, last=config.steps - 1)) as batches, signals_caught() as caught:
-        while done < config.steps:
-            batch = batches.wait(done) or []
-            # The ranks agree on the step at which a signal stops them.
-            n_tokens, n_skipped, stop = all_sum(
-                [sum(m.n_tokens for m in batch), sum(m.n_skipped for m in batch), len(caught)],
-                world,
-            )
-            if stop:
+    with closing(Ahead(load, last=config.steps - 1)) as batches, suppress(Stopped):
+        while True:
+            # What is due after `done` updates; a run that was stopped before it begins with it.
+            if evaluation is not None and progress["evaluated"] < done:
+                scores = evaluate(done, model, info, evaluation, config, ranks, products)
+                if scores:
+                    with ranks.together():
+                        log.write_evaluation(done, scores)
+                        if is_better(scores, progress["best"]) and rank == 0:
+                            now = dataclasses.replace(info, step=done)
+                            checkpoint.save_weights(run / checkpoint.BEST, model, now)
+                    if is_better(scores, progress["best"]):
+                        progress["best"] = scores
+                progress["evaluated"] = done
+            if done % config.save_every == 0 and done > max(saved, 0):
+                save()
+            if done >= config.steps:
                 break
+
+            batch, n_tokens, n_skipped = next_batch(batches, done, ranks, log)
             seed = np.random.SeedSequence([config.seed, done, rank]).generate_state(1)[0]
             torch.manual_seed(int(seed))
             lr = learning_rate(done, optim.lr, optim.warmup_steps, optim.decay, config.steps)
@@ -179,150 +184,107 @@ def train(
                 group["lr"] = lr
             optimizer.zero_grad(set_to_none=True)
 
-            results = []
+            row_losses, hits = [], []
             for i, micro in enumerate(batch):
-                mel, targets = to_device(micro, device, dtype)
+                mel_BFM, targets_BL = to_device(micro, device, dtype)
                 is_last = i == len(batch) - 1
                 with network.no_sync() if world > 1 and not is_last else nullcontext():
-                    with autocast:
-                        logits = network(mel, targets)
-                    loss = loss_sum(
-                        logits, targets, z_loss=optim.z_loss, label_smoothing=optim.label_smoothing
+                    with products:
+                        logits_BLV = network(mel_BFM, targets_BL)
+                    loss_BL = token_losses(
+                        logits_BLV, targets_BL, optim.z_loss, optim.label_smoothing
                     )
                     # DDP averages gradients over ranks; times world makes it a sum.
-                    scaler.scale(loss * (world / max(1.0, n_tokens))).backward()
-                results.append(torch.stack([loss.detach(), count_correct(logits, targets)]))
-            per_micro = torch.stack(results).tolist()
-            loss_total, correct = all_sum(np.sum(per_micro, axis=0).tolist(), world)
+                    scaler.scale(loss_BL.sum() * (world / max(1.0, n_tokens))).backward()
+                row_losses.append(loss_BL.detach().sum(-1))
+                hits.append(count_correct(logits_BLV, targets_BL))
+            losses = torch.cat(row_losses).tolist()
+            loss_total, correct = ranks.sum(sum(losses), torch.stack(hits).sum().item())
+            keys = [key for micro in batch for key in micro.keys]
             if not math.isfinite(loss_total):
-                keys = [k for m, (x, _) in zip(batch, per_micro, strict=True)
-                        if not math.isfinite(x) for k in m.keys]  # fmt: skip
-                raise FloatingPointError(
-                    f"the loss is {loss_total} at step {done + 1}, nothing was updated; records of"
-                    f" rank {rank}: {', '.join(keys) or 'none'}"
-                )
+                bad = [k for k, loss in zip(keys, losses, strict=True) if not math.isfinite(loss)]
+                refuse(ranks, f"the loss is {loss_total} at step {done + 1}", bad)
+
             scaler.unscale_(optimizer)
             gradients = [p.grad for p in parameters if p.grad is not None]
-            total = torch.nn.utils.get_total_norm(gradients)
-            norm = total.item()
-            if not math.isfinite(norm) and not scaler.is_enabled():  # the scaler skips such steps
-                keys = [key for micro in batch for key in micro.keys]
-                raise FloatingPointError(
-                    f"the gradient's norm is {norm} at step {done + 1}, nothing was updated; records"
-                    f" of rank {rank}: {', '.join(keys)}"
-                )
+            total_norm = torch.nn.utils.get_total_norm(gradients)
+            norm = total_norm.item()  # equal on all ranks, as the gradients are
+            overflow = not math.isfinite(norm)
+            if overflow and (not scaler.is_enabled() or scaler.get_scale() < SMALLEST_SCALE):
+                refuse(ranks, f"the gradient's norm is {norm} at step {done + 1}", keys)
             if optim.clip_norm:
-                torch.nn.utils.clip_grads_with_norm_(parameters, optim.clip_norm, total)
-            scaler.step(optimizer)
+                torch.nn.utils.clip_grads_with_norm_(parameters, optim.clip_norm, total_norm)
+            scaler.step(optimizer)  # not after an overflow, which fp16 has now and then
             scaler.update()
             done += 1
 
-            step_sums = (loss_total, n_tokens, correct, n_skipped)
+            step_sums = (loss_total, n_tokens, correct, n_skipped, overflow)
             for key, value in zip(SUMS, step_sums, strict=True):
                 sums[key] += value
             log.progress(
                 done, loss_total / max(1.0, n_tokens), correct / max(1.0, n_tokens), lr, norm
             )
             if done % config.log_every == 0:
-                log.write(done, sums, lr, norm)
+                with ranks.together():
+                    log.write(done, sums, lr, norm)
                 sums = dict.fromkeys(SUMS, 0.0)
-            if evaluation is not None and done % config.eval_every == 0:
-                with autocast:
-                    log.write_evaluation(done, evaluate(model, evaluation, config, rank, world))
-            if done % config.save_every == 0:
-                save()
-    if done > saved_step:  # the end, or a signal
+    if done > saved:  # the end, or a signal
         save()
     log.close()
-    if world > 1:
-        # Wait for rank 0 to write. A barrier has no tensor, and DDP lets go first: gloo's threads
-        # need the interpreter to drop tensors, and their destructor waits for them holding it.
-        dist.barrier()
-        network = None
-        dist.destroy_process_group()
-    path = checkpoint.checkpoints(run)[-1]
-    stopped = "done" if done >= config.steps else "stopped, the same command goes on"
-    log.say(f"{path}: {stopped}")
+    path = checkpoint.weights_path(run, saved)
+    log.say(f"{path}: {'done' if done >= config.steps else 'stopped, the same command goes on'}")
     return path
 
 
-@contextmanager
-def signals_caught() -> Iterator[list[int]]:
-    """SIGINT and SIGTERM end up in the list that is given, so that a step can be finished."""
-    caught: list[int] = []
-    previous = {}
-    if threading.current_thread() is threading.main_thread():
-        for number in (signal.SIGINT, signal.SIGTERM):
-            previous[number] = signal.signal(number, lambda n, _frame: caught.append(n))
-    try:
-        yield caught
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+def next_batch(
+    batches: Ahead, step: int, ranks: Ranks, log: Log
+) -> tuple[list[MicroBatch], float, float]:
+    """This rank's part of a batch, and the target tokens and skipped segments of all ranks.
+
+    Raises:
+        Stopped: a signal came, to whichever rank.
+        Exception: a rank could not read its part.
+    """
+    begin, batch = time.monotonic(), list[MicroBatch]()
+    while True:
+        error = None
+        try:
+            batch = batch or batches.wait(step, MEET_SECONDS) or []
+        except Exception as failure:  # meet tells the others, and raises it
+            error = failure
+        waited = time.monotonic() - begin
+        n_tokens, n_skipped = sum(m.n_tokens for m in batch), sum(m.n_skipped for m in batch)
+        n_ready, all_tokens, all_skipped = ranks.meet(bool(batch), n_tokens, n_skipped, error=error)
+        if n_ready == ranks.world:
+            log.wait(waited)
+            return batch, all_tokens, all_skipped
 
 
-def all_sum(values: Sequence[float], world: int) -> list[float]:
-    """The values summed over all processes, on the host."""
-    if world == 1:
-        return list(values)
-    total = torch.tensor(values, dtype=torch.float64)
-    dist.all_reduce(total)
-    return total.tolist()
-
-
-def choose_precision(wanted: str, device: torch.device) -> str:
-    """What "auto" stands for; on a CPU without bf16 instructions bf16 is many times slower."""
-    if wanted == "fp16" and device.type == "cpu":
-        raise UserError("precision='fp16' needs a GPU; use auto, bf16 or float32 on a CPU")
-    if wanted != "auto":
-        return wanted
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "float32"
-
-
-def count_correct(logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:
-    """How many targets (padding excepted) have the largest logit."""
-    hit_BL = logits_BLV.detach().gather(-1, targets_BL[..., None])[..., 0]
-    return ((hit_BL >= logits_BLV.detach().amax(-1)) & (targets_BL > 0)).sum().to(logits_BLV.dtype)
-
-
-@torch.no_grad()
-def evaluate(
-    model: MT3, segments: Segments, config: Config, rank: int, world: int
-) -> dict[str, float]:
-    """Cross entropy (without z-loss) and accuracy per token on a fixed set of segments."""
-    parameter = next(model.parameters())
-    size = min(config.batch, config.eval_segments, segments.n_records)
-    sums = np.zeros(3)
-    model.eval()
-    for step in range(min(config.eval_segments, segments.n_records) // size):
-        for micro in read_step(segments, step, size, config, rank, world):
-            mel, targets = to_device(micro, parameter.device, parameter.dtype)
-            logits = model(mel, targets)
-            loss, correct = loss_sum(logits, targets, z_loss=0.0), count_correct(logits, targets)
-            sums += (loss.item(), correct.item(), micro.n_tokens)
-    model.train()
-    loss_total, n_correct, n_tokens = all_sum(sums.tolist(), world)
-    n_tokens = max(1.0, n_tokens)
-    return {"eval_loss": loss_total / n_tokens, "eval_accuracy": n_correct / n_tokens}
+def refuse(ranks: Ranks, what: str, keys: list[str]) -> NoReturn:
+    """Raises UserError on every rank, with the records of all; nothing has been updated."""
+    named = [key for share in ranks.gather(keys) for key in share]
+    more = f" and {len(named) - 16} more" if len(named) > 16 else ""
+    raise UserError(f"{what}, nothing was updated; records: {', '.join(named[:16])}{more}")
 
 
 def main() -> None:
-    """Run by path: a user's mistake is one line and exit code 2; 130 if a signal ended the run."""
+    """Run by path. A mistake is one line and exit code 2; 130 after Ctrl-C, 0 after SIGTERM."""
     try:
-        config = load_config(sys.argv[1:])
-        path = train(config)
+        train(load_config(sys.argv[1:]))
+        return
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except OSError as error:
-        if error.errno not in UNUSABLE:
-            raise
-        print(f"error: {unusable(error)}", file=sys.stderr)
-        sys.exit(2)
-    if checkpoint.read_info(path).step < config.steps:
-        sys.exit(130)
+        code = 2
+        if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # the others have the same to say
+            print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        code = 130
+    except Exception:
+        code = 1
+        traceback.print_exc()
+    sys.stderr.flush()
+    if "WORLD_SIZE" in os.environ:
+        os._exit(code)  # the process group's threads may wait for others that are gone
+    sys.exit(code)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,8 @@ MT3DATA = (
     "markup survey charts figures report cli_sources cli_builds cli"
 ).split()
 MT3TRAIN = (
-    "model loss optim convert config checkpoint features mixing data log train decode transcribe metrics evaluate "
-    "demo cli"
+    "model loss optim config checkpoint t5x convert features mixing data resume device ranks log decode "
+    "transcribe metrics evaluate validation train plot demo cli"
 ).split()
 ORDER = [f"mt3data.{name}" for name in MT3DATA] + [f"mt3train.{name}" for name in MT3TRAIN]
 

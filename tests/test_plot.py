@@ -1,0 +1,76 @@
+"""The picture of runs: what is drawn, and what is refused."""
+
+import json
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from mt3data.errors import UserError
+from mt3train.cli import main
+from mt3train.plot import plot
+
+pytest.importorskip("matplotlib", reason="curves need matplotlib")
+
+
+def a_run(folder, *lines, last=""):
+    folder.mkdir()
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "metrics.jsonl").write_text(text + last)
+    return folder
+
+
+TRAINED = {"step": 2, "loss": 3.0, "accuracy": 0.1, "gradient_norm": None, "lr": 1e-3}
+LATER = {"step": 4, "loss": 2.0, "accuracy": 0.2, "gradient_norm": 0.5, "lr": 1e-3}
+
+
+def drawn(monkeypatch, runs, out):
+    """(panel, steps, values) of every curve of a picture."""
+    from matplotlib.figure import Figure
+
+    pictures = []
+    save = Figure.savefig
+    monkeypatch.setattr(
+        Figure, "savefig", lambda self, *a, **k: (pictures.append(self), save(self, *a, **k))
+    )
+    plot(runs, out)
+    return [
+        (axes.get_title(loc="left"), list(line.get_xdata()), list(line.get_ydata()))
+        for axes in pictures[0].axes
+        for line in axes.get_lines()
+    ]
+
+
+def test_every_run_has_its_curves_and_a_missing_number_is_no_point(tmp_path, monkeypatch):
+    one = a_run(tmp_path / "one", TRAINED, LATER, {"step": 4, "eval_loss": 2.5})
+    two = a_run(tmp_path / "two", {**TRAINED, "loss": 4.0}, last='{"step": 4, "lo')
+    curves = drawn(monkeypatch, [one, two], tmp_path / "curves.png")
+    assert [c for c in curves if c[0] == "loss per token"] == [
+        ("loss per token", [2, 4], [3.0, 2.0]),
+        ("loss per token", [4], [2.5]),
+        ("loss per token", [2], [4.0]),
+    ]
+    assert [c for c in curves if c[0] == "gradient norm"] == [("gradient norm", [4], [0.5])]
+    assert not [c for c in curves if c[0] == "F1 of notes"]
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_command_says_what_it_drew(tmp_path):
+    run = a_run(tmp_path / "run", TRAINED, LATER)
+    done = CliRunner().invoke(main, ["plot", str(run), "--out", str(tmp_path / "c.svg")])
+    assert done.exit_code == 0
+    assert done.stderr == f"{run}: 2 lines, to step 4\n" and done.stdout.endswith("c.svg\n")
+
+
+def test_a_folder_without_metrics_and_an_unknown_ending_are_refused(tmp_path):
+    with pytest.raises(UserError, match="holds no metrics.jsonl with a line in it"):
+        plot([tmp_path], tmp_path / "c.png")
+    run = a_run(tmp_path / "run", TRAINED)
+    with pytest.raises(UserError, match="c.mid: expected a name that ends in .png, .svg, .pdf"):
+        plot([run], tmp_path / "c.mid")
+
+
+def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match=r"needs matplotlib; install mt3kit with its \[viz\] extra"):
+        plot([a_run(tmp_path / "run", TRAINED)], tmp_path / "c.png")
