@@ -12,7 +12,9 @@ take along.
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import threading
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
@@ -23,6 +25,7 @@ from mt3data.errors import UserError
 
 LOCAL = "local"
 IDLE_SECONDS = 300  # after which a local worker ends; the next build in this process may use it
+FOLLOW_SECONDS = 1.0
 CONNECT_SECONDS = 10
 WORKERLESS_SECONDS = 600.0  # a cluster's queue may be slow, but a driver should not wait for ever
 POLL_SECONDS = 5.0
@@ -62,7 +65,7 @@ def _run_here(
     from joblib.externals.loky import get_reusable_executor
 
     pool = get_reusable_executor(
-        min(workers, len(jobs)), timeout=IDLE_SECONDS, initializer=_leave_interrupts_to_the_driver
+        min(workers, len(jobs)), timeout=IDLE_SECONDS, initializer=_follow, initargs=(os.getpid(),)
     )
     try:
         waiting = {pool.submit(task, *job) for job in jobs}
@@ -78,9 +81,20 @@ def _run_here(
         raise
 
 
-def _leave_interrupts_to_the_driver() -> None:
-    """A terminal sends Ctrl-C to all; workers that raised too would print tracebacks."""
+def _follow(driver: int) -> None:
+    """Sets up a worker that obeys its driver alone, and does not outlive it.
+
+    A terminal sends Ctrl-C to all; workers that raised too would print tracebacks. After kill -9 of
+    the driver, loky's workers would wait for more work for ever.
+    """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == driver:
+            time.sleep(FOLLOW_SECONDS)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run_on_cluster(
@@ -93,18 +107,19 @@ def _run_on_cluster(
         pool = client.get_executor(pure=False)
         try:
             waiting: set[Future[Any]] = {pool.submit(task, *job) for job in jobs}
-            seen_at = time.monotonic()
+            lonely_since = 0.0
             while waiting:
                 done, waiting = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)
                 if done or _has_workers(client, address):
-                    seen_at = time.monotonic()
-                elif time.monotonic() - seen_at > WORKERLESS_SECONDS:
+                    lonely_since = 0.0
+                elif not lonely_since:
+                    lonely_since = time.monotonic()
+                    report(f"{address} has no worker now; waiting for `dask worker {address}`")
+                elif time.monotonic() - lonely_since > WORKERLESS_SECONDS:
                     raise UserError(
                         f"{address}: no worker for {WORKERLESS_SECONDS:g} s; start some with `dask "
                         f"worker {address}` and repeat the command: it goes on from here"
                     )
-                else:
-                    report(f"{address} has no worker yet; waiting for `dask worker {address}`")
                 for future in done:
                     try:
                         yield future.result()
@@ -135,7 +150,8 @@ def _client(address: str) -> Iterator[Any]:
         raise UserError(
             f"--engine {address}: dask is not installed; pip install 'mt3kit[dask]'"
         ) from error
-    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    for name in ("distributed", "distributed.client"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError) as error:

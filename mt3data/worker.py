@@ -19,6 +19,7 @@ from typing import Any
 from mt3data.attempts import Run
 from mt3data.errors import UserError
 from mt3data.examples import TrackExamples, TrackFailure
+from mt3data.midi import import_note_seq
 from mt3data.plan import PlannedTrack, ShardPlan
 from mt3data.rows import failed_row, source_files
 from mt3data.shard_writer import ShardWriter
@@ -35,7 +36,7 @@ def do_shard(plan: ShardPlan, folder: Path, windows: WindowConfig, run: Run) -> 
     """The task that an engine hands to a worker, with one thread.
 
     Returns:
-        What the build's log says of it: shard, host, pid, seconds, and failures with tracebacks.
+        What the build's log says of it: shard, host, pid, seconds and failures.
     Raises:
         UserError: this machine cannot do it: see `Run.require_same_place`, or the shard cannot be
             written.
@@ -45,6 +46,7 @@ def do_shard(plan: ShardPlan, folder: Path, windows: WindowConfig, run: Run) -> 
     with _ONE_AT_A_TIME, threadpool_limits(1):
         started = time.time()
         run.require_same_place()
+        import_note_seq()  # takes seconds, for which the first track is not to blame
         try:
             failures = write_shard(plan, folder, windows, run)
         except OSError as error:
@@ -65,7 +67,7 @@ def write_shard(
     """Builds one shard and, when it is durable, its state record.
 
     Returns:
-        For each track that failed its id, stage and traceback.
+        For each track that failed its id and stage, and what is to be told of it.
     """
     writer = ShardWriter(folder / plan.name)
     rows, references, failures = [], [], []
@@ -76,8 +78,7 @@ def write_shard(
                 examples = _add_track(writer, planned, windows, run)
             except TrackFailure as failure:
                 rows.append(failed_row(track, failure.stage, failure.reason))
-                told = "".join(traceback.format_exception(failure))
-                failures.append({"track": track.id, "stage": failure.stage, "traceback": told})
+                failures.append({"track": track.id, "stage": failure.stage, "told": _told(failure)})
                 continue
             rows.append(examples.row)
             if plan.split != "train":
@@ -90,6 +91,13 @@ def write_shard(
               "references": references}  # fmt: skip
     write_durably(folder / STATE / f"{plan.name}.json", canonical_json(record))
     return failures
+
+
+def _told(failure: TrackFailure) -> str:
+    """A traceback where the track met what looks like a bug, of ours or a library's."""
+    if failure.__cause__ is None or isinstance(failure.__cause__, UserError):
+        return str(failure)
+    return "".join(traceback.format_exception(failure.__cause__))
 
 
 def _add_track(
