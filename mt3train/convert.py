@@ -1,13 +1,245 @@
-"""The names under which the original (a T5X checkpoint) keeps the network's parameters."""
+"""Weights of others made ours: T5X checkpoints of the original, and mt3-pytorch's state dict.
 
+    mt3train convert checkpoint_1000000/ -o mt3.safetensors
+    mt3train convert mt3.pth -o mt3.safetensors
+
+The original (magenta/mt3) keeps kernels as [in, out], torch as [out, in]; mt3-pytorch
+(kunato/mt3-pytorch) named the same numbers as Hugging Face's T5. Nothing else is changed, and the
+converted file says what the weights mean: sizes are read off the shapes, spectrogram, vocabulary
+and length of segments belong to the published model that has this vocabulary. An array too many or
+too few, or of another shape, is an error that names it.
+"""
+
+import hashlib
+import pickle
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mt3train.model import MT3
+from mt3data.errors import UserError
+from mt3data.vocabulary import VocabularyConfig, num_embeddings
+from mt3train.checkpoint import CheckpointInfo, save_weights
+from mt3train.model import MT3, ModelConfig
+from mt3train.t5x import read_t5x
+
+# What the published models expect and say (mt3/gin/mt3.gin and ismir2021.gin; both cut segments
+# first and then transform them).
+PUBLISHED = {
+    "mt3": (VocabularyConfig(num_velocity_bins=1, encoding="ties"), 256),
+    "ismir2021": (
+        VocabularyConfig(num_velocity_bins=127, encoding="noties", granularity="flat"), 512,
+    ),
+}  # fmt: skip
+HEAD_DIM = 64  # of both; kernels do not show into how many heads their columns are split
+
+# mt3-pytorch's names, piece by piece, and ours. Two arrays are there under two names.
+PTH_ALIASES = {
+    "encoder.embed_tokens.weight": "proj.weight",
+    "decoder.embed_tokens.weight": "decoder_embed_tokens.weight",
+}
+PTH_IGNORED = re.compile(r"(en|de)coder\.pos_emb\.inv_freq")  # positions are computed, see model.py
+PTH_NAMES = (
+    (r"^proj\.weight$", "encoder.continuous_inputs_projection.weight"),
+    (r"^decoder_embed_tokens\.weight$", "decoder.token_embedder.weight"),
+    (r"^lm_head\.weight$", "decoder.logits_dense.weight"),
+    (r"^(en|de)coder\.final_layer_norm\.weight$", r"\1coder.\1coder_norm.scale"),
+    (r"^encoder\.block\.(\d+)\.layer\.0\.SelfAttention\.", r"encoder.layers.\1.attention."),
+    (r"^encoder\.block\.(\d+)\.layer\.0\.layer_norm\.weight$",
+     r"encoder.layers.\1.pre_attention_layer_norm.scale"),
+    (r"^encoder\.block\.(\d+)\.layer\.1\.layer_norm\.weight$",
+     r"encoder.layers.\1.pre_mlp_layer_norm.scale"),
+    (r"^decoder\.block\.(\d+)\.layer\.0\.SelfAttention\.", r"decoder.layers.\1.self_attention."),
+    (r"^decoder\.block\.(\d+)\.layer\.1\.EncDecAttention\.",
+     r"decoder.layers.\1.encoder_decoder_attention."),
+    (r"^decoder\.block\.(\d+)\.layer\.0\.layer_norm\.weight$",
+     r"decoder.layers.\1.pre_self_attention_layer_norm.scale"),
+    (r"^decoder\.block\.(\d+)\.layer\.1\.layer_norm\.weight$",
+     r"decoder.layers.\1.pre_cross_attention_layer_norm.scale"),
+    (r"^decoder\.block\.(\d+)\.layer\.2\.layer_norm\.weight$",
+     r"decoder.layers.\1.pre_mlp_layer_norm.scale"),
+    (r"^encoder\.block\.(\d+)\.layer\.1\.DenseReluDense\.", r"encoder.layers.\1.mlp."),
+    (r"^decoder\.block\.(\d+)\.layer\.2\.DenseReluDense\.", r"decoder.layers.\1.mlp."),
+    (r"\.q\.weight$", ".query.weight"), (r"\.k\.weight$", ".key.weight"),
+    (r"\.v\.weight$", ".value.weight"), (r"\.o\.weight$", ".out.weight"),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Converted:
+    """What a conversion found.
+
+    Attributes:
+        family: "mt3" or "ismir2021".
+        info: what the weights mean, as the new file says it.
+        n_parameters: numbers in all arrays.
+        sha256: of names and values, see `checksum`; equal weights give equal checksums, whichever
+            format they came from.
+    """
+
+    family: str
+    info: CheckpointInfo
+    n_parameters: int
+    sha256: str
+
+
+def convert(source: str | Path, out: str | Path, num_heads: int | None = None) -> Converted:
+    """Write another project's weights as a checkpoint of ours.
+
+    Args:
+        source: folder of a T5X checkpoint, or a .pth file of mt3-pytorch.
+        out: the .safetensors file to write.
+        num_heads: heads of its attention; None: heads of 64 columns, as in the published models.
+    Raises:
+        UserError: the source is missing, damaged, pickled code, or not exactly an MT3 model.
+    """
+    source = Path(source)
+    if source.is_dir():
+        arrays, step = read_t5x(source)
+        tensors, theirs = from_t5x(arrays)
+    else:
+        step = 0
+        tensors, theirs = from_pth(read_pth(source), source)
+    family, info = infer(source, tensors, num_heads, step)
+    with torch.device("meta"):  # no time spent on initial values
+        model = MT3(info.model)
+    _require_same(source, model, tensors, theirs)
+    model.load_state_dict(tensors, assign=True)
+    save_weights(Path(out), model, info)
+    return Converted(family, info, sum(t.numel() for t in tensors.values()), checksum(tensors))
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of all arrays in the order of our names: name, shape, float32 values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        digest.update(np.ascontiguousarray(tensor.detach().numpy(), "<f4").tobytes())
+    return digest.hexdigest()
+
+
+def infer(
+    source: Path, tensors: Mapping[str, Tensor], num_heads: int | None = None, step: int = 0
+) -> tuple[str, CheckpointInfo]:
+    """Which published model weights belong to, by their shapes: its name and all settings.
+
+    Args:
+        source: for messages.
+        tensors: by our names.
+        num_heads: see `convert`.
+        step: number of updates done.
+    Raises:
+        UserError: arrays are missing that tell the sizes, or nobody published such a model.
+    """
+
+    def size(name: str, axis: int) -> int:
+        tensor = tensors.get(name)
+        if tensor is None or tensor.ndim != 2:
+            raise UserError(f"{source} is no MT3 model: it has no matrix {name}")
+        return tensor.shape[axis]
+
+    vocab_size, inner = size("decoder.token_embedder.weight", 0), size(
+        "decoder.layers.0.self_attention.query.weight", 0
+    )  # fmt: skip
+    known = {num_embeddings(vocabulary): name for name, (vocabulary, _) in PUBLISHED.items()}
+    if vocab_size not in known:
+        sizes = " or ".join(f"{n} ({name})" for n, name in known.items())
+        raise UserError(f"{source}: a vocabulary of {vocab_size} words; expected {sizes}")
+    num_heads = num_heads or max(1, inner // HEAD_DIM)
+    if inner % num_heads:
+        raise UserError(f"{source}: {inner} columns of attention are not {num_heads} equal heads")
+    vocabulary, frames = PUBLISHED[known[vocab_size]]
+    model = ModelConfig(
+        vocab_size=vocab_size,
+        emb_dim=size("decoder.token_embedder.weight", 1),
+        num_heads=num_heads,
+        head_dim=inner // num_heads,
+        num_encoder_layers=_count_layers(tensors, "encoder"),
+        num_decoder_layers=_count_layers(tensors, "decoder"),
+        mlp_dim=size("decoder.layers.0.mlp.wi_0.weight", 0),
+        n_mels=size("encoder.continuous_inputs_projection.weight", 1),
+    )
+    info = CheckpointInfo(step=step, model=model, vocabulary=vocabulary, frames=frames)
+    if info.spectrogram.n_mels != model.n_mels:
+        raise UserError(
+            f"{source}: frames of {model.n_mels} values; expected {info.spectrogram.n_mels} mel bins"
+        )
+    return known[vocab_size], info
+
+
+def from_t5x(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The original's arrays under our names, kernels turned to [out, in].
+
+    Args:
+        arrays: named as in a T5X checkpoint, "target/" optional.
+    Returns:
+        The arrays, and the original's name of each.
+    """
+    tensors, theirs = {}, {}
+    for name, array in arrays.items():
+        path = name.removeprefix("target/").replace("/", ".")
+        path = re.sub(r"\.layers_(\d+)\.", r".layers.\1.", path)
+        stem, _, last = path.rpartition(".")
+        ours = f"{stem}.weight" if last in ("kernel", "embedding") else path
+        tensor = torch.from_numpy(np.array(array, np.float32))  # a copy: torch wants to write
+        if last == "kernel" and tensor.ndim == 2:
+            tensor = tensor.T.contiguous()
+        tensors[ours], theirs[ours] = tensor, name
+    return tensors, theirs
+
+
+def from_pth(state: Mapping[str, Any], source: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """mt3-pytorch's state dict under our names; see `from_t5x`.
+
+    Raises:
+        UserError: an entry that is no array, or two that should be one.
+    """
+    tensors: dict[str, Tensor] = {}
+    theirs: dict[str, str] = {}
+    for name, value in state.items():
+        if PTH_IGNORED.fullmatch(str(name)):
+            continue
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise UserError(f"{source}: {name} is no array of floating-point numbers")
+        ours = PTH_ALIASES.get(name, str(name))
+        for pattern, replacement in PTH_NAMES:
+            ours = re.sub(pattern, replacement, ours)
+        tensor = value.to(torch.float32).contiguous()
+        if ours in tensors and not torch.equal(tensors[ours], tensor):
+            raise UserError(f"{source}: {name} and {theirs[ours]} differ; expected one array")
+        tensors[ours], theirs[ours] = tensor, str(name)
+    return tensors, theirs
+
+
+def read_pth(path: Path) -> Mapping[str, Any]:
+    """A file of torch.save, of which nothing is executed.
+
+    Raises:
+        UserError: missing, damaged, holding pickled code, or no mapping.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; expected a T5X checkpoint's folder or a .pth file")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        found = re.search(r"GLOBAL ([\w.]+)", str(error))
+        seen = f"it refers to {found[1]}" if found else "it is damaged or no such file"
+        raise UserError(
+            f"{path} is refused: {seen}; expected a state dict, which holds nothing but arrays"
+        ) from None
+    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
+        said = str(error).splitlines()[0][:150]
+        raise UserError(
+            f"{path} is not a whole file of torch.save ({said}); copy it again"
+        ) from None
+    if not isinstance(state, Mapping):
+        raise UserError(f"{path} holds a {type(state).__name__}; expected a state dict")
+    return state
 
 
 def t5x_parameters(model: MT3) -> dict[str, tuple[Tensor, bool]]:
@@ -28,18 +260,38 @@ def t5x_parameters(model: MT3) -> dict[str, tuple[Tensor, bool]]:
 
 @torch.no_grad()
 def load_t5x(model: MT3, arrays: Mapping[str, np.ndarray]) -> None:
-    """Copy the original's parameters, named as in a T5X checkpoint ("target/" optional).
+    """Copy the original's parameters, named as in a T5X checkpoint, into a model.
 
     Raises:
-        ValueError: names or shapes are not exactly those of the model.
+        UserError: names or shapes are not exactly those of the model.
     """
-    given = {name.removeprefix("target/"): array for name, array in arrays.items()}
-    wanted = t5x_parameters(model)
-    if given.keys() != wanted.keys():
-        differ = sorted(given.keys() ^ wanted.keys())
-        raise ValueError(f"{len(differ)} parameters are not in both, such as {differ[0]}")
-    for name, (parameter, transposed) in wanted.items():
-        there = parameter.T if transposed else parameter
-        if given[name].shape != there.shape:
-            raise ValueError(f"{name}: shape {given[name].shape}, expected {tuple(there.shape)}")
-        there.copy_(torch.from_numpy(np.ascontiguousarray(given[name])))
+    tensors, theirs = from_t5x(arrays)
+    _require_same(Path("the arrays given"), model, tensors, theirs)
+    model.load_state_dict(tensors)
+
+
+def _count_layers(tensors: Mapping[str, Tensor], side: str) -> int:
+    found = (re.match(rf"{side}\.layers\.(\d+)\.", name) for name in tensors)
+    return 1 + max((int(match[1]) for match in found if match), default=-1)
+
+
+def _require_same(
+    source: Path, model: MT3, tensors: Mapping[str, Tensor], theirs: Mapping[str, str]
+) -> None:
+    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+    if left_over := sorted(theirs[name] for name in tensors.keys() - wanted.keys()):
+        raise UserError(
+            f"{source}: {len(left_over)} arrays are left over, such as {left_over[0]}; an MT3 model "
+            "has no such parameter"
+        )
+    if missing := sorted(wanted.keys() - tensors.keys()):
+        raise UserError(
+            f"{source}: {len(missing)} arrays are missing, such as the one for {missing[0]} "
+            f"{list(wanted[missing[0]])}; copy the checkpoint again"
+        )
+    for name, tensor in sorted(tensors.items()):
+        if tuple(tensor.shape) != wanted[name]:
+            raise UserError(
+                f"{source}: {theirs[name]} becomes {list(tensor.shape)} as [out, in]; a model of "
+                f"its sizes has {list(wanted[name])}"
+            )

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import golden_convert
 import golden_network
 import golden_spectrogram
 import numpy as np
@@ -280,6 +281,7 @@ CHECKS: dict[str, Check] = {
     "start_times.json": check_start_times,
     "spectrogram.npz": golden_spectrogram.check_spectrogram,
     **golden_network.CHECKS,
+    **golden_convert.CHECKS,
 }
 
 
@@ -290,12 +292,12 @@ def main(folder: Path) -> int:
         try:
             cases, worst = check(folder)
             print(
-                f"{name:22} {cases:6} cases   worst error {worst:8.2g} of tolerance   ok",
+                f"{name:34} {cases:6} cases   worst error {worst:8.2g} of tolerance   ok",
                 flush=True,
             )
         except Exception as error:  # one line per file, whatever goes wrong with it
             failures += 1
-            print(f"{name:22} NOT OK   {type(error).__name__}: {str(error)[:300]}", flush=True)
+            print(f"{name:34} NOT OK   {type(error).__name__}: {str(error)[:300]}", flush=True)
             if not isinstance(error, AssertionError):
                 traceback.print_exc()
     return 1 if failures else 0

@@ -121,9 +121,9 @@ def test_a_parameter_of_the_wrong_shape_or_name_is_named():
     arrays = {k: (p.T if t else p).detach().numpy() for k, (p, t) in t5x_parameters(model).items()}
     broken = {**arrays, "decoder/logits_dense/kernel": np.zeros((16, 41), np.float32)}
     with pytest.raises(
-        ValueError, match=r"logits_dense/kernel: shape \(16, 41\), expected \(16, 40\)"
+        ValueError, match=r"logits_dense/kernel becomes \[41, 16\] .* has \[40, 16\]"
     ):
         load_t5x(model, broken)
     arrays.pop("encoder/encoder_norm/scale")
-    with pytest.raises(ValueError, match="encoder/encoder_norm/scale"):
+    with pytest.raises(ValueError, match=r"missing.*encoder\.encoder_norm\.scale"):
         load_t5x(model, arrays)

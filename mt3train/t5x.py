@@ -1,0 +1,234 @@
+"""Reads the parameters of a T5X checkpoint without JAX, tensorstore or T5X.
+
+    checkpoint_1000000/checkpoint                            msgpack: the tree of all arrays; small
+                                                             ones inline, the others by their folder
+    checkpoint_1000000/target.encoder.encoder_norm.scale/    one zarr (version 2) folder per array:
+        .zarray                                              its shape, chunks and type, as JSON
+        0                                                    a chunk, gzipped, padded at the edges
+
+Only parameters are read; the optimiser's state is left alone. What this module does not know, it
+refuses by name, since a guess would give a model that runs and is wrong. A chunk that is missing
+is no array of zeros here, as zarr has it, but a checkpoint that was not copied whole.
+
+Source: t5x/checkpoints.py, flax/serialization.py, the zarr specification, version 2.
+"""
+
+import itertools
+import json
+import math
+import re
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mt3data.errors import UserError
+
+TREE = "checkpoint"  # the msgpack file
+FLAX_ARRAYS = (1, 3)  # msgpack extension types of flax: arrays and numpy scalars
+KNOWN = {"version", "optimizer", "flax_mutables", "target", "state"}
+GZIP = 16 + zlib.MAX_WBITS
+TOO_LARGE = 1 << 31  # elements; MT3's largest array has 851,968
+
+
+def read_t5x(folder: Path) -> tuple[dict[str, np.ndarray], int]:
+    """The parameters of a checkpoint, and the number of updates that it had.
+
+    Args:
+        folder: of one checkpoint, or a folder that holds one `checkpoint_<step>`.
+    Returns:
+        Arrays by name, such as "decoder/layers_0/mlp/wi_0/kernel", float32; and the step.
+    Raises:
+        UserError: not a checkpoint, or one with something missing, damaged or unknown.
+    """
+    folder = _checkpoint_folder(folder)
+    tree = _read_tree(folder / TREE)
+    if unknown := sorted(tree.keys() - KNOWN):
+        raise UserError(
+            f"{folder / TREE} holds {unknown[0]!r}, which is no part of a T5X checkpoint"
+        )
+    inside = tree.get("optimizer", tree)
+    if not isinstance(inside, dict) or not isinstance(inside.get("target"), dict):
+        raise UserError(f"{folder / TREE} has no parameters: expected optimizer/target in its tree")
+    leaves = dict(_leaves(inside["target"]))
+    named = {leaf["_folder"] for leaf in leaves.values() if isinstance(leaf, dict)}
+    for path in sorted(folder.glob("target.*")):
+        if path.name not in named:
+            raise UserError(f"{path} is left over: the tree in {folder / TREE} does not name it")
+    arrays = {name: _read_leaf(folder, name, leaf) for name, leaf in leaves.items()}
+    step = np.asarray(inside.get("state", {}).get("step", 0))
+    return arrays, int(step) if step.size == 1 else 0
+
+
+def read_zarr(folder: Path) -> np.ndarray:
+    """One array of zarr version 2: one or many chunks, gzip or none, float32 or bfloat16.
+
+    Returns:
+        float32; bfloat16 is widened, which is exact.
+    Raises:
+        UserError: a file is missing or cut short, or says what is not known here.
+    """
+    layout = _read_layout(folder / ".zarray")
+    shape, chunks = layout.shape, layout.chunks
+    kind = np.dtype("<u2" if layout.is_bfloat16 else "<f4")
+    array = np.empty(shape, kind)
+    counts = [range(-(-n // size)) for n, size in zip(shape, chunks, strict=True)]
+    for place in itertools.product(*counts):
+        path = folder / layout.separator.join(map(str, place or (0,)))
+        data = _read_chunk(path, math.prod(chunks) * kind.itemsize, layout.compressed)
+        region = tuple(
+            slice(i * size, min((i + 1) * size, n))
+            for i, size, n in zip(place, chunks, shape, strict=True)
+        )
+        inner = tuple(slice(part.stop - part.start) for part in region)  # the rest is padding
+        array[region] = np.frombuffer(data, kind).reshape(chunks)[inner]
+    return widen_bfloat16(array) if layout.is_bfloat16 else array
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What the description of a zarr array says."""
+
+    shape: tuple[int, ...]
+    chunks: tuple[int, ...]
+    is_bfloat16: bool
+    compressed: bool
+    separator: str
+
+
+def _read_layout(path: Path) -> _Layout:
+    try:
+        facts = json.loads(path.read_text())
+        shape, chunks = tuple(facts["shape"]), tuple(facts["chunks"])
+        compressor = (facts["compressor"] or {"id": "none"})["id"]
+        kind = facts["dtype"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path}: not the description of a zarr array ({error!r})") from None
+    separator = facts.get("dimension_separator", ".")  # early T5X does not write it
+    for key, seen, known in (
+        ("zarr_format", facts.get("zarr_format"), (2,)),
+        ("order", facts.get("order"), ("C",)),
+        ("filters", facts.get("filters"), (None,)),
+        ("compressor", compressor, ("gzip", "none")),
+        ("dtype", kind, ("<f4", "bfloat16")),
+        ("dimension_separator", separator, (".", "/")),
+    ):
+        if seen not in known:
+            expected = " or ".join(map(repr, known))
+            raise UserError(f"{path}: {key} is {seen!r}; expected {expected}")
+    if len(shape) != len(chunks) or not all(
+        isinstance(n, int) and 0 < n < TOO_LARGE for n in (*shape, *chunks)
+    ):
+        raise UserError(f"{path}: shape {shape} in chunks of {chunks} makes no sense")
+    if max(math.prod(shape), math.prod(chunks)) > TOO_LARGE:
+        raise UserError(f"{path}: shape {shape} is larger than any array of MT3")
+    return _Layout(shape, chunks, kind == "bfloat16", compressor == "gzip", separator)
+
+
+def widen_bfloat16(bits: np.ndarray) -> np.ndarray:
+    """bfloat16, given as uint16, as float32: its bits are the upper half."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def _checkpoint_folder(folder: Path) -> Path:
+    if (folder / TREE).is_file():
+        return folder
+    inside = sorted(path.parent for path in folder.glob(f"checkpoint_*/{TREE}"))
+    if len(inside) == 1:
+        return inside[0]
+    if inside:
+        names = ", ".join(path.name for path in inside)
+        raise UserError(f"{folder} holds {len(inside)} checkpoints ({names}); name one of them")
+    raise UserError(
+        f"{folder} is no T5X checkpoint: it has no file `{TREE}`; expected the folder that "
+        f"holds it beside folders named target.*"
+    )
+
+
+def _read_tree(path: Path) -> dict[str, Any]:
+    """The msgpack file, arrays made of what flax wrote."""
+    try:
+        import msgpack
+    except ImportError:
+        raise UserError(
+            "reading T5X checkpoints needs msgpack; install it with pip install 'mt3kit[convert]'"
+        ) from None
+
+    def extension(code: int, data: bytes) -> np.ndarray:
+        if code not in FLAX_ARRAYS:
+            raise ValueError(f"extension type {code}")
+        shape, kind, values = msgpack.unpackb(data, raw=False)
+        if kind == "bfloat16":
+            return widen_bfloat16(np.frombuffer(values, "<u2")).reshape(shape)
+        dtype = np.dtype(kind)
+        if dtype.hasobject:
+            raise ValueError(f"an array of {kind}")
+        return np.frombuffer(values, dtype).reshape(shape)
+
+    try:
+        tree = msgpack.unpackb(path.read_bytes(), ext_hook=extension, raw=False)
+    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+        said = f"{type(error).__name__}: {error}"
+        raise UserError(
+            f"{path} is not the msgpack tree of a T5X checkpoint ({said[:200]}); copy it again"
+        ) from None
+    if not isinstance(tree, dict):
+        raise UserError(f"{path} is not the msgpack tree of a T5X checkpoint: no mapping inside")
+    return tree
+
+
+def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
+    """(name, inline array or description of a zarr folder) of all that is below a node."""
+    for key, node in tree.items():
+        name = f"{above}{key}"
+        if not isinstance(node, dict):
+            yield name, node
+        elif "driver" in node:
+            path = node.get("path") or (node.get("kvstore") or {}).get("path") or ""
+            # Only the last part: a checkpoint names the place where it was written.
+            yield name, node | {"_folder": re.sub(r"/+$", "", str(path)).rpartition("/")[2]}
+        else:
+            yield from _leaves(node, name + "/")
+
+
+def _read_leaf(folder: Path, name: str, leaf: Any) -> np.ndarray:
+    where = f"{folder / TREE}: {name}"
+    if isinstance(leaf, np.ndarray):
+        if leaf.dtype != np.float32:
+            raise UserError(f"{where} holds {leaf.dtype}; expected float32 or bfloat16")
+        return leaf
+    if not isinstance(leaf, dict) or leaf["driver"] != "zarr":
+        seen = f"driver {leaf['driver']!r}" if isinstance(leaf, dict) else type(leaf).__name__
+        raise UserError(f"{where} is stored as {seen}; expected zarr")
+    if leaf["_folder"] in ("", ".", "..") or not (folder / leaf["_folder"]).is_dir():
+        raise UserError(f"{where} should lie in {folder / leaf['_folder']}, which is missing")
+    array = read_zarr(folder / leaf["_folder"])
+    shape = (leaf.get("metadata") or {}).get("shape")
+    if shape is not None and tuple(shape) != array.shape:
+        raise UserError(f"{where} has shape {tuple(shape)}, its folder holds {array.shape}")
+    return array
+
+
+def _read_chunk(path: Path, size: int, compressed: bool) -> bytes:
+    """The bytes of a chunk, all of them and no more."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"{path}: {error.strerror}; copy the checkpoint again") from None
+    whole = True
+    if compressed:
+        unpacker = zlib.decompressobj(GZIP)
+        try:
+            data = unpacker.decompress(data, size + 1)
+            whole = unpacker.eof and not unpacker.unused_data
+        except zlib.error as error:
+            raise UserError(f"{path}: damaged ({error}); copy the checkpoint again") from None
+    if not whole or len(data) != size:
+        raise UserError(
+            f"{path}: a chunk of {len(data):,} bytes, cut short or not whole; expected {size:,}; "
+            "copy the checkpoint again"
+        )
+    return data

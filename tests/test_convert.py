@@ -1,0 +1,405 @@
+"""mt3train.convert and mt3train.t5x: weights of others made ours, and what is refused."""
+
+import gzip
+import json
+import pickle
+import re
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import golden_convert
+import golden_network
+import msgpack
+import numpy as np
+import pytest
+import torch
+
+from mt3data.errors import UserError
+from mt3train.checkpoint import load_model
+from mt3train.convert import checksum, convert, from_t5x, infer, t5x_parameters
+from mt3train.model import MT3, ModelConfig
+from mt3train.t5x import read_t5x, read_zarr
+
+GOLDEN = Path(__file__).parent / "golden"
+SMALL = ModelConfig(
+    emb_dim=16, num_heads=2, head_dim=4, num_encoder_layers=1, num_decoder_layers=2, mlp_dim=12
+)
+
+
+def arrays_of(model: MT3) -> dict[str, np.ndarray]:
+    """Its parameters as the original would keep them."""
+    return {
+        name: (parameter.T if transposed else parameter).detach().numpy().copy()
+        for name, (parameter, transposed) in t5x_parameters(model).items()
+    }
+
+
+def small_model() -> MT3:
+    torch.manual_seed(5)
+    return MT3(SMALL)
+
+
+def write_zarr(folder: Path, array: np.ndarray, chunks: tuple[int, ...], **changes: Any) -> None:
+    folder.mkdir()
+    dtype = "bfloat16" if array.dtype == np.uint16 else "<f4"
+    facts = {"shape": array.shape, "chunks": chunks, "dtype": dtype, "order": "C",
+             "compressor": {"id": "gzip", "level": 1}, "fill_value": None, "filters": None,
+             "zarr_format": 2} | changes  # fmt: skip
+    (folder / ".zarray").write_text(json.dumps(facts))
+    separator = facts.get("dimension_separator", ".")
+    for place in np.ndindex(*(-(-n // c) for n, c in zip(array.shape, chunks, strict=True))):
+        part = array[tuple(slice(i * c, (i + 1) * c) for i, c in zip(place, chunks, strict=True))]
+        padded = np.full(chunks, 7, array.dtype)
+        padded[tuple(map(slice, part.shape))] = part
+        file = folder / separator.join(map(str, place))
+        file.parent.mkdir(exist_ok=True)
+        file.write_bytes(
+            gzip.compress(padded.tobytes()) if facts["compressor"] else padded.tobytes()
+        )
+
+
+def write_t5x(folder: Path, arrays: Mapping[str, np.ndarray], step: int = 7) -> Path:
+    """A checkpoint as T5X writes them, every array in one chunk."""
+    folder.mkdir(parents=True)
+    target: dict[str, Any] = {}
+    for name, array in arrays.items():
+        path = f"target.{name.replace('/', '.')}"
+        write_zarr(folder / path, array, array.shape)
+        *above, last = name.split("/")
+        node = target
+        for key in above:
+            node = node.setdefault(key, {})
+        node[last] = {"driver": "zarr", "dtype": "float32", "metadata": {"shape": array.shape},
+                      "kvstore": {"driver": "gfile", "path": f"gs://somewhere/{path}/"}}  # fmt: skip
+    number = msgpack.ExtType(1, msgpack.packb(((), "int32", np.int32(step).tobytes())))
+    tree = {"version": 3, "optimizer": {"target": target, "state": {"step": number}}}
+    (folder / "checkpoint").write_bytes(msgpack.packb(tree))
+    return folder
+
+
+def pth_state(model: MT3) -> dict[str, torch.Tensor]:
+    """The names under which mt3-pytorch keeps a model of these sizes, written out one by one."""
+    ours = model.state_dict()
+    state = {
+        "proj.weight": ours["encoder.continuous_inputs_projection.weight"],
+        "decoder_embed_tokens.weight": ours["decoder.token_embedder.weight"],
+        "encoder.embed_tokens.weight": ours["encoder.continuous_inputs_projection.weight"],
+        "encoder.pos_emb.inv_freq": torch.rand(8),
+        "encoder.final_layer_norm.weight": ours["encoder.encoder_norm.scale"],
+        "decoder.embed_tokens.weight": ours["decoder.token_embedder.weight"],
+        "decoder.pos_emb.inv_freq": torch.rand(8),
+        "decoder.final_layer_norm.weight": ours["decoder.decoder_norm.scale"],
+        "lm_head.weight": ours["decoder.logits_dense.weight"],
+    }
+    letters = {"q": "query", "k": "key", "v": "value", "o": "out"}
+    for side, layers in (("encoder", 1), ("decoder", 2)):
+        own = "attention" if side == "encoder" else "self_attention"
+        last = 1 if side == "encoder" else 2
+        for i in range(layers):
+            block, here = f"{side}.block.{i}.layer", f"{side}.layers.{i}"
+            for letter, word in letters.items():
+                state[f"{block}.0.SelfAttention.{letter}.weight"] = ours[
+                    f"{here}.{own}.{word}.weight"
+                ]
+                if side == "decoder":
+                    state[f"{block}.1.EncDecAttention.{letter}.weight"] = ours[
+                        f"{here}.encoder_decoder_attention.{word}.weight"
+                    ]
+            for name in ("wi_0", "wi_1", "wo"):
+                state[f"{block}.{last}.DenseReluDense.{name}.weight"] = ours[
+                    f"{here}.mlp.{name}.weight"
+                ]
+            state[f"{block}.0.layer_norm.weight"] = ours[f"{here}.pre_{own}_layer_norm.scale"]
+            state[f"{block}.{last}.layer_norm.weight"] = ours[f"{here}.pre_mlp_layer_norm.scale"]
+            if side == "decoder":
+                state[f"{block}.1.layer_norm.weight"] = ours[
+                    f"{here}.pre_cross_attention_layer_norm.scale"
+                ]
+    return state
+
+
+@pytest.fixture(scope="module")
+def randomised() -> MT3:
+    """All parameters different, norms too, so that no two could be exchanged unnoticed."""
+    model = small_model()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.copy_(torch.randn(parameter.shape))
+    return model
+
+
+def same_weights(file: Path, model: MT3) -> bool:
+    loaded, _ = load_model(file)
+    wanted = model.state_dict()
+    return all(torch.equal(value, wanted[name]) for name, value in loaded.state_dict().items())
+
+
+def test_a_t5x_checkpoint_becomes_the_same_weights_and_says_what_they_mean(tmp_path, randomised):
+    source = write_t5x(tmp_path / "run" / "checkpoint_7", arrays_of(randomised))
+    done = convert(source.parent, tmp_path / "mt3.safetensors", num_heads=2)  # the folder above
+    assert same_weights(tmp_path / "mt3.safetensors", randomised)
+    assert done.family == "mt3" and done.info.model == SMALL
+    assert (done.info.step, done.info.frames, done.info.edge) == (7, 256, "segment")
+    assert done.n_parameters == sum(p.numel() for p in randomised.parameters())
+    assert load_model(tmp_path / "mt3.safetensors")[1] == done.info
+
+
+def test_a_pth_file_becomes_the_same_weights_and_the_same_checksum(tmp_path, randomised):
+    torch.save(pth_state(randomised), tmp_path / "mt3.pth")
+    done = convert(tmp_path / "mt3.pth", tmp_path / "out.safetensors", num_heads=2)
+    assert same_weights(tmp_path / "out.safetensors", randomised)
+    source = write_t5x(tmp_path / "t5x", arrays_of(randomised))
+    assert done.sha256 == convert(source, tmp_path / "2.safetensors", 2).sha256
+    with torch.no_grad():
+        changed = {name: p.clone() for name, p in randomised.named_parameters()}
+        changed["decoder.decoder_norm.scale"][3] += 1e-6
+    assert checksum(changed) != done.sha256
+
+
+@pytest.mark.parametrize("family", ["mt3", "ismir2021"])
+def test_the_published_models_are_known_by_their_names_and_shapes(family):
+    golden = json.loads((GOLDEN / "full_size_params.json").read_text())[family]
+    arrays = {
+        name: np.broadcast_to(np.float32(0), facts["shape"])
+        for name, facts in golden["params"].items()
+    }
+    tensors, _ = from_t5x(arrays)
+    found, info = infer(Path("released"), tensors)
+    vocabulary = info.vocabulary
+    assert found == family
+    assert {key: getattr(info.model, key) for key in golden["config"]} == golden["config"]
+    assert sum(tensor.numel() for tensor in tensors.values()) == golden["num_params"]
+    with torch.device("meta"):
+        wanted = {name: p.shape for name, p in MT3(info.model).named_parameters()}
+    assert {name: tensor.shape for name, tensor in tensors.items()} == wanted
+    expected = {"mt3": (1, "ties", "full", 256), "ismir2021": (127, "noties", "flat", 512)}
+    assert expected[family] == (
+        vocabulary.num_velocity_bins, vocabulary.encoding, vocabulary.granularity, info.frames
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+def test_the_logits_check_catches_one_transposed_kernel(tmp_path, transposed):
+    """The kernel is square, so that no shape tells."""
+    arrays = {
+        name.removeprefix("target/"): a for name, a in np.load(GOLDEN / "net_params.npz").items()
+    }
+    name = "decoder/layers_1/self_attention/key/kernel"
+    assert arrays[name].shape == (64, 64)
+    if transposed:
+        arrays[name] = np.ascontiguousarray(arrays[name].T)
+    out = tmp_path / "net.safetensors"
+    convert(write_t5x(tmp_path / "net", arrays), out, golden_convert.heads(GOLDEN))
+    io, model = np.load(GOLDEN / "net_io.npz"), load_model(out)[0]
+    mel, targets = (
+        torch.from_numpy(io[f"{k}_tokens"]) for k in ("encoder_input", "decoder_target")
+    )
+    with torch.no_grad():
+        logits = model(mel, targets.long(), original_mask=True).numpy()
+    worst = np.abs(logits - io["logits"]).max()
+    assert worst > 0.1 if transposed else worst < golden_network.LOGITS
+
+
+@pytest.mark.parametrize("changes", [{}, {"dimension_separator": "/"}, {"compressor": None}])
+@pytest.mark.parametrize("chunks", [(5, 7), (2, 7), (5, 3), (2, 3), (4, 4), (1, 1)])
+def test_an_array_in_any_chunks_is_read_whole(tmp_path, chunks, changes):
+    array = np.random.default_rng(0).standard_normal((5, 7)).astype(np.float32)
+    write_zarr(tmp_path / "a", array, chunks, **changes)
+    assert read_zarr(tmp_path / "a").tobytes() == array.tobytes()
+
+
+def test_bfloat16_is_widened_exactly(tmp_path):
+    bits = np.array([0x3F80, 0xC000, 0x3EAA, 0x0000, 0x7F7F], np.uint16)
+    write_zarr(tmp_path / "a", bits, (2,))
+    expected = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16).float().numpy()
+    assert read_zarr(tmp_path / "a").tolist() == expected.tolist()
+    assert expected[:3].tolist() == [1.0, -2.0, 0.33203125]
+
+
+@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
+def test_small_arrays_may_stand_in_the_tree_itself(tmp_path, kind):
+    source = write_t5x(tmp_path / "c", {"a/scale": np.ones(3, np.float32)})
+    tree = msgpack.unpackb((source / "checkpoint").read_bytes())
+    values = np.array([1, 2], "<f4").tobytes()
+    if kind == "bfloat16":
+        values = np.array([0x3F80, 0x4000], "<u2").tobytes()
+    tree["optimizer"]["target"]["b"] = msgpack.ExtType(1, msgpack.packb(((2,), kind, values)))
+    (source / "checkpoint").write_bytes(msgpack.packb(tree))
+    assert read_t5x(source)[0]["b"].tolist() == [1.0, 2.0]
+
+
+KERNEL = "decoder/layers_1/mlp/wo/kernel"
+
+
+def broken_arrays(how: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    extra = np.zeros(3, np.float32)
+    return {
+        "missing": {name: a for name, a in arrays.items() if name != KERNEL},
+        "extra": arrays | {"decoder/relative_bias": extra},
+        "shape": arrays | {KERNEL: arrays[KERNEL][:-1]},
+        "transposed": arrays | {KERNEL: np.ascontiguousarray(arrays[KERNEL].T)},
+        "vocabulary": arrays | {"decoder/token_embedder/embedding": np.zeros((40, 16), np.float32)},
+        "frames": arrays
+        | {"encoder/continuous_inputs_projection/kernel": np.zeros((229, 16), np.float32)},
+    }[how]
+
+
+@pytest.mark.parametrize(
+    "how, message",
+    [
+        ("missing", r"1 arrays are missing, such as the one for decoder\.layers\.1\.mlp\.wo"),
+        ("extra", "1 arrays are left over, such as decoder/relative_bias"),
+        ("shape", r"decoder/layers_1/mlp/wo/kernel becomes \[16, 11\] .* has \[16, 12\]"),
+        ("transposed", r"decoder/layers_1/mlp/wo/kernel becomes \[12, 16\]"),
+        ("vocabulary", r"a vocabulary of 40 words; expected 1536 \(mt3\) or 1664 \(ismir2021\)"),
+        ("frames", "frames of 229 values; expected 512"),
+    ],
+)
+def test_a_checkpoint_that_is_not_exactly_mt3_is_refused_by_name(
+    tmp_path, randomised, how, message
+):
+    source = write_t5x(tmp_path / "c", broken_arrays(how, arrays_of(randomised)))
+    with pytest.raises(UserError, match=message):
+        convert(source, tmp_path / "out.safetensors", 2)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_heads_that_do_not_divide_the_columns_are_refused(tmp_path, randomised):
+    source = write_t5x(tmp_path / "c", arrays_of(randomised))
+    with pytest.raises(UserError, match="8 columns of attention are not 3 equal heads"):
+        convert(source, tmp_path / "out.safetensors", 3)
+
+
+def cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-9])
+
+
+def flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+def padded(path: Path) -> None:
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()) + b"\0\0\0\0"))
+
+
+@pytest.mark.parametrize(
+    "file, change, message",
+    [
+        ("{a}/0.0", Path.unlink, r"0\.0: No such file"),
+        ("{a}/0.0", cut, "cut short"),
+        ("{a}/0.0", flip, "damaged|cut short"),
+        ("{a}/0.0", padded, "a chunk of 769 bytes.*expected 768"),
+        ("{a}/.zarray", cut, "not the description of a zarr array"),
+        ("{a}/.zarray", Path.unlink, "not the description of a zarr array"),
+        ("checkpoint", cut, "not the msgpack tree"),
+        ("checkpoint", lambda path: path.write_bytes(pickle.dumps({"a": 1})), "not the msgpack"),
+        ("checkpoint", Path.unlink, "has no file `checkpoint`"),
+    ],
+)
+def test_a_damaged_checkpoint_is_refused_with_the_file(tmp_path, randomised, file, change, message):
+    source = write_t5x(tmp_path / "c", arrays_of(randomised))
+    change(source / file.format(a="target." + KERNEL.replace("/", ".")))
+    with pytest.raises(UserError, match=message):
+        convert(source, tmp_path / "out.safetensors", 2)
+
+
+def test_a_folder_that_the_tree_does_not_name_is_left_over(tmp_path, randomised):
+    source = write_t5x(tmp_path / "c", arrays_of(randomised))
+    write_zarr(source / "target.decoder.other", np.zeros(2, np.float32), (2,))
+    with pytest.raises(UserError, match=r"target\.decoder\.other is left over"):
+        convert(source, tmp_path / "out.safetensors", 2)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"compressor": {"id": "blosc"}}, "compressor is 'blosc'; expected 'gzip' or 'none'"),
+        ({"dtype": "<f8"}, "dtype is '<f8'"),
+        ({"order": "F"}, "order is 'F'"),
+        ({"zarr_format": 3}, "zarr_format is 3"),
+        ({"chunks": (0, 7)}, "makes no sense"),
+        ({"shape": (1 << 20, 1 << 20)}, "larger than any array"),
+    ],
+)
+def test_zarr_of_another_kind_is_refused_by_name(tmp_path, changes, message):
+    write_zarr(tmp_path / "a", np.zeros((5, 7), np.float32), (5, 7))
+    facts = json.loads((tmp_path / "a" / ".zarray").read_text())
+    (tmp_path / "a" / ".zarray").write_text(json.dumps(facts | changes))
+    with pytest.raises(UserError, match=message):
+        read_zarr(tmp_path / "a")
+
+
+class Trap:
+    """Pickled, it would make a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickled_payload_is_refused_and_not_run(tmp_path, randomised):
+    state = pth_state(randomised) | {"surprise": Trap(tmp_path / "sprung")}
+    torch.save(state, tmp_path / "mt3.pth")
+    with pytest.raises(UserError, match="is refused: it refers to"):
+        convert(tmp_path / "mt3.pth", tmp_path / "out.safetensors", 2)
+    (tmp_path / "plain.pth").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
+    with pytest.raises(UserError, match="refused|not a whole file"):
+        convert(tmp_path / "plain.pth", tmp_path / "out.safetensors", 2)
+    assert not (tmp_path / "sprung").exists()
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"lm_head.weight": None}, "1 arrays are missing, such as the one for decoder.logits"),
+        ({"shared.weight": torch.zeros(3)}, r"left over, such as shared\.weight"),
+        ({"encoder.embed_tokens.weight": torch.zeros(16, 512)}, "and proj.weight differ"),
+        ({"lm_head.weight": torch.zeros(1536, 15)}, r"lm_head\.weight becomes \[1536, 15\]"),
+        ({"lm_head.weight": torch.zeros(3, dtype=torch.int64)}, "no array of floating-point"),
+        ({"epoch": 3}, "epoch is no array"),
+    ],
+)
+def test_a_state_dict_that_is_not_exactly_mt3_is_refused_by_name(
+    tmp_path, randomised, change, message
+):
+    state = pth_state(randomised) | change
+    torch.save({k: v for k, v in state.items() if v is not None}, tmp_path / "mt3.pth")
+    with pytest.raises(UserError, match=message):
+        convert(tmp_path / "mt3.pth", tmp_path / "out.safetensors", 2)
+
+
+@pytest.mark.parametrize("damage", [cut, lambda path: path.write_bytes(b"no such thing")])
+def test_a_damaged_pth_file_is_refused(tmp_path, randomised, damage):
+    torch.save(pth_state(randomised), tmp_path / "mt3.pth")
+    damage(tmp_path / "mt3.pth")
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / "mt3.pth"))):
+        convert(tmp_path / "mt3.pth", tmp_path / "out.safetensors", 2)
+
+
+def test_the_command_prints_count_and_checksum_and_mistakes_take_one_line(tmp_path, randomised):
+    source = write_t5x(tmp_path / "c", arrays_of(randomised))
+
+    def run(*words: object) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "mt3train.cli", "convert", *map(str, words)]
+        return subprocess.run(command, capture_output=True, text=True, check=False)
+
+    done = run(source, "-o", tmp_path / "a.safetensors", "--heads", 2)
+    assert done.returncode == 0, done.stderr
+    count = sum(p.numel() for p in randomised.parameters())
+    assert re.search(rf"mt3, {count:,} parameters, step 7, sha256 .* [0-9a-f]{{64}}$", done.stdout)
+    wrong = run(tmp_path / "nowhere.pth", "-o", tmp_path / "b.safetensors")
+    assert wrong.returncode == 2
+    assert wrong.stderr.count("\n") == 1 and "no such file" in wrong.stderr
+
+
+def test_nothing_of_jax_is_loaded():
+    code = "import mt3train.convert, sys; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert not {"jax", "flax", "t5x", "tensorstore", "zarr", "msgpack"} & set(done.stdout.split())
