@@ -15,7 +15,10 @@ from mt3data.terminal import print_json, progress
 @click.command()
 @click.argument("folder", type=FOLDER)
 @click.option("--fast", is_flag=True, help="Sizes, names and the index only; reads no bodies.")
-def check(folder: Path, fast: bool) -> None:
+@click.option(
+    "--workers", type=click.IntRange(min=1), default=2, show_default=True, help="Threads."
+)
+def check(folder: Path, fast: bool, workers: int) -> None:
     """Finds whatever is wrong with a build, or with every build in FOLDER.
 
     Example: mt3data check shards/demo
@@ -26,9 +29,9 @@ def check(folder: Path, fast: bool) -> None:
     n_faults = 0
     for build_folder in find_builds(folder):
         manifest = read_manifest(build_folder)
-        n_files = len(manifest["shards"]) + len(manifest["files"])
-        with progress(n_files, f"check {build_folder.name}", "files") as bar:
-            faults = run(build_folder, fast=fast, on_file=lambda _: bar.update(1))
+        n_bytes = sum(entry["bytes"] for entry in manifest["shards"] + manifest["files"])
+        with progress(n_bytes / 1e6, f"check {build_folder.name}", "MB") as bar:
+            faults = run(build_folder, fast=fast, workers=workers, on_bytes=lambda n: bar.update(n / 1e6))  # fmt: skip
         for fault in faults:
             click.echo(f"{build_folder.name}: {fault}")
         records = sum(shard["records"] for shard in manifest["shards"])

@@ -56,13 +56,13 @@ class Index:
 
         self._path, self._columns = path, dict[str, Any]()
         with pq.ParquetFile(path) as file:
-            self._n_rows, self._names = file.metadata.num_rows, file.schema_arrow.names
+            self._n_rows, self.names = file.metadata.num_rows, file.schema_arrow.names
 
     def __len__(self) -> int:
         return self._n_rows
 
     def __contains__(self, name: str) -> bool:
-        return name in self._names
+        return name in self.names
 
     def __getitem__(self, name: str) -> Any:
         if name not in self._columns:
@@ -160,8 +160,8 @@ class ShardSet:
                 )
         self.index = Index(folder / "index" / f"{split}.parquet")
         self._shard_of, self._shards = self.index.codes("shard")
-        known = {shard["name"] for shard in self.manifest["shards"] if shard["split"] == split}
-        if foreign := sorted(set(self._shards) - known):
+        shards = {shard["name"] for shard in self.manifest["shards"] if shard["split"] == split}
+        if foreign := sorted(set(self._shards) - shards):
             raise UserError(
                 f"{folder / 'index' / split}.parquet names {foreign[0]}, which is no shard of this "
                 f"build; run `mt3data check {folder}`"
@@ -245,7 +245,7 @@ def read_tracks(folder: str | Path, split: str) -> Iterator[TrackRecords]:
     """
     source = ShardSet(Path(folder), split)
     index = source.index
-    references = _references(Path(folder), split)
+    untrimmed = references(Path(folder), split)
     rows_of: dict[str, list[int]] = {}
     for row, track in enumerate(index["track"]):
         if index["pass"][row] == 0:
@@ -253,7 +253,7 @@ def read_tracks(folder: str | Path, split: str) -> Iterator[TrackRecords]:
     for track, rows in rows_of.items():
         rows.sort(key=lambda row: int(index["start_frame"][row]))
         windows = [read_npy(source.member(row, "notes")) for row in rows]
-        notes = references.get(track)
+        notes = untrimmed.get(track)
         if notes is None:  # neighbouring windows carry some of the same notes
             notes = Notes.from_array(np.unique(np.concatenate(windows), axis=0))
         yield TrackRecords(
@@ -265,7 +265,8 @@ def read_tracks(folder: str | Path, split: str) -> Iterator[TrackRecords]:
         )
 
 
-def _references(folder: Path, split: str) -> dict[str, Notes]:
+def references(folder: Path, split: str) -> dict[str, Notes]:
+    """The untrimmed notes of each track of an evaluation split; none for other splits."""
     path = folder / f"references-{split}.parquet"
     if not path.is_file():
         return {}

@@ -15,8 +15,7 @@ from __future__ import annotations
 import io
 import json
 import re
-import tarfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -35,14 +34,13 @@ from mt3data.shards import (
     read_npy,
     tar_members,
 )
+from mt3data.tar import BUFFER_BYTES, DamagedTar, TarReader
 from mt3data.transport import PATIENT, Patience
 
 if TYPE_CHECKING:
     import webdataset
 
 DECODE: dict[str, Callable[[bytes], Any]] = {".npy": read_npy, "json": json.loads}
-BUFFER_BYTES = 1 << 20
-BLOCK = tarfile.BLOCKSIZE
 Record = dict[str, Any]
 
 
@@ -188,27 +186,43 @@ def read_shard(shard: Shard, patience: Patience = PATIENT) -> Iterator[Record]:
             records, or a member that a record does not have.
     """
     with _open(shard, patience) as file:
-        n_records, record = 0, Record()
-        for place, (name, data) in enumerate(_files(file, shard)):
-            key, _, member = name.partition(".")
-            wanted = shard.members[place % len(shard.members)]
-            if member != wanted or record.setdefault("key", key) != key:
-                raise UserError(
-                    f"{shard.where}: holds {name}; expected {record.get('key', key)}.{wanted}, as records "
-                    f"of this build have the members {', '.join(shard.members)}. Get the shard again"
-                )
-            try:
-                record[member.removesuffix(".npy")] = DECODE[member[-4:]](data)
-            except ValueError as error:
-                raise UserError(f"{shard.where}: {name} cannot be decoded ({error})") from error
-            if member == shard.members[-1]:
-                yield record
-                n_records, record = n_records + 1, Record()
-        if n_records != shard.records or record:
+        tar = TarReader(file, most_bytes=shard.bytes)
+        try:
+            n_records = yield from _records(tar, shard)
+        except DamagedTar as error:
+            raise UserError(f"{shard.where}: {error}; get the shard again") from error
+        tar.rest()
+    for seen, stated, what in (
+        (tar.position, shard.bytes, "bytes"),
+        (n_records, shard.records, "records"),
+    ):
+        if seen != stated:
             raise UserError(
-                f"{shard.where}: {n_records} records, the manifest says {shard.records}; get the "
-                "shard again"
+                f"{shard.where}: {seen:,} {what}, the manifest says {stated:,}; get the shard again"
             )
+
+
+def _records(tar: TarReader, shard: Shard) -> Generator[Record, None, int]:
+    """The whole records of a tar; returns how many there were."""
+    n_records, record = 0, Record()
+    for place, (name, _, _, data) in enumerate(tar.files()):
+        key, _, member = name.partition(".")
+        wanted = shard.members[place % len(shard.members)]
+        if member != wanted or record.setdefault("key", key) != key:
+            raise UserError(
+                f"{shard.where}: holds {name}; expected {record.get('key', key)}.{wanted}, as records "
+                f"of this build have the members {', '.join(shard.members)}. Get the shard again"
+            )
+        try:
+            record[member.removesuffix(".npy")] = DECODE[member[-4:]](data)
+        except ValueError as error:
+            raise UserError(f"{shard.where}: {name} cannot be decoded ({error})") from error
+        if member == shard.members[-1]:
+            yield record
+            n_records, record = n_records + 1, Record()
+    if record:
+        raise UserError(f"{shard.where}: ends inside record {record['key']}; get the shard again")
+    return n_records
 
 
 def _open(shard: Shard, patience: Patience) -> BinaryIO:
@@ -221,44 +235,3 @@ def _open(shard: Shard, patience: Patience) -> BinaryIO:
         return Path(shard.where).open("rb", BUFFER_BYTES)
     except FileNotFoundError:
         raise UserError(f"{shard.where} is missing; get the build again") from None
-
-
-def _files(file: BinaryIO, shard: Shard) -> Iterator[tuple[str, bytes]]:
-    """Name and content of every file of a tar as ShardWriter writes it: plain files, short names.
-
-    Three times as fast as tarfile, which is made for every kind of tar.
-    """
-    position = 0
-    while any(header := file.read(BLOCK)) and len(header) == BLOCK:
-        size = _plain_size(header)
-        if not 0 <= size <= shard.bytes:
-            raise UserError(
-                f"{shard.where}: no header of a plain file at byte {position:,}; it is damaged or no "
-                "shard of mt3kit. Get the shard again"
-            )
-        data, padding = file.read(size), file.read(-size % BLOCK)
-        position += BLOCK + len(data) + len(padding)
-        if len(data) < size:
-            break
-        yield header[:100].rstrip(b"\0").decode("ascii", "replace"), data
-    else:
-        position += len(header)
-    while rest := file.read(BUFFER_BYTES):
-        position += len(rest)
-    if position != shard.bytes:
-        raise UserError(
-            f"{shard.where}: {position:,} bytes, the manifest says {shard.bytes:,}; get the shard again"
-        )
-
-
-def _plain_size(header: bytes) -> int:
-    """The size of the file behind a USTAR header, -1 where it is damaged or no plain file's."""
-    try:
-        stated, size = (
-            int(field.rstrip(b"\0 "), 8) for field in (header[148:156], header[124:136])
-        )
-    except ValueError:
-        return -1
-    is_plain = header[156:157] == b"0" and header[257:262] == b"ustar" and not header[345]
-    # The sum of all bytes, with those of the sum itself counted as eight spaces.
-    return size if is_plain and stated == sum(header) - sum(header[148:156]) + 256 else -1
