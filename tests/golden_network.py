@@ -14,11 +14,12 @@ from torch import Tensor, nn
 
 from mt3train.convert import load_t5x, t5x_parameters
 from mt3train.decode import greedy
-from mt3train.loss import loss_sum
+from mt3train.loss import loss_sum, token_losses
 from mt3train.model import MT3, ModelConfig, attention_masks, shift_right, sinusoids
 from mt3train.optim import Adafactor
 
 LOGITS = 1e-4  # absolute, at |logits| <= 13
+LOSS = 1e-5  # absolute, per token, at losses <= 15
 GRADIENTS = 1e-4  # of the tensor's largest
 WEIGHTS = 2e-6  # absolute, per step
 LEARNING_RATE = 1e-3
@@ -51,9 +52,7 @@ def check_network(folder: Path) -> tuple[int, float]:
     assert sorted(seen) == sorted([*modules, "encoded", "logits"])
     errors = {key: _share(out.numpy(), io[key], LOGITS) for key, out in seen.items()}
     for smoothing in (0.0, 0.1):
-        want = float(io[f"loss_ls{smoothing}/sum_loss"])
-        ours = loss_sum(torch.from_numpy(io["logits"]), targets, label_smoothing=smoothing).item()
-        errors[f"loss, smoothing {smoothing}"] = _share(ours, want, 1e-6 * want)
+        errors |= _loss_errors(io, targets, smoothing)
     model, io = load_model(folder)  # without hooks
     real = io["decoder_target_tokens"] > 0
     with torch.no_grad():
@@ -61,6 +60,28 @@ def check_network(folder: Path) -> tuple[int, float]:
     errors["logits, causal mask alone"] = _share(causal[real], io["logits"][real], LOGITS)
     errors |= _decoding_errors(model, io)
     return _worst(errors)
+
+
+def _loss_errors(
+    io: Mapping[str, np.ndarray], targets: Tensor, smoothing: float
+) -> dict[str, float]:
+    """Loss and z-loss of every token, and their sums, from the original's logits."""
+    logits, prefix = torch.from_numpy(io["logits"]), f"loss_ls{smoothing}/"
+    ours = token_losses(logits, targets, label_smoothing=smoothing)
+    without = token_losses(logits, targets, z_loss=0.0, label_smoothing=smoothing)
+    weights = io["decoder_loss_weights"]
+    per_token = (io[prefix + "per_token_raw"] - io[prefix + "normalizing_constant"]) * weights
+    per_token_z = io[prefix + "per_token_zloss"] * weights
+    errors = {
+        "per token": _share(ours.numpy(), per_token, LOSS),
+        "z per token": _share((ours - without).numpy(), per_token_z, LOSS),
+        "z sum": _share((ours - without).sum().item(), float(io[prefix + "sum_zloss"]), LOSS),
+    }
+    for name in ("sum_loss", "model_loss"):  # the model's has no normalising factor
+        want = float(io[prefix + name])
+        total = loss_sum(logits, targets, label_smoothing=smoothing).item()
+        errors[name] = _share(total, want, 1e-6 * want)
+    return {f"loss with smoothing {smoothing}, {name}": e for name, e in errors.items()}
 
 
 def _decoding_errors(model: MT3, io: Mapping[str, np.ndarray]) -> dict[str, float]:
@@ -86,7 +107,7 @@ def _decoding_errors(model: MT3, io: Mapping[str, np.ndarray]) -> dict[str, floa
 
 
 def check_training(folder: Path) -> tuple[int, float]:
-    """net_train.npz: gradients, losses and parameters over three updates.
+    """net_train.npz: gradients, losses, parameters and their statistics over three updates.
 
     Where a gradient is nothing but rounding, Adafactor's first steps are sign-like: one value in a
     thousand (or two) may be off by what a step moves.
@@ -96,6 +117,7 @@ def check_training(folder: Path) -> tuple[int, float]:
     optimizer = Adafactor(model.parameters(), lr=LEARNING_RATE)
     mel = torch.from_numpy(io["encoder_input_tokens"])
     targets = torch.from_numpy(io["decoder_target_tokens"]).long()
+    start = {k: p.detach().clone() for k, (p, _) in t5x_parameters(model).items()}
     errors = {}
     for step, want in enumerate(golden["losses"], start=1):
         optimizer.zero_grad()
@@ -117,7 +139,34 @@ def check_training(folder: Path) -> tuple[int, float]:
                 errors[key] = shares[-1 - max(2, shares.size // 1000)]
                 moved = step * LEARNING_RATE * max(1e-3, np.sqrt(np.square(ours).mean()))
                 errors[key + ", outliers"] = shares[-1] * WEIGHTS * step / (1.1 * moved)
+            stats = golden[f"stats_after{step}/{name}"]
+            errors |= _statistics_errors(f"{step} {name}", parameter, start[name], stats, step)
+    kept = {
+        f"{name}/{key}": list(tensor.shape)
+        for name, (parameter, transposed) in t5x_parameters(model).items()
+        for key, tensor in optimizer.state[parameter].items()
+        if key != "step"
+    }
+    assert kept.keys() == {
+        key for key, shape in json.loads(str(golden["opt_state_shapes"])).items() if shape != [1]
+    }
     return _worst(errors)
+
+
+def _statistics_errors(
+    key: str, parameter: Tensor, start: Tensor, want: np.ndarray, step: int
+) -> dict[str, float]:
+    """Sum, L2 norm and L2 distance to the start, in float64; see the note on outliers above."""
+    now, before = parameter.detach().double(), start.double()
+    moved = step * LEARNING_RATE * max(1e-3, float(now.square().mean().sqrt()))
+    allowed = WEIGHTS * step * now.numel() ** 0.5 + 2 * moved, 1e-5 * want[1], 1e-3 * want[2]
+    ours = now.sum(), now.norm(), (now - before).norm()
+    return {
+        f"{name} after {key}": _share(float(value), theirs, tolerance)
+        for name, value, theirs, tolerance in zip(
+            ("sum", "norm", "distance"), ours, want, allowed, strict=True
+        )
+    }
 
 
 def check_adafactor(folder: Path) -> tuple[int, float]:
@@ -179,7 +228,11 @@ def check_pieces(folder: Path) -> tuple[int, float]:
 
 
 def check_sizes(folder: Path) -> tuple[int, float]:
-    """full_size_params.json: names and shapes, and the spread of initial values within 2 %."""
+    """full_size_params.json: names and shapes, initial values, what the optimiser keeps.
+
+    Standard deviations within 2 %; means within 5 standard errors of the original's; the values of
+    cut normals end where the original's end.
+    """
     errors = {}
     for family, golden in json.loads((folder / "full_size_params.json").read_text()).items():
         with_values = any("init" in info for info in golden["params"].values())
@@ -194,9 +247,43 @@ def check_sizes(folder: Path) -> tuple[int, float]:
         assert sum(p.numel() for p in model.parameters()) == golden["num_params"]
         for name, parameter in ours.items():
             if "init" in want[name]:
-                std, spread = float(parameter.detach().std()), want[name]["init"]["std"]
-                errors[f"{family} {name}"] = abs(std - spread) / (0.02 * spread) if spread else std
+                errors |= _init_errors(f"{family} {name}", parameter.detach(), want[name]["init"])
+        if "opt_state" in golden:
+            _assert_state(golden["opt_state"], ours)
     return _worst(errors)
+
+
+def _init_errors(key: str, ours: Tensor, want: Mapping[str, float]) -> dict[str, float]:
+    if want["std"] == 0.0:
+        return {key: float((ours - want["mean"]).abs().max())}
+    error = want["std"] * (2 / ours.numel()) ** 0.5  # of the difference of two means
+    errors = {
+        f"{key} std": abs(float(ours.std()) - want["std"]) / (0.02 * want["std"]),
+        f"{key} mean": abs(float(ours.mean()) - want["mean"]) / (5 * error),
+    }
+    for end, value in (("min", ours.min()), ("max", ours.max())):
+        if abs(want[end]) < 2.5 * want["std"]:  # cut at two deviations of the whole normal
+            errors[f"{key} {end}"] = abs(float(value) - want[end]) / (0.005 * abs(want[end]))
+        else:
+            errors[f"{key} {end}"] = 0.0 if abs(value) > 3 * want["std"] else 2.0
+    return errors
+
+
+def _assert_state(golden: Mapping[str, list[int]], ours: Mapping[str, Tensor]) -> None:
+    """Our optimiser keeps as many numbers of each kind; rows and columns may change places."""
+    parameters = {k: nn.Parameter(p.to("meta").contiguous()) for k, p in ours.items()}
+    optimizer = Adafactor(parameters.values())
+    for parameter in parameters.values():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for name, parameter in parameters.items():
+        state, stem = (
+            optimizer.state[parameter],
+            "state/param_states/" + name.removeprefix("target/"),
+        )
+        kept = sorted(value.numel() for key, value in state.items() if key != "step")
+        shapes = [golden[f"{stem}/{key}"] for key in ("v", "v_row", "v_col", "m")]
+        assert kept == sorted(int(np.prod(s)) for s in shapes if s != [1]), name
 
 
 def _share(ours: np.ndarray | float, want: np.ndarray | float, allowed: float) -> float:
