@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
+from mt3data.agreement import agree
 from mt3data.errors import UserError
 from mt3data.records import Read, ShardSet
 from mt3data.shards import find_builds, read_npy
-from mt3data.spectrogram import SpectrogramConfig
 from mt3data.tokens import encode_crops
-from mt3data.vocabulary import PAD_ID, VocabularyConfig
+from mt3data.vocabulary import PAD_ID
 
 PATTERN = 10_000  # draws over which mixture shares are exact
 
@@ -94,12 +94,10 @@ class IndexedShards:
             raise UserError(
                 f"no records in split {split!r} of {', '.join(map(str, self.builds)) or 'nothing'}"
             )
-        manifest = self._agreed()
-        self.spectrogram = SpectrogramConfig(**manifest["spectrogram"])
-        self.vocabulary = VocabularyConfig(**manifest["vocabulary"])
-        self.edge: str = manifest["edge"]
-        self.window_frames: int = manifest["window"]
-        self.member = self._member_of_all(member)
+        self._agreed = agree([(s.folder, s.manifest) for s in self.sources], member)
+        self.spectrogram, self.vocabulary = self._agreed.spectrogram, self._agreed.vocabulary
+        self.edge, self.window_frames = self._agreed.edge, self._agreed.window_frames
+        self.member = self._agreed.member
         self.n_records = int(self._sizes.sum())
         share = self._sizes ** (1 / temperature) if weights is None else np.asarray(weights, float)
         if len(share) != len(self._sizes) or not (share * PATTERN >= share.sum()).all():
@@ -164,7 +162,7 @@ class IndexedShards:
             out: the mel or audio goes into its first rows and the batch refers to them; a new array
                 costs half as much as reading does. Shape (at least members, ...) as in Batch.
         """
-        self._check_crops(frames)
+        self._agreed.check_crops(frames)
         chosen = np.asarray(members, np.int64)
         phases = np.random.default_rng([self.seed, step]).random(global_batch)[chosen]
         sources, rows = (column[chosen] for column in self.plan(step, global_batch))
@@ -217,12 +215,8 @@ class IndexedShards:
 
     def _room(self, n: int, frames: int, out: np.ndarray | None) -> np.ndarray:
         """An array for the mel or the audio of n crops: rows of `out`, or a new one."""
-        spectrogram = self.spectrogram
-        context = spectrogram.fft_size - spectrogram.hop if self.edge == "track" else 0
-        shape: tuple[int, ...] = (n, frames * spectrogram.hop + context)
-        dtype: np.dtype = np.dtype(np.int16)
-        if self.member == "mel":
-            shape, dtype = (n, frames, spectrogram.n_mels), np.dtype(np.float16)
+        one, dtype = self._agreed.crop(frames)
+        shape = (n, *one)
         if out is None:
             return np.empty(shape, dtype)
         if out.dtype != dtype or out.shape[1:] != shape[1:] or len(out) < n:
@@ -241,46 +235,6 @@ class IndexedShards:
         for places, column in parts:
             gathered[places] = column[rows[places]]
         return gathered.tolist() if name == "key" else gathered
-
-    def _agreed(self) -> dict[str, Any]:
-        """A manifest of builds that agree on how their records were made."""
-        first = self.sources[0]
-        for key in ("spectrogram", "vocabulary", "edge", "window"):
-            for source in self.sources:
-                value, wanted = source.manifest[key], first.manifest[key]
-                if value != wanted:
-                    raise UserError(
-                        f"{source.folder} has {key} {value}, {first.folder} has {wanted}; builds "
-                        "can be mixed only if they agree"
-                    )
-        return first.manifest
-
-    def _member_of_all(self, wanted: str | None) -> str:
-        """What to read: `wanted`, or mel, or audio, if all builds hold it."""
-        held = [set(source.manifest["members"]) for source in self.sources]
-        for name in [wanted] if wanted else ["mel", "audio"]:
-            if all(name in one for one in held):
-                return name
-        lacking = [
-            f"{source.folder} has {', '.join(sorted(one))}"
-            for source, one in zip(self.sources, held, strict=True)
-        ]
-        raise UserError(
-            f"not all builds hold {wanted or 'the same of mel and audio'} ({'; '.join(lacking)}); "
-            "build them with the same --members"
-        )
-
-    def _check_crops(self, frames: int) -> None:
-        if frames > self.window_frames:
-            raise UserError(
-                f"segments of {frames} frames do not fit into records of {self.window_frames}; "
-                f"build with --window {frames} or more"
-            )
-        if frames < self.window_frames and self.edge == "segment" and self.member == "mel":
-            raise UserError(
-                f"records of {self.window_frames} frames with edge 'segment' cannot be cut to {frames} "
-                f"frames: build with --window {frames}, with --edge track, or with --members audio"
-            )
 
     def _permutation(self, source: int, epoch: int) -> np.ndarray:
         order = np.random.default_rng([self.seed, 2, source, epoch]).permutation(

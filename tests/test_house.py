@@ -16,7 +16,7 @@ MT3DATA = (
     "datasets.maestro datasets.guitarset "
     "datasets.musicnet datasets.musicnet_em datasets.urmp datasets.folder players compose render "
     "synth align warp shards shard_writer disk ledger transport ranges unpack fetch "
-    "download verify records tables reader tar stream cache rows plan examples "
+    "download verify agreement records tables reader tar stream cache rows plan examples "
     "attempts worker engine card assemble claim build forecast check picture "
     "markup survey charts figures report cli_sources cli_builds cli"
 ).split()
