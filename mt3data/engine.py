@@ -100,10 +100,10 @@ def _follow(driver: int) -> None:
 def _run_on_cluster(
     address: str, task: Task, jobs: Sequence[tuple[Any, ...]], report: Report
 ) -> Generator[Any, None, None]:
-    from distributed import KilledWorker
-
     lost = 0
     with _client(address) as client:
+        from distributed import KilledWorker
+
         pool = client.get_executor(pure=False)
         try:
             waiting: set[Future[Any]] = {pool.submit(task, *job) for job in jobs}

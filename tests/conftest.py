@@ -1,9 +1,12 @@
-"""What holds for every test: nothing leaves this machine."""
+"""What holds for every test: nothing leaves this machine; and what the tests of faults share."""
 
 import ipaddress
 import socket
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import builds
 import pytest
 
 
@@ -32,3 +35,36 @@ def only_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket, "getaddrinfo", guarded_look_up)
     monkeypatch.setattr(socket.socket, "connect", guarded_connect)
+
+
+@pytest.fixture(scope="session")
+def long_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """13 tracks of 28 s."""
+    return builds.source_tree(tmp_path_factory.mktemp("source"))
+
+
+@pytest.fixture(scope="session")
+def undisturbed(long_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a build that nobody disturbed."""
+    out = tmp_path_factory.mktemp("undisturbed")
+    code, printed = builds.run(long_source, out, "--workers", 2)
+    assert code == 0, printed
+    return out / "slakh"
+
+
+@pytest.fixture
+def row(record_property: Callable[[str, object], None]) -> builds.Row:
+    """Puts a row into the table of faults: the fault, and how the build came through."""
+    return lambda fault, outcome: record_property("fault", (fault, outcome))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Prints the table of faults that builds came through: tests/test_faults.py."""
+    reports = [*terminalreporter.getreports("passed")]
+    rows = [
+        value for report in reports for name, value in report.user_properties if name == "fault"
+    ]
+    if rows:
+        terminalreporter.section("faults that builds came through")
+        for fault, outcome in rows:
+            terminalreporter.line(f"{fault:52} {outcome}")

@@ -1,0 +1,283 @@
+"""Real builds in subprocesses, and small means to disturb them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fakes
+import numpy as np
+import pyarrow.parquet as pq
+import soundfile
+
+# 14 windows of 256 frames, of which 30 make a shard of 8 MiB: two tracks to a shard.
+SECONDS, NOTED_SECONDS = 28.0, 8.0
+TRACKS = {f"Track{n:05d}": split for split, numbers in (
+    ("train", range(1, 10)), ("validation", (1501, 1502, 1503)), ("test", (1877,)),
+) for n in numbers}  # fmt: skip
+BAD = "Track00003"  # the track to which harm is done
+Row = Callable[[str, str], None]  # puts a row into the table of faults
+MT3DATA = [sys.executable, "-m", "mt3data.cli"]
+
+
+def source_tree(root: Path) -> Path:
+    """13 tracks in Slakh's layout, the mix of each long enough that a build has eight shards."""
+    folder = fakes.slakh_tree(root, "redux", TRACKS, seconds=NOTED_SECONDS)
+    for mix in sorted(folder.glob("*/*/mix.flac")):
+        samples, rate = soundfile.read(mix)
+        noise = np.random.default_rng(int(mix.parent.name[5:])).normal(
+            0, 0.01, round(SECONDS * rate)
+        )
+        noise[: len(samples)] += samples
+        soundfile.write(mix, noise, rate)
+    return root
+
+
+@dataclass
+class Build:
+    """One run of `mt3data build slakh` with windows of 256 frames, as a user types it.
+
+    Attributes:
+        root, out: as the command has them.
+        process: of the driver, which leads a process group of its own.
+    """
+
+    root: Path
+    out: Path
+    process: subprocess.Popen[str]
+    started: float
+
+    @property
+    def folder(self) -> Path:
+        return self.out / "slakh"
+
+    def end(self, timeout: float = 120) -> tuple[int, str]:
+        """Waits for the driver; its exit code, and all that it printed."""
+        try:
+            printed = self.process.communicate(timeout=timeout)[0]
+        except subprocess.TimeoutExpired:
+            end_group(self.process)
+            raise
+        self.seconds = time.monotonic() - self.started
+        return self.process.returncode, printed
+
+    def wait_for(self, happened: Callable[[], object], timeout: float = 60) -> None:
+        """Waits until something has happened in a build that still runs."""
+        deadline = time.monotonic() + timeout
+        while not happened():
+            if self.process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"it did not happen: {self.process.communicate()[0]}")
+            time.sleep(0.005)
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """Lines of the build's log of one kind."""
+        log = self.folder / "build.log.jsonl"
+        lines = log.read_text().splitlines() if log.is_file() else []
+        return [entry for entry in map(json.loads, lines) if entry["event"] == kind]
+
+    def workers(self) -> list[int]:
+        """Processes below the driver that have a track in hand, and so a marker open."""
+        return [pid for pid in below(self.process.pid) if _has_marker(pid)]
+
+
+def start(
+    root: Path, out: Path, *words: object, devices: Path | None = None, **popen: object
+) -> Build:
+    """Starts a build.
+
+    Args:
+        words: further options.
+        devices: folder of a `sitecustomize.py`, see `device`.
+    """
+    command = [*MT3DATA, "build", "slakh", "--root", root, "--out", out, "--window", 256,
+               "--no-download", *words]  # fmt: skip
+    env = _environment(devices)
+    process = subprocess.Popen(
+        [str(word) for word in command], text=True, env=env, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **popen,
+    )  # fmt: skip
+    return Build(root, out, process, time.monotonic())
+
+
+def _environment(devices: Path | None) -> dict[str, str]:
+    paths = [str(devices), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
+    known = os.pathsep.join(path for path in paths[devices is None :] if path)
+    return os.environ | {"PYTHONPATH": known, "OMP_NUM_THREADS": "1"}
+
+
+def run(root: Path, out: Path, *words: object, **options: object) -> tuple[int, str]:
+    """Exit code and output of a whole build."""
+    return start(root, out, *words, **options).end()  # type: ignore[arg-type]
+
+
+def device(folder: Path, action: str) -> Path:
+    """A test device: code that a worker runs just before it opens a MIDI file.
+
+    Python runs `sitecustomize.py` when it starts. This one listens for files that are opened;
+    `action` may use `track`, such as "Track00003", and the modules os, signal, sys, time and pathlib.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "sitecustomize.py").write_text(f"""
+import os, pathlib, signal, sys, time
+
+def listen(event, arguments):
+    path = str(arguments[0]) if event == "open" else ""
+    if path.endswith(".mid"):
+        track = pathlib.Path(path).parent.parent.name
+        {action}
+
+sys.addaudithook(listen)
+""")
+    return folder
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """sha256 of every file of a build but its log."""
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != "build.log.jsonl"
+    }
+
+
+def shard_of(folder: Path, track: str) -> str:
+    """Name of the shard into which a finished build put a track."""
+    rows = pq.read_table(folder / "index" / "train.parquet", columns=["track", "shard"]).to_pylist()
+    return next(row["shard"] for row in rows if row["track"] == track)
+
+
+def quarantine(folder: Path) -> dict[str, tuple[str, str]]:
+    """Stage and error of the tracks that a build left out."""
+    rows = pq.read_table(folder / "tracks.parquet").to_pylist()
+    return {r["track"]: (r["stage"], r["error"]) for r in rows if r["status"] != "ok"}
+
+
+def copy_of(source: Path, root: Path) -> Path:
+    """A copy in which files may be replaced; not changed, for they are hard links."""
+    shutil.copytree(source, root, copy_function=os.link)
+    return root / "slakh2100_flac_redux" / "train" / BAD
+
+
+def assert_as_if_listed(build: Build, tmp_path: Path, undisturbed: Path, stage: str) -> None:
+    """Holds a build that quarantined BAD against one in which it is listed, and the undisturbed."""
+    left_out = quarantine(build.folder)
+    assert {track: stage for track, (stage, _) in left_out.items()} == {BAD: stage}
+    assert str(tmp_path) not in str(left_out)
+    listed = tmp_path / "bad.tsv"
+    listed.write_text("".join("\t".join([t, *told]) + "\n" for t, told in left_out.items()))
+    code, printed = run(build.root, tmp_path / "listed", "--workers", 2, "--bad", listed)
+    assert code == 1, printed
+    ours, theirs = digests(build.folder), digests(undisturbed)
+    assert ours == digests(tmp_path / "listed" / "slakh")
+    differ = {name for name in theirs if name.endswith(".tar") and ours[name] != theirs[name]}
+    assert differ == {shard_of(undisturbed, BAD)}
+
+
+def assert_goes_on(root: Path, out: Path, undisturbed: Path, *words: object) -> None:
+    """Gives the command again and holds the build against the undisturbed one."""
+    code, printed = run(root, out, *words or ("--workers", 2))
+    assert code == 0, printed
+    assert digests(out / "slakh") == digests(undisturbed)
+
+
+def below(pid: int) -> list[int]:
+    """All processes that descend from one."""
+    parents = {}
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = re.sub(r"\(.*\)", "x", status.read_text()).split()
+        except OSError:  # it has just ended
+            continue
+        parents[int(fields[0])] = int(fields[3])
+    found = [pid]
+    for one in found:
+        found += [child for child, parent in parents.items() if parent == one]
+    return found[1:]
+
+
+def _has_marker(pid: int) -> bool:
+    try:
+        files = [str(link.readlink()) for link in Path(f"/proc/{pid}/fd").iterdir()]
+    except OSError:
+        return False
+    return any("/.state/run-" in file for file in files)
+
+
+class Cluster:
+    """A dask scheduler and its workers, with a thread each: processes of their own on loopback.
+
+    Attributes:
+        address: of the scheduler.
+        processes: the scheduler first; each leads a process group.
+    """
+
+    def __init__(self, folder: Path, devices: Path | None) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self._env = folder, _environment(devices)
+        self.processes = [self._dask("scheduler", "--host", "127.0.0.1", "--port", 0)]
+
+    def _dask(self, *words: object) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "dask", *map(str, words), "--no-dashboard",
+                   "--scheduler-file", str(self.folder / "scheduler.json")]  # fmt: skip
+        with (self.folder / "dask.log").open("a") as log:
+            return subprocess.Popen(
+                command, env=self._env, stdout=log, stderr=log, start_new_session=True
+            )
+
+    @property
+    def address(self) -> str:
+        return json.loads((self.folder / "scheduler.json").read_text())["address"]
+
+    def add_worker(self, *options: str) -> None:
+        """Starts one; options: "--nanny", which starts another where it dies, or "--no-nanny"."""
+        scratch = self.folder / "scratch"
+        self.processes.append(
+            self._dask("worker", "--nthreads", 1, "--local-directory", scratch, *options)
+        )
+
+    def living(self) -> list[int]:
+        """The workers, or their nannies, that have not ended."""
+        return [process.pid for process in self.processes[1:] if process.poll() is None]
+
+    def workers_at_work(self) -> list[int]:
+        """The processes that have a track in hand."""
+        pids = [pid for process in self.living() for pid in (process, *below(process))]
+        return [pid for pid in pids if _has_marker(pid)]
+
+
+@contextmanager
+def cluster(
+    folder: Path, *options: str, workers: int = 2, devices: Path | None = None
+) -> Iterator[Cluster]:
+    """A scheduler and workers; `options` as for `Cluster.add_worker`, `devices` as for `start`."""
+    dask = Cluster(folder, devices)
+    try:
+        deadline = time.monotonic() + 60
+        while not (folder / "scheduler.json").is_file():
+            assert time.monotonic() < deadline, (folder / "dask.log").read_text()
+            time.sleep(0.05)
+        for _ in range(workers):
+            dask.add_worker(*options)
+        yield dask
+    finally:
+        for process in dask.processes:
+            end_group(process)
+
+
+def end_group(process: subprocess.Popen[Any]) -> None:
+    """Kills a process that leads a group, with all of the group, at once."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()

@@ -1,0 +1,200 @@
+"""Builds on a dask cluster: the same bytes, whatever happens to its workers and its scheduler."""
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from builds import (
+    BAD,
+    Row,
+    assert_as_if_listed,
+    assert_goes_on,
+    cluster,
+    device,
+    digests,
+    end_group,
+    run,
+    start,
+)
+
+from mt3data.attempts import Run, environment
+from mt3data.engine import run as run_tasks
+from mt3data.errors import UserError
+
+pytest.importorskip("distributed", reason="needs the extra [dask]")
+
+
+def test_kill_9_of_one_of_two_dask_workers(
+    long_source: Path, undisturbed: Path, tmp_path: Path, row: Row
+) -> None:
+    with cluster(tmp_path / "dask", "--no-nanny") as dask:
+        build = start(long_source, tmp_path, "--engine", dask.address)
+        build.wait_for(lambda: dask.workers_at_work())
+        os.kill(dask.workers_at_work()[0], signal.SIGKILL)
+        code, printed = build.end()
+    assert code == 0, printed
+    assert digests(build.folder) == digests(undisturbed)
+    row("kill -9 of a worker (dask, 2 processes)", "the other one went on, equal")
+
+
+@pytest.mark.slow
+def test_one_worker_two_workers_and_two_dask_workers_write_the_same_bytes(
+    long_source: Path, undisturbed: Path, tmp_path: Path, row: Row
+) -> None:
+    code, printed = run(long_source, tmp_path / "one", "--workers", 1)
+    assert code == 0, printed
+    with cluster(tmp_path / "dask", "--nanny") as dask:
+        build = start(long_source, tmp_path / "dask", "--engine", dask.address)
+        code, printed = build.end()
+    assert code == 0, printed
+    assert len({entry["pid"] for entry in build.events("shard")}) == 2
+    assert digests(tmp_path / "one" / "slakh") == digests(undisturbed)
+    assert digests(build.folder) == digests(undisturbed)
+    row("none: 1 worker, 2 workers, 2 dask workers", "equal")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["--nanny", "--no-nanny"])
+def test_a_track_that_always_kills_its_dask_worker(
+    long_source: Path, undisturbed: Path, tmp_path: Path, row: Row, how: str
+) -> None:
+    kill = device(tmp_path / "device", f'track == "{BAD}" and os.kill(os.getpid(), signal.SIGKILL)')
+    with cluster(tmp_path / "dask", how, devices=kill) as dask:
+        build = start(long_source, tmp_path, "--engine", dask.address)
+        if how == "--no-nanny":  # both die, and no nanny begins new ones
+            build.wait_for(lambda: not dask.living(), timeout=90)
+            dask.add_worker(how)
+        code, printed = build.end()
+    assert code == 1, printed
+    assert_as_if_listed(build, tmp_path, undisturbed, "worker")
+    row(f"a track always kills its worker (dask, {how})", "quarantined, equal to listed")
+
+
+@pytest.mark.slow
+def test_a_track_that_hangs_on_a_cluster(
+    long_source: Path, undisturbed: Path, tmp_path: Path, row: Row
+) -> None:
+    hang = device(tmp_path / "device", f'track == "{BAD}" and time.sleep(1000)')
+    with cluster(tmp_path / "dask", "--nanny", devices=hang) as dask:
+        build = start(long_source, tmp_path, "--engine", dask.address, "--track-timeout", 8)
+        code, printed = build.end()
+    assert code == 1, printed
+    assert_as_if_listed(build, tmp_path, undisturbed, "hang")
+    row("a track hangs (dask)", "stopped after --track-timeout, quarantined, equal to listed")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("who", ["driver", "scheduler"])
+def test_kill_9_of_driver_or_scheduler_of_a_cluster(
+    long_source: Path, undisturbed: Path, tmp_path: Path, row: Row, who: str
+) -> None:
+    with cluster(tmp_path / "dask", "--nanny") as dask:
+        build = start(long_source, tmp_path, "--engine", dask.address)
+        build.wait_for(lambda: build.events("shard"))
+        if who == "driver":
+            build.process.kill()
+            build.end()
+            outcome = "continued on the same cluster, equal"
+            assert_goes_on(long_source, tmp_path, undisturbed, "--engine", dask.address)
+        else:
+            end_group(dask.processes[0])
+            code, printed = build.end()
+            assert code == 2
+            assert "the scheduler is gone" in printed or "does not answer" in printed
+            assert "Traceback" not in printed
+            outcome = "one line, exit 2; continued with local workers, equal"
+            assert_goes_on(long_source, tmp_path, undisturbed)
+    row(f"kill -9 of the {who} (dask)", outcome)
+
+
+@pytest.mark.slow
+def test_ctrl_c_on_a_cluster(
+    long_source: Path, undisturbed: Path, tmp_path: Path, row: Row
+) -> None:
+    with cluster(tmp_path / "dask", "--nanny") as dask:
+        build = start(long_source, tmp_path, "--engine", dask.address)
+        build.wait_for(lambda: build.events("shard"))
+        os.killpg(build.process.pid, signal.SIGINT)
+        code, printed = build.end()
+        assert code == 130
+        assert "Traceback" not in printed
+        deadline = time.monotonic() + 30
+        while dask.workers_at_work():  # each stops at its next track at the latest
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        assert_goes_on(long_source, tmp_path, undisturbed, "--engine", dask.address)
+    row("Ctrl-C (dask)", "one line, exit 130, workers idle; continued, equal")
+
+
+# --- mistakes ------------------------------------------------------------------------------------
+
+
+def results(engine: str, report: Callable[[str], None] = print) -> list[object]:
+    return list(run_tasks(engine, 1, pow, [(2, 3)], report))
+
+
+def test_without_dask_the_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(UserError, match=r"dask is not installed; pip install 'mt3kit\[dask\]'"):
+        results("tcp://127.0.0.1:8786")
+
+
+@pytest.mark.parametrize("engine", ["tcp://127.0.0.1:1", "spark", "127.0.0.1"])
+def test_an_address_where_no_scheduler_answers_is_named(
+    monkeypatch: pytest.MonkeyPatch, engine: str
+) -> None:
+    monkeypatch.setattr("mt3data.engine.CONNECT_SECONDS", 0.3)
+    with pytest.raises(UserError, match=f"--engine {engine}: no dask scheduler answers there"):
+        results(engine)
+
+
+def test_a_cluster_without_workers_is_waited_for_and_then_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mt3data.engine.POLL_SECONDS", 0.1)
+    monkeypatch.setattr("mt3data.engine.WORKERLESS_SECONDS", 0.5)
+    told: list[str] = []
+    with (
+        cluster(tmp_path, workers=0) as dask,
+        pytest.raises(UserError, match=r"no worker for 0\.5 s; start some with `dask worker tcp:"),
+    ):
+        results(dask.address, told.append)
+    assert len(told) == 1
+    assert "has no worker now; waiting for `dask worker tcp:" in told[0]
+
+
+@pytest.fixture
+def here(tmp_path: Path) -> Run:
+    (tmp_path / "root" / "track").mkdir(parents=True)
+    (tmp_path / "run").mkdir()
+    return Run(tmp_path / "run", tmp_path / "root", 0.0, environment())
+
+
+def test_a_worker_that_sees_the_same_is_accepted(here: Run) -> None:
+    here.require_same_place()
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (
+            {"folder": Path("/nowhere/run")},
+            "no folder /nowhere/run; every worker must see the folder",
+        ),
+        ({"root": Path("/nowhere/data")}, "nothing in /nowhere/data; every worker must see --root"),
+        (
+            {"environment": environment() | {"numpy": "1.0"}},
+            r"has numpy .*, this machine 1\.0; bytes",
+        ),
+    ],
+)
+def test_a_worker_that_sees_something_else_says_so(
+    here: Run, change: dict[str, object], complaint: str
+) -> None:
+    with pytest.raises(UserError, match=f"worker on .*{complaint}"):
+        replace(here, **change).require_same_place()  # type: ignore[arg-type]

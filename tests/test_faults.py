@@ -1,0 +1,302 @@
+"""What a machine can do to a build, and that nothing is lost: each fault is done to the real command.
+
+After each fault the same command is given again. In the end every file is byte for byte that of a
+build that nobody disturbed. Where a track was quarantined, every shard without it is, and the whole
+is that of a build in which the track is listed as bad.
+
+The summary of a run of these tests has the table of faults.
+"""
+
+import os
+import random
+import resource
+import signal
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import builds
+import pytest
+from builds import (
+    BAD,
+    Row,
+    assert_as_if_listed,
+    assert_goes_on,
+    copy_of,
+    device,
+    digests,
+    run,
+    start,
+)
+
+# --- processes that die --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(k, marks=pytest.mark.slow) for k in range(1, 5))]
+)
+def test_kill_9_of_the_driver_at_a_random_moment(
+    long_source: Path, undisturbed: Path, tmp_path: Path, row: Row, seed: int
+) -> None:
+    moment = random.Random(seed)
+    shards, seconds = moment.randrange(8), moment.uniform(0, 0.3)
+    build = start(long_source, tmp_path, "--workers", 2)
+    build.wait_for(lambda: build.events("start") and len(build.events("shard")) >= shards)
+    time.sleep(seconds)
+    assert build.process.poll() is None
+    build.process.kill()  # the driver alone: its workers may be at work when the next one starts
+    build.end()
+    done = len(list((build.folder / ".state").glob("*.tar.json")))
+    assert not (build.folder / "manifest.json").exists()
+    assert_goes_on(long_source, tmp_path, undisturbed)
+    row(f"kill -9 of the driver, seed {seed}", f"{done} of 8 shards were done; continued, equal")
+
+
+@pytest.mark.slow
+def test_kill_9_of_a_worker(long_source: Path, undisturbed: Path, tmp_path: Path, row: Row) -> None:
+    build = start(long_source, tmp_path, "--workers", 2)
+    build.wait_for(build.workers)
+    os.kill(build.workers()[0], signal.SIGKILL)
+    code, printed = build.end()
+    assert code == 0, printed
+    assert len(build.events("death")) == 1
+    assert digests(build.folder) == digests(undisturbed)
+    row("kill -9 of a worker (loky)", "went on by itself, equal")
+
+
+@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_track_that_always_kills_its_worker(
+    long_source: Path, undisturbed: Path, tmp_path: Path, row: Row, workers: int
+) -> None:
+    kill = device(tmp_path / "device", f'track == "{BAD}" and os.kill(os.getpid(), signal.SIGKILL)')
+    build = start(long_source, tmp_path, "--workers", workers, devices=kill)
+    code, printed = build.end()
+    assert code == 1, printed
+    deaths = [entry["tracks"] for entry in build.events("death")]
+    assert deaths.count([BAD]) == 2  # alone; before that, another worker may have died with it
+    assert len(deaths) <= 1 + workers
+    assert_as_if_listed(build, tmp_path, undisturbed, "worker")
+    row(f"a track always kills its worker (loky, {workers})",
+        f"{len(deaths)} deaths, quarantined alone, equal to listed")  # fmt: skip
+
+
+@pytest.mark.slow
+def test_workers_that_die_outside_any_track_end_the_build_in_one_line(
+    long_source: Path, undisturbed: Path, tmp_path: Path, row: Row
+) -> None:
+    folder = tmp_path / "device"
+    folder.mkdir()
+    # A worker that dies while it loads its libraries.
+    (folder / "sitecustomize.py").write_text(
+        "import sys\n"
+        "sys.addaudithook(lambda event, arguments: event == 'import' and arguments[0] == 'note_seq'"
+        " and __import__('os')._exit(1))\n"
+    )
+    code, printed = run(long_source, tmp_path, "--workers", 2, devices=folder)
+    assert code == 2
+    assert "Error: workers died 3 times outside any track" in printed
+    assert "Traceback" not in printed
+    assert_goes_on(long_source, tmp_path, undisturbed)
+    row("workers die before any track", "ended after 3 deaths with one line; continued, equal")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["in a system call", "with the GIL held"])
+def test_a_track_that_hangs(
+    long_source: Path, undisturbed: Path, tmp_path: Path, row: Row, how: str
+) -> None:
+    root = tmp_path / "root"
+    folder, devices = copy_of(long_source, root), None
+    if how == "in a system call":  # whoever opens a FIFO waits for a writer
+        (folder / "MIDI" / "S00.mid").unlink()
+        os.mkfifo(folder / "MIDI" / "S00.mid")
+    else:  # a regular expression that would take years
+        for_years = '__import__("re").match("(a+)+$", 64 * "a" + "b")'
+        devices = device(tmp_path / "device", f'track == "{BAD}" and {for_years}')
+    build = start(root, tmp_path, "--workers", 2, "--track-timeout", 8, devices=devices)
+    code, printed = build.end()
+    assert code == 1, printed
+    dumps = [dump for entry in build.events("death") for dump in entry["dumps"]]
+    assert len(dumps) == 1
+    assert "_add_track" in dumps[0]
+    assert_as_if_listed(build, tmp_path, undisturbed, "hang")
+    row(f"a track hangs {how}", "stopped after --track-timeout, quarantined, equal to listed")
+
+
+# --- disks ---------------------------------------------------------------------------------------
+
+
+@contextmanager
+def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
+    """A tmpfs of that size; skips where mounting is not allowed."""
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs", str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"no tmpfs can be mounted here: {done.stderr.strip()}")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.mark.slow
+def test_a_disk_that_fills_up(
+    long_source: Path, undisturbed: Path, tmp_path: Path, row: Row
+) -> None:
+    with small_disk(tmp_path / "disk", 64) as out:
+        build = start(long_source, out, "--workers", 2)
+        build.wait_for(lambda: build.events("start"))
+        ballast = out / "ballast"
+        with ballast.open("wb") as file:  # leaves 10 MB
+            free = os.statvfs(out).f_bavail * os.statvfs(out).f_frsize
+            os.posix_fallocate(file.fileno(), 0, free - (10 << 20))
+        code, printed = build.end()
+        assert code == 2, printed
+        assert "cannot be written (No space left on device)" in printed
+        assert "Traceback" not in printed
+        assert not list(out.rglob("*.tmp-*"))
+        code, printed = run(long_source, out, "--workers", 2)
+        assert code == 2
+        assert "needed for shards" in printed  # says so before any work
+        ballast.unlink()
+        assert_goes_on(long_source, out, undisturbed)
+        row("ENOSPC (tmpfs of 64 MB)", "one line, exit 2; refused while full; continued, equal")
+
+
+def test_files_that_may_not_grow(
+    long_source: Path, undisturbed: Path, tmp_path: Path, row: Row
+) -> None:
+    limit = 3 << 20  # a shard of two tracks has 7 MB, one of one track less
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    code, printed = run(long_source, tmp_path, "--workers", 2, preexec_fn=limited)
+    assert code == 2
+    assert "cannot be written (File too large)" in printed
+    assert "Traceback" not in printed
+    assert not list(tmp_path.rglob("*.tmp-*"))
+    assert_goes_on(long_source, tmp_path, undisturbed)
+    row("EFBIG (RLIMIT_FSIZE of 3 MB)", "one line, exit 2; continued, equal")
+
+
+def test_a_folder_that_cannot_be_written(long_source: Path, row: Row) -> None:
+    # Whoever one is, nobody makes folders in /sys.
+    code, printed = run(long_source, Path("/sys"), "--workers", 2)
+    assert code == 2
+    assert printed.startswith("Error: /sys/slakh")
+    assert printed.count("\n") == 1
+    row("output folder where nobody may write (/sys)", "one line, exit 2")
+
+
+@pytest.mark.slow
+def test_a_read_only_disk(long_source: Path, undisturbed: Path, tmp_path: Path, row: Row) -> None:
+    def remount(how: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{how}", str(tmp_path / "disk")], check=True)
+
+    with small_disk(tmp_path / "disk", 64) as out:
+        build = start(long_source, out, "--workers", 2)  # half a build
+        build.wait_for(lambda: build.events("shard"))
+        builds.end_group(build.process)
+        build.end()
+        remount("ro")
+        code, printed = run(long_source, out, "--workers", 2)
+        remount("rw")
+        assert code == 2
+        assert "Read-only file system" in printed
+        assert printed.count("\n") == 1
+        assert_goes_on(long_source, out, undisturbed)
+        remount("ro")  # a finished build needs nothing written
+        code, printed = run(long_source, out, "--workers", 2)
+        assert code == 0, printed
+        row("read-only output folder (tmpfs remounted)", "one line, exit 2; continued, equal")
+
+
+# --- sources -------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_truncated_flac(long_source: Path, undisturbed: Path, tmp_path: Path, row: Row) -> None:
+    mix = copy_of(long_source, tmp_path / "root") / "mix.flac"
+    whole = mix.read_bytes()
+    mix.unlink()
+    mix.write_bytes(whole[: 6 * len(whole) // 10])
+    build = start(tmp_path / "root", tmp_path, "--workers", 2)
+    code, printed = build.end()
+    assert code == 1, printed
+    assert f"quarantined {BAD} (audio): mix.flac: " in printed
+    assert_as_if_listed(build, tmp_path, undisturbed, "audio")
+    row("a truncated FLAC", "quarantined, equal to listed")
+
+
+@pytest.mark.slow
+def test_a_source_file_that_changes_during_the_build(
+    long_source: Path, undisturbed: Path, tmp_path: Path, row: Row
+) -> None:
+    mix = copy_of(long_source, tmp_path / "root") / "mix.flac"
+    whole = mix.read_bytes()
+    mix.unlink()
+    mix.write_bytes(whole)
+    build = start(tmp_path / "root", tmp_path, "--workers", 2)
+    build.wait_for(lambda: build.events("start"))
+    ended = threading.Event()
+
+    def append() -> None:
+        with mix.open("ab") as file:
+            while not ended.wait(0.002):
+                file.write(b"x")
+                file.flush()
+
+    thread = threading.Thread(target=append)
+    thread.start()
+    code, printed = build.end()
+    ended.set()
+    thread.join()
+    assert code == 1, printed
+    assert f"quarantined {BAD} (source): mix.flac changed" in printed
+    code, printed = run(build.root, build.out, "--workers", 2)
+    assert code == 2  # the file has another size than in the build's fingerprint
+    assert "tracks: 13 there, 13 here, or other files" in printed
+    mix.write_bytes(whole)
+    assert_as_if_listed(build, tmp_path, undisturbed, "source")
+    row("a source file changes during the build", "quarantined, equal to listed")
+
+
+# --- users ---------------------------------------------------------------------------------------
+
+
+def test_two_builds_into_one_folder_at_once(
+    long_source: Path, undisturbed: Path, tmp_path: Path, row: Row
+) -> None:
+    first = start(long_source, tmp_path, "--workers", 2)
+    first.wait_for(lambda: first.events("start"))
+    code, printed = run(long_source, tmp_path, "--workers", 2)
+    assert first.process.poll() is None
+    assert code == 2
+    assert printed == (
+        f"Error: {tmp_path}/slakh: another build is at work there; wait for it or stop it\n"
+    )
+    code, printed = first.end()
+    assert code == 0, printed
+    assert digests(first.folder) == digests(undisturbed)
+    row("two builds into one folder at once", "the second is refused in one line; equal")
+
+
+@pytest.mark.slow
+def test_ctrl_c(long_source: Path, undisturbed: Path, tmp_path: Path, row: Row) -> None:
+    build = start(long_source, tmp_path, "--workers", 2)
+    build.wait_for(lambda: build.events("shard"))
+    workers = build.workers()
+    os.killpg(build.process.pid, signal.SIGINT)  # as a terminal does, to workers too
+    code, printed = build.end()
+    assert code == 130
+    assert printed.splitlines()[-1].startswith("interrupted; the same command continues")
+    assert "Traceback" not in printed
+    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+    assert not list(build.folder.rglob("*.tmp-*"))
+    assert_goes_on(long_source, tmp_path, undisturbed)
+    row("Ctrl-C (loky)", "one line, exit 130, no worker left; continued, equal")
