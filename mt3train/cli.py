@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
 from mt3data import __version__
 from mt3data.errors import UserError
 from mt3data.terminal import CommandGroup, progress
+from mt3train.cli_scores import (
+    BATCH,
+    CHECKPOINT,
+    FOLDER,
+    evaluate,
+    load_checkpoint,
+    require_positive,
+    score,
+)
 
 if TYPE_CHECKING:
     from mt3train.checkpoint import CheckpointInfo
     from mt3train.model import MT3
-
-FOLDER = click.Path(path_type=Path)
-CHECKPOINT = click.option(
-    "--checkpoint", type=FOLDER, required=True,
-    help="A .safetensors file, or the folder of a run (its newest checkpoint).",
-)  # fmt: skip
-BATCH = click.option("--batch", default=8, show_default=True, help="Segments decoded at once.")
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -79,8 +80,8 @@ def transcribe(files: tuple[Path, ...], checkpoint: Path, out: Path, batch: int)
 
     Example: mt3train transcribe song.wav --checkpoint runs/mt3 -o song.mid
     """
-    model, info = _load(checkpoint)
-    _require_positive("--batch", batch)
+    model, info = load_checkpoint(checkpoint)
+    require_positive("--batch", batch)
     failed = 0
     for file, target in _targets(files, out):
         try:
@@ -141,75 +142,6 @@ def _transcribe_file(model: MT3, info: CheckpointInfo, file: Path, target: Path,
 
 
 @main.command()
-@click.argument("folder", type=FOLDER)
-@CHECKPOINT
-@click.option("--split", default="test", show_default=True)
-@click.option("--tracks", type=int, help="Only the first so many tracks.")
-@BATCH
-@click.option("--json", "as_json", is_flag=True, help="Scores of every track as JSON.")
-def evaluate(
-    folder: Path, checkpoint: Path, split: str, tracks: int | None, batch: int, as_json: bool
-) -> None:
-    """Scores a model on a split of one build, or of every build in FOLDER, from shards alone.
-
-    Example: mt3train evaluate shards/demo --checkpoint runs/demo --split test
-    """
-    from dataclasses import asdict
-
-    from mt3data.shards import find_builds, read_manifest
-    from mt3train.evaluate import evaluate as run
-    from mt3train.evaluate import format_table
-
-    model, info = _load(checkpoint)
-    _require_positive("--batch", batch)
-    if tracks is not None:
-        _require_positive("--tracks", tracks)
-    results: dict[str, Any] = {}
-    builds = find_builds(folder)
-    having = [build for build in builds if split in read_manifest(build)["splits"]]
-    for build in having or builds:  # none has it: the first says so
-        totals = read_manifest(build)["splits"].get(split, {"tracks": 0})
-        n_tracks = min(totals["tracks"], tracks or totals["tracks"])
-        with progress(n_tracks, f"evaluate {build.name}", "tracks") as bar:
-            scores = run(
-                model, info, build, split,
-                batch=batch, max_tracks=tracks, on_track=lambda _: bar.update(1),
-            )  # fmt: skip
-        results[build.name] = [asdict(score) for score in scores]
-        if not as_json:
-            click.echo(f"{build}, split {split}\n{format_table(scores)}")
-    if as_json:
-        click.echo(json.dumps(results, indent=2))
-    for build in builds:
-        if build not in having:
-            click.echo(f"{build} has no split {split!r} and was left out", err=True)
-
-
-@main.command()
-@click.argument("reference", type=FOLDER)
-@click.argument("estimate", type=FOLDER)
-@click.option("--json", "as_json", is_flag=True)
-def score(reference: Path, estimate: Path, as_json: bool) -> None:
-    """Compares two MIDI files: notes that should be there, and notes that were found.
-
-    Example: mt3train score reference.mid song.mid
-    """
-    from mt3data.midi import read_midi
-    from mt3train.metrics import transcription_scores
-
-    notes = [read_midi(path) for path in (reference, estimate)]
-    scores = transcription_scores(*notes)
-    if as_json:
-        click.echo(json.dumps(scores, indent=2))
-        return
-    click.echo(f"{reference}: {len(notes[0])} notes; {estimate}: {len(notes[1])} notes")
-    click.echo(f"{'':14}{'precision':>10}{'recall':>10}{'F1':>10}")
-    for what in ("onset", "onset_offset", "program", "drum"):
-        values = (scores[f"{what}_{measure}"] for measure in ("precision", "recall", "f1"))
-        click.echo(f"{what:14}" + "".join(f"{value:10.3f}" for value in values))
-
-
-@main.command()
 @click.argument("source", type=FOLDER)
 @click.option("-o", "--out", type=FOLDER, required=True, help="The .safetensors file to write.")
 @click.option("--heads", type=int, help="Heads of its attention; by default heads of 64 columns.")
@@ -224,7 +156,7 @@ def convert(source: Path, out: Path, heads: int | None) -> None:
     from mt3train.convert import convert as run
 
     if heads is not None:
-        _require_positive("--heads", heads)
+        require_positive("--heads", heads)
     done = run(source, out, heads)
     click.echo(
         f"{out}: {done.family}, {done.n_parameters:,} parameters, step {done.info.step}, "
@@ -249,19 +181,8 @@ def demo(out: Path, workers: int) -> None:
         click.echo(line)
 
 
-def _load(checkpoint: Path) -> tuple[MT3, CheckpointInfo]:
-    import torch
-
-    from mt3train.checkpoint import load_model
-
-    model, info = load_model(checkpoint)
-    return (model.cuda() if torch.cuda.is_available() else model), info
-
-
-def _require_positive(option: str, value: int) -> None:
-    if value < 1:
-        raise UserError(f"{option} {value}: expected at least 1")
-
+for command in (evaluate, score):
+    main.add_command(command)
 
 if __name__ == "__main__":
     main()

@@ -6,29 +6,37 @@ write; the reference is the track's notes before overlaps were trimmed, which bu
 evaluation splits (for a training split, the notes of its records, which are trimmed). Shards hold
 log-mel as float16, so a transcription from audio may differ in a rare token.
 
-As in the original the mean is over tracks, whatever their length, with one exception: tracks
-without drums, in the reference and in the estimate, do not count in the mean of the drum scores,
-where the original counts them as 0.
+Every track is scored in both profiles of mt3train.metrics: `paper`, to stand beside published
+numbers, and `fixed`. As in the original a mean is over tracks, whatever their length; of `fixed`
+scores it leaves out tracks that have nothing to score, such as drums where there are none.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from itertools import islice
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from mt3data.errors import UserError
 from mt3data.records import TrackRecords, read_tracks
 from mt3data.shards import read_manifest
 from mt3train.checkpoint import CheckpointInfo
-from mt3train.metrics import SCORES, has_drums, transcription_scores
+from mt3train.instruments import InstrumentScores, instrument_scores
+from mt3train.metrics import MEASURES, PROFILES, SCORES, transcription_scores
 from mt3train.model import MT3
 from mt3train.transcribe import transcribe_segments
 
 COLUMNS = {  # heading: score
     "onset": "onset_f1", "+offset": "onset_offset_f1", "+program": "program_f1", "drums": "drum_f1",
 }  # fmt: skip
+NAMES = (*SCORES, *(f"program_{measure}" for measure in MEASURES))
 
 
 @dataclass(frozen=True)
@@ -37,8 +45,10 @@ class TrackScores:
 
     Attributes:
         track: its short id.
-        scores: as mt3train.metrics.transcription_scores returns them.
-        has_drums: whether reference or estimate has any; else its drum scores say nothing.
+        scores: as mt3train.metrics.transcription_scores returns them, and program_precision, _recall
+            and _f1 with programs as finely told apart as the model does. NaN where there is nothing.
+        paper: the same in profile "paper".
+        instruments: counts by program, as finely as the model tells them apart.
         n_reference: notes in the reference.
         n_estimate: notes found.
         n_segments: segments decoded.
@@ -48,7 +58,8 @@ class TrackScores:
 
     track: str
     scores: dict[str, float]
-    has_drums: bool
+    paper: dict[str, float]
+    instruments: list[InstrumentScores]
     n_reference: int
     n_estimate: int
     n_segments: int
@@ -64,6 +75,8 @@ def evaluate(
     *,
     batch: int = 8,
     max_tracks: int | None = None,
+    workers: int = 1,
+    done: Mapping[str, TrackScores] | None = None,
     on_track: Callable[[TrackScores], None] | None = None,
 ) -> list[TrackScores]:
     """Score the tracks of a split; programs are compared as finely as the model tells them apart.
@@ -75,54 +88,55 @@ def evaluate(
         split: which of its splits.
         batch: segments decoded at once.
         max_tracks: only the first so many.
-        on_track: called after each track.
+        workers: processes, each of which takes one track at a time; the scores are the same.
+        done: scores that an earlier run has found, by track; these tracks are not decoded again.
+        on_track: called for each track, in the order in which they are done.
     Returns:
         One entry per track, in the order of the shards.
     Raises:
-        UserError: no finished build, no such split, no tracks in it, or a build whose spectrograms
-            are not made as the model's were.
+        UserError: no finished build, no such split, no tracks in it, a build whose spectrograms
+            are not made as the model's were, or a worker that died.
     """
     require_fit(Path(build), info)
-    results = []
-    for records in islice(read_tracks(build, split), max_tracks):
-        result = score_track(model, info, records, batch)
-        results.append(result)
+    known, order = dict(done or {}), list[str]()
+
+    def undone() -> Iterator[TrackRecords]:
+        for records in islice(read_tracks(build, split), max_tracks):
+            order.append(records.track)
+            if records.track not in known:
+                yield records
+
+    for result in _scored(model, info, undone(), batch, workers):
+        known[result.track] = result
         if on_track:
             on_track(result)
-    if not results:
+    if not order:
         raise UserError(f"{build}: no tracks in split {split!r}; see `mt3data info {build}`")
-    return results
+    return [known[track] for track in order]
 
 
-def mean_scores(results: Sequence[TrackScores]) -> dict[str, float]:
-    """Mean of each score over tracks; of drum scores, over tracks with drums (0.0 if none has)."""
-    with_drums = [result for result in results if result.has_drums]
-    return {
-        name: float(np.mean([result.scores[name] for result in counted])) if counted else 0.0
-        for name in SCORES
-        for counted in [with_drums if name.startswith("drum") else results]
-    }
+def mean_scores(results: Sequence[TrackScores], profile: str = "fixed") -> dict[str, float]:
+    """Mean of each score over the tracks that have it (0.0 if none has).
+
+    Args:
+        results: tracks of one or several builds; may be empty.
+        profile: "fixed" or "paper".
+    """
+    names = (results[0].paper if profile == "paper" else results[0].scores) if results else NAMES
+    means = {name: nan_mean(values_of(results, name, profile)) for name in names}
+    return {name: 0.0 if math.isnan(mean) else mean for name, mean in means.items()}
 
 
-def format_table(results: Sequence[TrackScores]) -> str:
-    """The F1 of each track and their means, as text for a terminal."""
-    width = max(len("mean of tracks"), *(len(result.track) for result in results))
-    headings = "".join(f"{heading:>9}" for heading in COLUMNS)
-    lines = [f"{'F1':{width}}{headings}{'notes':>8}{'found':>8}{'invalid':>9}{'dropped':>9}"]
-    for result in results:
-        cells = "".join(
-            f"{result.scores[score]:9.3f}"
-            if result.has_drums or score != "drum_f1"
-            else f"{'-':>9}"
-            for score in COLUMNS.values()
-        )
-        counts = f"{result.n_reference:8}{result.n_estimate:8}{result.invalid:9}{result.dropped:9}"
-        lines.append(f"{result.track:{width}}{cells}{counts}")
-    means = mean_scores(results)
-    lines.append(
-        f"{'mean of tracks':{width}}" + "".join(f"{means[s]:9.3f}" for s in COLUMNS.values())
-    )
-    return "\n".join(lines)
+def values_of(results: Sequence[TrackScores], name: str, profile: str) -> np.ndarray:
+    """One score of each track, float64 [tracks]; NaN where a track does not have it."""
+    found = (result.paper if profile == "paper" else result.scores for result in results)
+    return np.array([scores.get(name, math.nan) for scores in found], np.float64)
+
+
+def nan_mean(values: np.ndarray) -> float:
+    """The mean of the values that are numbers; NaN if none is."""
+    values = values[~np.isnan(values)]
+    return float(values.mean()) if len(values) else math.nan
 
 
 def score_track(
@@ -137,18 +151,74 @@ def score_track(
         model, info.vocabulary, _segments(records, info),
         batch=batch, max_length=info.max_target_length, on_batch=on_batch,
     )  # fmt: skip
+    granularity, scores = info.vocabulary.granularity, {}
+    for profile in PROFILES:
+        scores[profile] = transcription_scores(
+            records.notes, found.notes, profile=profile,
+            has_offsets=info.vocabulary.encoding != "onsets",
+        )  # fmt: skip
+        for measure in MEASURES:
+            scores[profile][f"program_{measure}"] = scores[profile][
+                f"program_{granularity}_{measure}"
+            ]
     return TrackScores(
         track=records.track,
-        scores=transcription_scores(
-            records.notes, found.notes, granularity=info.vocabulary.granularity
-        ),
-        has_drums=has_drums(records.notes, found.notes),
+        scores=scores["fixed"],
+        paper=scores["paper"],
+        instruments=instrument_scores(records.notes, found.notes, granularity),
         n_reference=len(records.notes),
         n_estimate=len(found.notes),
         n_segments=found.n_segments,
         invalid=found.invalid,
         dropped=found.dropped,
     )
+
+
+# --- several processes ---------------------------------------------------------------------------
+
+_worker: tuple[MT3, CheckpointInfo, int]  # what a worker process scores with
+
+
+def _scored(
+    model: MT3, info: CheckpointInfo, tracks: Iterator[TrackRecords], batch: int, workers: int
+) -> Iterator[TrackScores]:
+    """Scores tracks, in this process or in several, in the order in which they are given."""
+    if workers == 1:
+        yield from (score_track(model, info, records, batch) for records in tracks)
+        return
+    threads = max(1, (os.cpu_count() or 1) // workers)
+    pool = ProcessPoolExecutor(
+        workers, get_context("spawn"), _begin_work, (model, info, batch, threads)
+    )
+    waiting: list[Future[TrackScores]] = []
+    try:
+        for records in tracks:
+            waiting.append(pool.submit(_work, records))
+            if len(waiting) > workers:  # each holds the spectrogram of a track
+                yield waiting.pop(0).result()
+        while waiting:
+            yield waiting.pop(0).result()
+    except BrokenProcessPool as error:
+        raise UserError(
+            "a worker process died, perhaps for want of memory; try fewer --workers or a smaller "
+            "--batch"
+        ) from error
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _begin_work(model: MT3, info: CheckpointInfo, batch: int, threads: int) -> None:
+    global _worker
+    torch.set_num_threads(threads)
+    _worker = model, info, batch
+
+
+def _work(records: TrackRecords) -> TrackScores:
+    model, info, batch = _worker
+    return score_track(model, info, records, batch)
+
+
+# --- the input -----------------------------------------------------------------------------------
 
 
 def _segments(records: TrackRecords, info: CheckpointInfo) -> Iterator[tuple[int, np.ndarray]]:

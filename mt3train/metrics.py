@@ -1,130 +1,176 @@
-"""How good is a transcription? Notes found, with and without offsets and instruments.
+"""Scores of an estimate against a reference, under short names, in two profiles.
 
-mir_eval matches notes one to one: an estimated note fits a reference note when its onset lies
-within 50 ms, its pitch within 50 cents and, where offsets count, its offset within 50 ms or 20 % of
-the reference note's length, whichever is larger. Precision is the share of estimated notes that
-fit, recall the share of reference notes that are found, F1 their harmonic mean.
+`paper` returns, to 1e-9, what MT3's own code returns (tests/golden/metrics.json). `fixed`, the
+default, differs where that code does something that no one would want:
 
-    onset          onset and pitch, of all notes but drums          "Onset F1"
-    onset_offset   onset, pitch and offset, of all notes but drums  "Onset + offset F1"
-    program        onset, pitch, offset and program; of drums, onset and drum
-                                                                    "Onset + offset + program F1"
-    drum           onset and drum, of drums                         "Drum onset F1"
+    frame        paper: frames of the reference count where velocities sum to more than 30, those of
+                 the estimate where they exceed 0, so that a quiet piece scores below 1 against
+                 itself; of notes with instrument 0 only one program's are seen.
+                 fixed: a frame sounds or not, and all notes count.
+    tolerance_*  paper: of notes that the frame score before it made at least 50 ms long.
+                 fixed: of the notes.
+    program_*, drum   paper: drums with different programs differ, and an estimate has program 0.
+                 fixed: a drum is a drum. A reference from MIDI may say 128 or 40.
+    all          paper: 0 where neither side holds notes. fixed: NaN, and a mean leaves it out.
 
-On the right are the original's names; every number equals the original's (golden/metrics.json).
-As there, `program` and `drum` match the notes of each (program, is_drum) on their own and weight
-the precision of each by its estimated and the recall by its reference notes; an estimate with the
-wrong program is thus wrong twice. A score whose reference or estimate holds no notes is 0, also
-when both are empty: what to leave out of a mean is for the caller to say (`has_drums`). Notes of
-zero length are ignored, because mir_eval refuses them.
+Scores: `onset` (50 ms, equal pitch), `onset_offset` (and offsets), `onset_velocity`,
+`onset_offset_velocity`, `frame`, `tolerance_S` (onset_offset with S seconds in place of 50 ms): of
+notes other than drums. `drum`: onsets of drums. `nondrum_G` and `program_G`: onset_offset with the
+right program, without and with drums (onsets only), summed over programs; G says how finely
+programs are told apart. Each has precision, recall and f1. `leakage` is of mt3train.instruments.
 """
 
-from dataclasses import replace
+from __future__ import annotations
 
-import mir_eval.transcription
-import mir_eval.util
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
 import numpy as np
 
 from mt3data.notes import Notes
 from mt3data.vocabulary import map_programs
+from mt3train import pianoroll
+from mt3train.instruments import confusion, leakage
+from mt3train.matching import Counts, count
 
+PROFILES = ("fixed", "paper")
 MEASURES = ("precision", "recall", "f1")
-SCORES = tuple(
-    f"{what}_{measure}"
-    for what in ("onset", "onset_offset", "program", "drum")
-    for measure in MEASURES
-)
+GRANULARITIES = ("flat", "midi_class", "full")
+TOLERANCES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # s; mt3/metrics.py _note_onset_tolerance_sweep
+COUNTED = (
+    "onset", "onset_offset", "onset_velocity", "onset_offset_velocity", "frame", "drum",
+    *(f"{what}_{granularity}" for granularity in GRANULARITIES for what in ("program", "nondrum")),
+    *(f"tolerance_{tolerance}" for tolerance in TOLERANCES),
+)  # fmt: skip
+SCORES = (*(f"{what}_{measure}" for what in COUNTED for measure in MEASURES), "leakage")
+
+
+@dataclass(frozen=True)
+class TrackSpec:
+    """A part to be scored on its own.
+
+    Attributes:
+        name: prefix of its scores, "Bass/onset_f1".
+        program: 0 to 127; of drums it counts in profile "paper" only.
+        is_drum: whether the part is drums.
+    """
+
+    name: str
+    program: int
+    is_drum: bool = False
 
 
 def transcription_scores(
-    reference: Notes, estimate: Notes, *, granularity: str = "full"
-) -> dict[str, float]:
-    """Precision, recall and F1 of an estimate; keys are SCORES, values in [0, 1].
+    reference: Notes, estimate: Notes, *, profile: str = "fixed", has_offsets: bool = True,
+    tracks: Sequence[TrackSpec] = (),
+) -> dict[str, float]:  # fmt: skip
+    """Scores of one track, in [0, 1].
 
     Args:
         reference: the notes that are there, in any order, before overlaps are trimmed.
         estimate: the notes that were found.
-        granularity: how finely programs are told apart: "full", "midi_class" or "flat".
+        profile: "fixed" or "paper", see the module's text.
+        has_offsets: False for models that write onsets only: leaves out the scores of offsets and
+            velocities that the original leaves out for these.
+        tracks: parts to be scored on their own as well.
+    Returns:
+        Values by name, SCORES and for each of `tracks` its name, "/" and onset, onset_offset (not of
+        drums), ..., frame. Profile "paper" has no leakage.
     Raises:
-        ValueError: a note ends before it begins.
+        ValueError: a note ends before it begins, or begins before time 0; or no such profile.
 
-    Source: mt3/metrics.py transcription_metrics, _program_aware_note_scores.
+    Source: mt3/metrics.py transcription_metrics.
     """
-    reference = _comparable(reference, "reference", granularity)
-    estimate = _comparable(estimate, "estimate", granularity)
+    if profile not in PROFILES:
+        raise ValueError(f"profile={profile!r}; expected fixed or paper")
+    is_paper = profile == "paper"
+    for notes, side in ((reference, "reference"), (estimate, "estimate")):
+        _require_forward(notes, side)
+    if not is_paper:
+        reference, estimate = _plain(reference), _plain(estimate)
     pitched = reference[~reference.is_drum], estimate[~estimate.is_drum]
-    groups = {
-        (int(program), bool(is_drum))
-        for notes in (reference, estimate)
-        for program, is_drum in zip(notes.program, notes.is_drum, strict=True)
-    }
+    found = _part_counts(*pitched, has_offsets, False, is_paper)
+    for spec in tracks:
+        part = _part(reference, spec, is_paper), _part(estimate, spec, is_paper)
+        counts = _part_counts(*part, has_offsets, spec.is_drum, is_paper)
+        found |= {f"{spec.name}/{name}": value for name, value in counts.items()}
+    for granularity in GRANULARITIES:
+        found |= _program_counts(reference, estimate, granularity)
+    if is_paper:  # the frame scores have changed the notes by now
+        pitched = pianoroll.lengthened(pitched[0], False), pianoroll.lengthened(pitched[1], False)
+    for tolerance in TOLERANCES:
+        found[f"tolerance_{tolerance}"] = count(*pitched, offsets=True, tolerance=tolerance)
+    nothing = 0.0 if is_paper else float("nan")
     scores = {
-        "onset": _precision_recall(*pitched, offsets=False),
-        "onset_offset": _precision_recall(*pitched, offsets=True),
-        "program": _by_group(reference, estimate, groups),
-        "drum": _by_group(reference, estimate, {group for group in groups if group[1]}),
-    }
-    return {
         f"{name}_{measure}": value
-        for name, (precision, recall) in scores.items()
-        for measure, value in zip(
-            MEASURES, (precision, recall, mir_eval.util.f_measure(precision, recall)), strict=True
-        )
+        for name, counts in found.items()
+        for measure, value in zip(MEASURES, counts.scores(nothing), strict=True)
     }
+    return scores if is_paper else scores | {"leakage": leakage(confusion(reference, estimate))}
 
 
-def has_drums(reference: Notes, estimate: Notes) -> bool:
-    """Whether drum scores say anything about this track."""
-    return bool(reference.is_drum.any() or estimate.is_drum.any())
+def _part_counts(
+    reference: Notes, estimate: Notes, has_offsets: bool, are_drums: bool, is_paper: bool
+) -> dict[str, Counts]:
+    """Counts that know no programs, for notes that are all drums or all not."""
+    with_offsets = has_offsets and not are_drums
+    counts = {"onset": count(reference, estimate, offsets=False)}
+    if with_offsets:
+        counts["onset_offset"] = count(reference, estimate, offsets=True)
+    if has_offsets:
+        counts["onset_velocity"] = count(reference, estimate, offsets=False, velocity=True)
+    if with_offsets:
+        counts["onset_offset_velocity"] = count(reference, estimate, offsets=True, velocity=True)
+    if is_paper:
+        rolls = [pianoroll.original_pianoroll(n, are_drums) for n in (reference, estimate)]
+        counts["frame"] = pianoroll.frame_counts(*rolls, above=pianoroll.VELOCITY_ABOVE)
+    else:
+        longer = (pianoroll.lengthened(n, are_drums) for n in (reference, estimate))
+        counts["frame"] = pianoroll.frame_counts(*map(pianoroll.pianoroll, longer))
+    return counts
 
 
-def _comparable(notes: Notes, side: str, granularity: str) -> Notes:
-    backwards = notes.offset < notes.onset
-    if backwards.any():
+def _program_counts(reference: Notes, estimate: Notes, granularity: str) -> dict[str, Counts]:
+    """Counts over the notes of each (program, is_drum), matched on their own."""
+    reference, estimate = (_mapped(notes, granularity) for notes in (reference, estimate))
+    drum, nondrum = Counts(), Counts()
+    for group in np.union1d(_groups(reference), _groups(estimate)):
+        part, guess = (notes[_groups(notes) == group] for notes in (reference, estimate))
+        if group % 2:
+            drum += count(part, guess, offsets=False)
+        else:
+            nondrum += count(part, guess, offsets=True)
+    return {
+        f"program_{granularity}": drum + nondrum, f"nondrum_{granularity}": nondrum, "drum": drum,
+    }  # fmt: skip
+
+
+def _require_forward(notes: Notes, side: str) -> None:
+    wrong = (notes.offset < notes.onset) | (notes.onset < 0)
+    if wrong.any():
         raise ValueError(
-            f"{backwards.sum()} notes of the {side} end before they begin, first the one at "
-            f"{notes.onset[backwards].min():.3f} s; mt3data.notes.validate names them"
+            f"{wrong.sum()} notes of the {side} end before they begin, or begin before time 0, first "
+            f"the one at {notes.onset[wrong].min():.3f} s; mt3data.notes.validate names them"
         )
+
+
+def _plain(notes: Notes) -> Notes:
+    """Notes that have a length; all drums are of program 0."""
     notes = notes[notes.onset != notes.offset]
+    return replace(notes, program=np.where(notes.is_drum, 0, notes.program))
+
+
+def _part(notes: Notes, spec: TrackSpec, is_paper: bool) -> Notes:
+    same = (notes.is_drum == spec.is_drum) & (notes.program == spec.program)
+    return notes[notes.is_drum if spec.is_drum and not is_paper else same]
+
+
+def _mapped(notes: Notes, granularity: str) -> Notes:
     # Drums keep their program: the original maps that of other notes only.
     programs = np.where(notes.is_drum, notes.program, map_programs(notes.program, granularity))
     return replace(notes, program=programs)
 
 
-def _by_group(
-    reference: Notes, estimate: Notes, groups: set[tuple[int, bool]]
-) -> tuple[float, float]:
-    """Precision and recall over several (program, is_drum), each matched on its own."""
-    hits_estimated = hits_found = 0.0
-    n_estimated = n_found = 0
-    for program, is_drum in sorted(groups):
-        part, guess = (
-            notes[(notes.program == program) & (notes.is_drum == is_drum)]
-            for notes in (reference, estimate)
-        )
-        precision, recall = _precision_recall(part, guess, offsets=not is_drum)
-        hits_estimated += precision * len(guess)
-        hits_found += recall * len(part)
-        n_estimated += len(guess)
-        n_found += len(part)
-    return hits_estimated / max(1, n_estimated), hits_found / max(1, n_found)
-
-
-def _precision_recall(reference: Notes, estimate: Notes, *, offsets: bool) -> tuple[float, float]:
-    if len(reference) == 0 or len(estimate) == 0:
-        return 0.0, 0.0
-    precision, recall, _, _ = mir_eval.transcription.precision_recall_f1_overlap(
-        np.stack([reference.onset, reference.offset], axis=1),
-        _hertz(reference.pitch),
-        np.stack([estimate.onset, estimate.offset], axis=1),
-        _hertz(estimate.pitch),
-        onset_tolerance=0.05,
-        pitch_tolerance=50.0,
-        offset_ratio=0.2 if offsets else None,
-        offset_min_tolerance=0.05,
-    )
-    return float(precision), float(recall)
-
-
-def _hertz(pitch: np.ndarray) -> np.ndarray:
-    return 440.0 * 2.0 ** ((pitch - 69) / 12.0)
+def _groups(notes: Notes) -> np.ndarray:
+    """A number for each (program, is_drum), odd for drums."""
+    return 2 * notes.program.astype(np.int64) + notes.is_drum

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import golden_convert
+import golden_metrics
 import golden_network
 import golden_spectrogram
 import numpy as np
@@ -280,6 +281,7 @@ CHECKS: dict[str, Check] = {
     "detokenize.json.gz": check_detokenize,
     "start_times.json": check_start_times,
     "spectrogram.npz": golden_spectrogram.check_spectrogram,
+    **golden_metrics.CHECKS,
     **golden_network.CHECKS,
     **golden_convert.CHECKS,
 }

@@ -74,8 +74,8 @@ def test_scores_of_equal_files_are_one(tmp_path: Path) -> None:
     write_midi(notes, tmp_path / "a.mid")
     result = run("score", tmp_path / "a.mid", tmp_path / "a.mid", "--json")
     scores = json.loads(result.stdout)
-    assert {name: scores[f"{name}_f1"] for name in ("onset", "onset_offset", "program", "drum")} == {
-        "onset": 1.0, "onset_offset": 1.0, "program": 1.0, "drum": 1.0,
+    assert {name: scores[f"{name}_f1"] for name in ("onset", "frame", "program_full", "drum")} == {
+        "onset": 1.0, "frame": 1.0, "program_full": 1.0, "drum": 1.0,
     }  # fmt: skip
 
 

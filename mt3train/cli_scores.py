@@ -1,0 +1,216 @@
+"""The commands of `mt3train` that say how good a model is: evaluate, score."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mt3data.errors import UserError
+from mt3data.terminal import print_json, progress
+
+if TYPE_CHECKING:
+    from mt3data.notes import Notes
+    from mt3train.checkpoint import CheckpointInfo
+    from mt3train.evaluate import TrackScores
+    from mt3train.metrics import TrackSpec
+    from mt3train.model import MT3
+
+FOLDER = click.Path(path_type=Path)
+CHECKPOINT = click.option(
+    "--checkpoint", type=FOLDER, required=True,
+    help="A .safetensors file, or the folder of a run (its newest checkpoint).",
+)  # fmt: skip
+BATCH = click.option("--batch", default=8, show_default=True, help="Segments decoded at once.")
+ROWS = {  # of `score`: what a line is called, and its score
+    "onset": "onset", "onset + offset": "onset_offset", "onset + velocity": "onset_velocity",
+    "onset + offset + velocity": "onset_offset_velocity", "frame": "frame", "drum onset": "drum",
+    "with program": "program_full", "  of the class": "program_midi_class",
+    "  any, drums told apart": "program_flat", "within 10 ms": "tolerance_0.01",
+    "within 20 ms": "tolerance_0.02", "within 100 ms": "tolerance_0.1",
+    "within 200 ms": "tolerance_0.2", "within 500 ms": "tolerance_0.5",
+}  # fmt: skip
+LONGER = 1.25  # an estimate that ends so much later, or earlier, may belong to another recording
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+@CHECKPOINT
+@click.option("--split", default="test", show_default=True)
+@click.option("--tracks", type=int, help="Only the first so many tracks.")
+@BATCH
+@click.option("--workers", default=1, show_default=True, help="Processes, a track each.")
+@click.option("--out", type=FOLDER, metavar="FILE", help="Keep each track's scores there; run "
+              "again, it goes on.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="Means, intervals and every track as JSON.")
+@click.option("--csv", "as_csv", is_flag=True, help="A line for each track and score.")
+def evaluate(
+    folder: Path, checkpoint: Path, split: str, tracks: int | None, batch: int, workers: int,
+    out: Path | None, as_json: bool, as_csv: bool,
+) -> None:  # fmt: skip
+    """Scores a model on a split of one build, or of every build in FOLDER, from shards alone.
+
+    Tables are in profile `fixed`, the last one in `paper` (see `mt3train score --help`).
+
+    Example: mt3train evaluate shards/demo --checkpoint runs/demo --split test
+    """
+    from mt3data.shards import find_builds, read_manifest
+    from mt3train.results import dataset_table, to_csv, to_json, track_table
+
+    require_positive("--batch", batch)
+    require_positive("--workers", workers)
+    if tracks is not None:
+        require_positive("--tracks", tracks)
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
+        raise UserError(f"--out {out}: expected a file, in a folder that exists")
+    builds = find_builds(folder)
+    model, info = load_checkpoint(checkpoint)
+    having = [build for build in builds if split in read_manifest(build)["splits"]]
+    results = {}
+    for build in having or builds:  # none has it: the first says so
+        results[build.name] = _evaluate_build(
+            model, info, build, split, tracks, batch, workers, out
+        )
+        if not (as_json or as_csv):
+            click.echo(f"{build}, split {split}\n{track_table(results[build.name])}\n")
+            _print_instruments(results[build.name])
+    if as_json:
+        print_json(to_json(results))
+    elif as_csv:
+        click.echo(to_csv(results), nl=False)
+    else:
+        click.echo(
+            f"As MT3's paper has it [95 % of bootstraps over tracks]\n{dataset_table(results)}"
+        )
+    for build in builds:
+        if build not in having:
+            click.echo(f"{build} has no split {split!r} and was left out", err=True)
+
+
+def _evaluate_build(
+    model: MT3, info: CheckpointInfo, build: Path, split: str, tracks: int | None, batch: int,
+    workers: int, out: Path | None,
+) -> list[TrackScores]:  # fmt: skip
+    from mt3data.shards import read_manifest
+    from mt3train.evaluate import evaluate as run
+    from mt3train.results import ResultsFile, identity
+
+    manifest = read_manifest(build)
+    totals = manifest["splits"].get(split, {"tracks": 0})
+    file = ResultsFile(out, identity(model, info, manifest, split), build.name) if out else None
+    n_tracks = min(totals["tracks"], tracks or totals["tracks"])
+    with progress(n_tracks, f"evaluate {build.name}", "tracks") as bar:
+
+        def on_track(result: TrackScores) -> None:
+            if file:
+                file.add(result)
+            bar.update(1)
+
+        if file:
+            bar.update(min(len(file.done), n_tracks))
+        return run(
+            model, info, build, split, batch=batch, max_tracks=tracks, workers=workers,
+            done=file.done if file else None, on_track=on_track,
+        )  # fmt: skip
+
+
+def _print_instruments(results: Sequence[TrackScores]) -> None:
+    from mt3train.instruments import instrument_table, pooled
+
+    click.echo("\n".join(instrument_table(pooled([each.instruments for each in results]))) + "\n")
+
+
+@click.command()
+@click.argument("reference", type=FOLDER)
+@click.argument("estimate", type=FOLDER)
+@click.option("--part", "parts", multiple=True, metavar="NAME=PROGRAM",
+              help="Score these notes on their own, too: Bass=33, Drums=drums; may be repeated.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="All scores in both profiles as JSON.")
+def score(reference: Path, estimate: Path, parts: tuple[str, ...], as_json: bool) -> None:
+    """Compares two MIDI files: notes that should be there, and notes that were found.
+
+    Any system's transcription can be scored. The last column is in profile `paper`, which is what
+    MT3's own code returns; the others are `fixed`, which leaves its mistakes out: there quiet notes
+    count as frames, short notes keep their length, all drums are drums, and what neither file holds
+    has no score.
+
+    Example: mt3train score reference.mid song.mid
+    """
+    from dataclasses import asdict
+
+    from mt3data.midi import read_midi
+    from mt3train.instruments import instrument_scores, instrument_table
+    from mt3train.metrics import transcription_scores
+
+    notes = read_midi(reference), read_midi(estimate)
+    specs = [_track_spec(part) for part in parts]
+    fixed, paper = (
+        transcription_scores(*notes, profile=profile, tracks=specs)
+        for profile in ("fixed", "paper")
+    )
+    instruments = instrument_scores(*notes)
+    if as_json:
+        known = {name: None if math.isnan(value) else value for name, value in fixed.items()}
+        table = [asdict(one) | {"name": one.name} for one in instruments]
+        print_json({**known, "paper": paper, "instruments": table})
+    else:
+        click.echo(f"{reference}: {len(notes[0])} notes; {estimate}: {len(notes[1])} notes")
+        rows = ROWS | {
+            f"{spec.name}, {what}": f"{spec.name}/{name}" for spec in specs
+            for what, name in ROWS.items() if f"{spec.name}/{name}_f1" in fixed
+        }  # fmt: skip
+        _print_scores(fixed, paper, rows)
+        click.echo("\n" + "\n".join(instrument_table(instruments)))
+    _remark_on_length(*notes)
+
+
+def _print_scores(
+    fixed: Mapping[str, float], paper: Mapping[str, float], rows: Mapping[str, str]
+) -> None:
+    width = max(map(len, rows)) + 2
+    click.echo(f"{'':{width}}{'precision':>10}{'recall':>10}{'F1':>10}{'F1, paper':>12}")
+    for what, name in rows.items():
+        values = [fixed[f"{name}_{measure}"] for measure in ("precision", "recall", "f1")]
+        cells = "".join(f"{'-':>10}" if math.isnan(v) else f"{v:10.3f}" for v in values)
+        click.echo(f"{what:{width}}{cells}{paper[f'{name}_f1']:12.3f}")
+    if not math.isnan(fixed["leakage"]):
+        click.echo(f"leakage: {100 * fixed['leakage']:.1f} % of the notes that are right in pitch and "
+                   "onset stand under a wrong program")  # fmt: skip
+
+
+def _track_spec(part: str) -> TrackSpec:
+    """NAME=PROGRAM or NAME=drums as a part to score."""
+    from mt3train.metrics import TrackSpec
+
+    name, _, program = part.partition("=")
+    if name and program == "drums":
+        return TrackSpec(name, 0, is_drum=True)
+    if not name or not program.isascii() or not program.isdigit() or int(program) > 127:
+        raise UserError(f"--part {part}: expected NAME=PROGRAM, such as Bass=33, or NAME=drums")
+    return TrackSpec(name, int(program))
+
+
+def _remark_on_length(reference: Notes, estimate: Notes) -> None:
+    ends = [float(notes.offset.max(initial=0.0)) for notes in (reference, estimate)]
+    if min(ends) > 0 and max(ends) > LONGER * min(ends):
+        click.echo(f"the reference ends at {ends[0]:.1f} s, the estimate at {ends[1]:.1f} s: are they "
+                   "of one recording?", err=True)  # fmt: skip
+
+
+def load_checkpoint(checkpoint: Path) -> tuple[MT3, CheckpointInfo]:
+    """The model of a checkpoint, on the GPU if there is one."""
+    import torch
+
+    from mt3train.checkpoint import load_model
+
+    model, info = load_model(checkpoint)
+    return (model.cuda() if torch.cuda.is_available() else model), info
+
+
+def require_positive(option: str, value: int) -> None:
+    """Raises UserError for a value below 1."""
+    if value < 1:
+        raise UserError(f"{option} {value}: expected at least 1")

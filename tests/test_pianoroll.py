@@ -1,0 +1,37 @@
+"""mt3train.pianoroll: frames that sound (the original's rolls: tests/golden_metrics.py)."""
+
+import numpy as np
+
+from mt3data.notes import Notes
+from mt3train.matching import Counts
+from mt3train.pianoroll import frame_counts, lengthened, pianoroll
+
+
+def notes(*rows: tuple[float, float, int, int]) -> Notes:
+    """Rows (onset, offset, pitch, velocity)."""
+    return Notes.from_array(np.array([(*row, 0, 0, 0) for row in rows], float).reshape(-1, 7))
+
+
+def test_a_roll_sums_the_velocities_of_the_notes_that_sound():
+    roll = pianoroll(notes((0, 0.3, 60, 50), (0.1, 0.2, 60, 20), (0.2, 0.4, 61, 9)), fps=10)
+    assert roll.shape == (128, 4)
+    assert roll[60].tolist() == [50, 70, 50, 0]
+    assert roll[61].tolist() == [0, 0, 9, 9]
+    assert roll[:60].sum() == roll[62:].sum() == 0
+
+
+def test_no_notes_make_a_roll_without_frames():
+    assert pianoroll(notes()).shape == (128, 0)
+
+
+def test_notes_last_50_ms_at_least_and_drums_exactly():
+    piece = notes((0, 0.01, 60, 9), (0, 1, 61, 9))
+    assert lengthened(piece, are_drums=False).offset.tolist() == [0.05, 1]
+    assert lengthened(piece, are_drums=True).offset.tolist() == [0.05, 0.05]
+
+
+def test_frames_are_compared_though_one_side_ends_earlier():
+    long, short = pianoroll(notes((0, 4, 60, 20)), fps=1), pianoroll(notes((0, 3, 60, 1)), fps=1)
+    assert frame_counts(long, short) == Counts(3, 4, 3)
+    assert frame_counts(short, long) == Counts(3, 3, 4)
+    assert frame_counts(long, short, above=30) == Counts(0, 0, 3)

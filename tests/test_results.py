@@ -1,0 +1,151 @@
+"""mt3train.results: tables, JSON, CSV, intervals, and a file that goes on where it was cut."""
+
+import csv
+import io
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mt3data.errors import UserError
+from mt3data.vocabulary import VocabularyConfig
+from mt3train.checkpoint import CheckpointInfo
+from mt3train.evaluate import TrackScores
+from mt3train.instruments import InstrumentScores
+from mt3train.matching import Counts
+from mt3train.model import MT3, ModelConfig
+from mt3train.results import (
+    ResultsFile,
+    dataset_table,
+    from_record,
+    identity,
+    interval,
+    to_csv,
+    to_json,
+    to_record,
+    track_table,
+)
+
+NAMES = ("onset_f1", "onset_offset_f1", "program_f1", "program_full_f1", "frame_f1", "leakage")
+NAN = float("nan")
+
+
+def scored(track: str, value: float, drums: float = NAN) -> TrackScores:
+    scores = dict.fromkeys(NAMES, value) | {"drum_f1": drums}
+    piano = InstrumentScores(0, Counts(3, 4, 5), Counts(2, 4, 5), {33: 1})
+    drum = InstrumentScores(-1, Counts(1, 1, 1), None)
+    return TrackScores(track, scores, scores | {"drum_f1": 0.0}, [piano, drum], 10, 9, 1, 0, 0)
+
+
+TWO = [scored("a", 0.5, drums=0.5), scored("b", 0.75)]
+
+
+def test_the_table_shows_each_track_and_the_mean_of_those_that_have_a_score():
+    lines = [line.split() for line in track_table(TWO).splitlines()]
+    assert lines[1] == ["a", *["0.500"] * 6, "10", "9", "0", "0"]
+    assert lines[2] == ["b", *["0.750"] * 3, "-", *["0.750"] * 2, "10", "9", "0", "0"]
+    assert lines[3] == ["mean", "of", "tracks", *["0.625"] * 3, "0.500", *["0.625"] * 2]
+
+
+def test_published_numbers_stand_beside_ours_where_the_dataset_is_the_papers():
+    lines = dataset_table({"slakh": TWO, "demo": TWO}).splitlines()
+    assert lines[0].split() == ["slakh", "demo"]
+    assert lines[1].split() == ["onset", "F1", "0.625", "[0.500,", "0.750]", "0.625", "[0.500,", "0.750]"]  # fmt: skip
+    assert lines[2].split() == ["MT3,", "published", "0.759", "-"]
+    assert lines[6].split() == ["MT3,", "published", "0.545", "-"]
+    assert "published" not in dataset_table({"demo": TWO})
+
+
+def test_an_interval_holds_the_mean_in_19_of_20_samples():
+    random = np.random.default_rng(0)
+    held = 0
+    for _ in range(200):
+        low, high = interval(random.normal(0.5, 0.1, 40))
+        held += low <= 0.5 <= high
+    assert 180 <= held <= 198
+
+
+def test_intervals_leave_out_what_is_no_number_and_are_the_same_each_time():
+    values = np.array([0.1, 0.5, NAN, 0.9])
+    assert interval(values) == interval(values[[0, 1, 3]]) == interval(values)
+    assert all(map(math.isnan, interval(np.array([NAN]))))
+    assert interval(np.array([0.25])) == (0.25, 0.25)
+
+
+def test_json_has_both_profiles_the_published_numbers_and_every_track():
+    found = json.loads(json.dumps(to_json({"slakh": TWO}), allow_nan=False))["slakh"]
+    assert found["fixed"]["drum_f1"] == {"mean": 0.5, "interval": [0.5, 0.5]}
+    assert found["paper"]["drum_f1"]["mean"] == 0
+    assert found["published"] == {
+        "onset_f1": 0.759, "onset_offset_f1": 0.573, "program_full_f1": 0.545,
+    }  # fmt: skip
+    assert [track["track"] for track in found["tracks"]] == ["a", "b"]
+    assert found["tracks"][1]["scores"]["drum_f1"] is None
+
+
+def test_csv_has_a_line_for_each_track_profile_and_score():
+    rows = list(csv.DictReader(io.StringIO(to_csv({"slakh": TWO}))))
+    assert len(rows) == 2 * 2 * 7
+    wanted = {"build": "slakh", "track": "b", "profile": "fixed", "score": "drum_f1", "value": ""}
+    assert wanted in rows
+    assert {row["value"] for row in rows if row["score"] == "onset_f1"} == {"0.5", "0.75"}
+
+
+def test_a_track_survives_the_way_to_json_and_back():
+    record = json.loads(json.dumps(to_record(TWO[1]), allow_nan=False))
+    again = from_record(record)
+    assert to_record(again) == to_record(TWO[1])
+    assert again.instruments == TWO[1].instruments
+    assert math.isnan(again.scores["drum_f1"])
+
+
+def records(file: ResultsFile) -> dict[str, dict]:
+    """What a file holds, NaN as None, so that it can be compared."""
+    return {track: to_record(result) for track, result in file.done.items()}
+
+
+def test_results_go_on_where_a_kill_cut_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    file = ResultsFile(path, "ours", "slakh")
+    for track in TWO:
+        file.add(track)
+    path.write_bytes(path.read_bytes()[:-30])  # inside the second track
+    again = ResultsFile(path, "ours", "slakh")
+    assert records(again) == {"a": to_record(TWO[0])}
+    again.add(TWO[1])
+    whole = ResultsFile(path, "ours", "slakh")
+    assert records(whole) == {"a": to_record(TWO[0]), "b": to_record(TWO[1])}
+
+
+def test_a_file_holds_several_builds_but_one_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    ResultsFile(path, "ours", "slakh").add(TWO[0])
+    assert ResultsFile(path, "others", "urmp").done == {}
+    with pytest.raises(UserError, match="holds results on slakh of another checkpoint"):
+        ResultsFile(path, "others", "slakh")
+
+
+@pytest.mark.parametrize("content", ["no json\n", "[1]\n", '{"identity": "ours", "build": "x"}\n'])
+def test_another_file_is_refused_and_kept(tmp_path: Path, content: str) -> None:
+    path = tmp_path / "notes.txt"
+    path.write_text(content)
+    with pytest.raises(UserError, match="line 1 is no result"):
+        ResultsFile(path, "ours", "slakh")
+    assert path.read_text() == content
+
+
+def test_results_depend_on_weights_vocabulary_build_and_split() -> None:
+    tiny = ModelConfig(emb_dim=16, num_heads=1, head_dim=8, num_encoder_layers=1,
+                       num_decoder_layers=1, mlp_dim=16)  # fmt: skip
+    one, other, info = MT3(tiny), MT3(tiny), CheckpointInfo()
+    build = {"fingerprint": "f"}
+    known = identity(one, info, build, "test")
+    assert identity(one, info, build, "test") == known
+    coarse = CheckpointInfo(vocabulary=VocabularyConfig(granularity="flat"))
+    changed = {
+        identity(other, info, build, "test"), identity(one, coarse, build, "test"),
+        identity(one, info, {"fingerprint": "g"}, "test"), identity(one, info, build, "train"),
+    }  # fmt: skip
+    assert len(changed | {known}) == 5
