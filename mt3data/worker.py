@@ -12,8 +12,9 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 from mt3data.attempts import Run
@@ -139,9 +140,10 @@ def _seen(track: Track) -> list[tuple[str, int, int]]:
     """Name, size and time of change of every source file; -1 and 0 for what is no file."""
     seen = []
     for path in source_files(track):
-        if path.is_file():
+        size, changed = -1, 0
+        with suppress(OSError):
             stat = path.stat()
-            seen.append((path.name, stat.st_size, stat.st_mtime_ns))
-        else:
-            seen.append((path.name, -1, 0))
+            if S_ISREG(stat.st_mode):
+                size, changed = stat.st_size, stat.st_mtime_ns
+        seen.append((path.name, size, changed))
     return seen

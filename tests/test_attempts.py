@@ -1,0 +1,122 @@
+"""Markers of tracks that were begun, and the verdicts that follow from them."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from mt3data.attempts import Run, new_run
+from mt3data.build import _suspects
+from mt3data.errors import UserError
+from mt3data.plan import PlannedTrack, ShardPlan
+from mt3data.track import Track
+
+
+def planned(name: str, seconds: float = 60.0, passes: int = 1) -> PlannedTrack:
+    track = Track(name, name, "demo", "train", Path("mix.flac"))
+    return PlannedTrack(track, seconds, (1,), passes, 1)
+
+
+SONG = planned("song")
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Iterator[Run]:
+    with new_run(tmp_path, tmp_path, 0.0) as found:
+        yield found
+
+
+def die(run: Run, track: PlannedTrack, said: str = "") -> Path:
+    """Leaves what a worker leaves that dies at a track."""
+    marker = run._new_marker(track.track.id)
+    marker.write_text(said)
+    return marker
+
+
+def test_one_death_proves_nothing_and_two_are_a_verdict(run: Run) -> None:
+    die(run, SONG)
+    assert run.verdict(SONG) is None
+    die(run, SONG)
+    assert run.verdict(SONG) == (
+        "worker", "its worker died 2 times at it (memory, or a library crashed)",
+    )  # fmt: skip
+    assert run.verdict(planned("son")) is None
+
+
+def test_one_hang_is_a_verdict(run: Run) -> None:
+    die(run, SONG, "Timeout (0:10:00)!")
+    assert run.verdict(SONG) == (
+        "hang", "not done after 600 s, see --track-timeout; its worker was stopped",
+    )  # fmt: skip
+
+
+def test_an_attempt_that_ends_leaves_no_marker(run: Run) -> None:
+    with run.attempt(SONG):
+        assert [path.name for path in run.markers()] == ["song.1"]
+    with pytest.raises(ValueError, match="bad"), run.attempt(SONG):
+        raise ValueError("bad")
+    assert run.markers() == {}
+
+
+def test_markers_of_an_earlier_run_are_cleared(tmp_path: Path) -> None:
+    with new_run(tmp_path, tmp_path, 0.0) as first:
+        pass
+    first.folder.mkdir()
+    die(first, SONG)
+    die(first, SONG)
+    with new_run(tmp_path, tmp_path, 0.0) as second:
+        assert second.verdict(SONG) is None
+        assert list(tmp_path.iterdir()) == [second.folder]
+
+
+def test_a_worker_whose_run_is_over_stops_at_the_next_track(run: Run) -> None:
+    run.folder.rmdir()
+    with pytest.raises(UserError, match="the run that asked for this shard is over"):
+        run._new_marker("song")
+
+
+@pytest.mark.parametrize(
+    ("track", "timeout", "seconds"),
+    [
+        (SONG, 0.0, 600),
+        (planned("long", 1800.0), 0.0, 3600),
+        (planned("often", 60.0, 10), 0.0, 1200),
+        (SONG, 5.0, 5),
+    ],
+)
+def test_the_limit_grows_with_the_track_unless_given(
+    run: Run, track: PlannedTrack, timeout: float, seconds: float
+) -> None:
+    assert replace(run, track_timeout=timeout).limit_seconds(track) == seconds
+
+
+# --- who is to be built alone ---------------------------------------------------------------------
+
+SHARDS = {
+    name: ShardPlan(name, "train", (planned(f"{name}1"), planned(f"{name}2")), 1) for name in "abc"
+}
+
+
+def suspects(run: Run) -> list[str]:
+    return _suspects(run.markers(), SHARDS)
+
+
+def test_the_only_track_at_work_keeps_its_marker(run: Run) -> None:
+    die(run, planned("b2"))
+    assert suspects(run) == ["b"]
+    assert [path.name for path in run.markers()] == ["b2.1"]
+
+
+def test_of_several_tracks_none_is_to_blame_yet(run: Run) -> None:
+    die(run, planned("a1"))
+    die(run, planned("c2"))
+    assert suspects(run) == ["a", "c"]
+    assert run.markers() == {}
+
+
+def test_a_hang_explains_the_deaths_of_the_others(run: Run) -> None:
+    die(run, planned("a1"))
+    die(run, planned("c2"), "Timeout (0:10:00)!")
+    assert suspects(run) == []
+    assert [path.name for path in run.markers()] == ["c2.1"]
