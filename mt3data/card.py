@@ -16,8 +16,39 @@ configs:
 - config_name: default
   data_files:
 {files}
+dataset_info:
+  features:
+{features}
 ---
 """
+
+# What `datasets` would guess from the first five records, wrongly where these hold no notes.
+FEATURES = """\
+  - name: json
+    struct:
+    - name: dataset
+      dtype: string
+    - name: frames
+      dtype: int64
+    - name: pass
+      dtype: int64
+    - name: programs
+      list: int64
+    - name: schema
+      dtype: int64
+    - name: split
+      dtype: string
+    - name: start_frame
+      dtype: int64
+    - name: track
+      dtype: string
+    - name: track_frames
+      dtype: int64
+{arrays}
+  - name: __key__
+    dtype: string
+  - name: __url__
+    dtype: string"""
 
 BODY = """
 # {title}, as shards for MT3
@@ -34,18 +65,42 @@ Please cite: {citation}
 
 ## Reading it
 
-Each record of a tar has four members: `KEY.mel.npy` float16 [frames, n_mels], `KEY.tokens.npy` int16
-with EOS last, `KEY.notes.npy` float64 [n, 7] (onset s, offset s, pitch, velocity, program, is_drum,
-instrument) and `KEY.json`. With bare `webdataset`:
+Each record of a tar has {count} members:
+
+{members}
+- `KEY.json`: dataset, track, split, pass, first frame, frames, programs
+
+With bare `webdataset`:
 
     import io, json, numpy as np, webdataset as wds
 
     npy = lambda data: np.load(io.BytesIO(data), allow_pickle=False)
     shards = wds.WebDataset("{example}", shardshuffle=False)
     for record in shards:
-        mel, tokens = npy(record["mel.npy"]), npy(record["tokens.npy"])
+        {sound}, tokens = npy(record["{sound}.npy"]), npy(record["tokens.npy"])
         facts = json.loads(record["json"])
+
+With Hugging Face's `datasets`, in this folder: `datasets.load_dataset(".", split="{split}")`.
 """
+
+MEMBERS = {
+    "audio": "int16 {shape}, 16 kHz, full scale 32767",
+    "mel": "float16 {shape}, natural logarithm",
+    "notes": "float64 [n, 7]: onset s, offset s, pitch, velocity, program, is_drum, instrument",
+    "tokens": "int16 [n], EOS last",
+}
+
+
+def _features(members: dict[str, Any]) -> str:
+    """The fields of a record, as Hugging Face's YAML header has them."""
+    lines = []
+    for name, stored in sorted(members.items()):
+        lines.append(f"  - name: {name}.npy")
+        if len(stored["shape"]) == 1:
+            lines.append(f"    list: {stored['dtype']}")
+        else:
+            lines += ["    list:", f"      list: {stored['dtype']}"]
+    return FEATURES.format(arrays="\n".join(lines))
 
 
 def dataset_card(manifest: dict[str, Any]) -> str:
@@ -58,13 +113,19 @@ def dataset_card(manifest: dict[str, Any]) -> str:
     )
     spectrogram, shards = manifest["spectrogram"], manifest["shards"]
     text = HEADER.format(
-        title=manifest["title"], licence_id=manifest["licence"].lower(), files=files
+        title=manifest["title"], licence_id=manifest["licence"].lower(), files=files,
+        features=_features(manifest["members"]),
     ) + BODY.format(
         title=manifest["title"], version=manifest["version"], schema=manifest["schema"],
         short=manifest["fingerprint"][:12], window=manifest["window"], hop=spectrogram["hop"],
         rate=spectrogram["sample_rate"], edge=manifest["edge"], rows=rows,
         licence=manifest["licence"], licence_url=manifest["licence_url"],
         redistribution=manifest["redistribution"], citation=manifest["citation"],
-        example=shards[0]["name"] if shards else "",
+        example=shards[0]["name"] if shards else "", split=next(iter(splits), ""),
+        count=len(manifest["members"]) + 1, sound="mel" if "mel" in manifest["members"] else "audio",
+        members="\n".join(
+            f"- `KEY.{name}.npy`: {MEMBERS[name].format(shape=stored['shape'])}"
+            for name, stored in sorted(manifest["members"].items())
+        ),
     )  # fmt: skip
     return text
