@@ -111,7 +111,7 @@ def epoch_shards(
 ) -> list[Shard]:
     """The shards of a split of all builds, in the order of an epoch; see `stream`."""
     shards: list[Shard] = []
-    for base, manifest in _opened(builds, patience):
+    for base, manifest in opened(builds, patience):
         if split not in manifest["splits"]:
             raise UserError(
                 f"{base} has no split {split!r}; it has {', '.join(manifest['splits'])}"
@@ -159,8 +159,8 @@ def read_remote(url: str, patience: Patience = PATIENT) -> bytes:
         return remote.read()
 
 
-def _opened(
-    builds: Sequence[str | Path], patience: Patience
+def opened(
+    builds: Sequence[str | Path], patience: Patience = PATIENT
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Path or address, and manifest, of every build."""
     for build in builds:

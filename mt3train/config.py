@@ -41,7 +41,7 @@ PRECISIONS = ("auto", "bf16", "fp16", "float32", "float64")
 class DataConfig:
     """Which segments are read."""
 
-    train: str = "shards/*"  # a build, or a pattern of builds
+    train: str = "shards/*"  # a build, a pattern of builds, or addresses of builds with commas
     split: str = "train"
     eval: str = ""  # builds of the evaluation loss; empty: those of `train`
     eval_split: str = "validation"
@@ -51,6 +51,8 @@ class DataConfig:
     temperature: float = 10 / 3  # of the mixture of datasets, where `mixture` names none
     weights: dict[str, float] = field(default_factory=dict)  # share of each build, by its folder's
     # name, in place of a temperature: {slakh = 3, urmp = 1}; empty: by temperature
+    reader: str = "indexed"  # or "webdataset": shards read front to back, see streamed.py
+    cache: str = ""  # folder for copies of the builds that are named by address
     mix_examples: int = 0  # sum the audio of up to so many segments, see mixing.py; 0: none
 
 
@@ -107,6 +109,9 @@ class Config:
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("optim.name", self.optim.name, ("adafactor", "adamw"))
         _one_of("optim.decay", self.optim.decay, ("constant", "cosine"))
+        _one_of("data.reader", self.data.reader, ("indexed", "webdataset"))
+        if self.data.reader == "webdataset" and (self.data.weights or self.data.mix_examples):
+            raise UserError("data.weights and data.mix_examples are for data.reader='indexed'")
         if self.optim.name == "adafactor" and self.optim.weight_decay:
             raise UserError("optim.weight_decay is for optim.name='adamw'; Adafactor has none")
         values = dict(_flatten(as_dict(self)))

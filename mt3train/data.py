@@ -20,12 +20,13 @@ from torch import Tensor
 
 from mt3data.errors import UserError
 from mt3data.reader import Batch, IndexedShards
-from mt3data.shards import find_builds
+from mt3data.shards import find_builds, read_manifest
 from mt3data.spectrogram import SpectrogramConfig
 from mt3data.vocabulary import PAD_ID, VocabularyConfig
 from mt3train.config import Config, DataConfig
 from mt3train.features import log_mel_of_crops
 from mt3train.mixing import MixedShards
+from mt3train.streamed import StreamedShards
 
 PAD_TO = 16  # lengths of targets are multiples of it, so that few shapes occur
 
@@ -78,7 +79,9 @@ def open_shards(config: DataConfig, seed: int) -> Segments:
     Raises:
         UserError: there are none, or a set of the mixture has no build.
     """
-    builds, temperature = mixture_builds(find_builds(config.train), config)
+    if config.reader == "webdataset":
+        return _open_streamed(config, seed)
+    builds, temperature = mixture_builds(builds_at(config.train, config.cache), config)
     shards = IndexedShards(
         builds,
         config.split,
@@ -88,6 +91,46 @@ def open_shards(config: DataConfig, seed: int) -> Segments:
         member="audio" if config.mix_examples else None,
     )
     return MixedShards(shards, config.mix_examples) if config.mix_examples else shards
+
+
+def _open_streamed(config: DataConfig, seed: int) -> Segments:
+    builds: Sequence[str | Path]
+    if "://" in config.train and not config.cache:
+        builds, temperature = config.train.split(","), config.temperature
+        if config.mixture:
+            raise UserError(
+                "data.mixture chooses among builds on this machine; give data.cache=DIR"
+            )
+    else:
+        builds, temperature = mixture_builds(builds_at(config.train, config.cache), config)
+    if len(builds) > 1 and temperature != 1.0:
+        raise UserError(
+            f"data.reader=webdataset reads every record of {len(builds)} builds once per epoch, which "
+            f"is data.temperature=1, not {temperature:g}; set that, or take data.reader=indexed"
+        )
+    return StreamedShards(builds, config.split, seed)
+
+
+def builds_at(where: str, cache: str) -> list[Path]:
+    """The builds that a setting names, on this machine.
+
+    Args:
+        where: a build, a pattern of builds, or addresses with commas.
+        cache: folder into which builds with an address are copied, unless they are there.
+    Raises:
+        UserError: nothing is there, or an address without a cache.
+    """
+    if "://" not in where:
+        return find_builds(where)
+    if not cache:
+        raise UserError(
+            f"{where} is an address, where single crops cannot be read: copy it with data.cache=DIR; "
+            "or train with data.reader=webdataset, and evaluate on data.eval=DIR or not at all "
+            "(eval_every=0)"
+        )
+    from mt3data.cache import cached  # brings requests, which other training does without
+
+    return [cached(address, Path(cache)) for address in where.split(",")]
 
 
 def weights_of(builds: Sequence[Path], config: DataConfig) -> list[float] | None:
@@ -114,7 +157,6 @@ def mixture_builds(builds: list[Path], config: DataConfig) -> tuple[list[Path], 
         UserError: there is no such mixture, or no build of one of its sets.
     """
     from mt3data.manifest import load_mixture
-    from mt3data.shards import read_manifest
 
     if not config.mixture:
         return builds, config.temperature
@@ -138,13 +180,10 @@ def open_evaluation(config: DataConfig, like: Segments) -> Segments | None:
     Raises:
         UserError: the builds are not made as those of training.
     """
-    from mt3data.shards import read_manifest
-
-    builds = (
-        find_builds(config.eval)
-        if config.eval
-        else mixture_builds(find_builds(config.train), config)[0]
-    )
+    if config.eval:
+        builds = builds_at(config.eval, config.cache)
+    else:
+        builds = mixture_builds(builds_at(config.train, config.cache), config)[0]
     builds = [build for build in builds if config.eval_split in read_manifest(build)["splits"]]
     if not builds:
         return None

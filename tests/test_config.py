@@ -114,6 +114,7 @@ def test_weights_of_builds_are_a_table(tmp_path):
         ("data.max_target_length=3000", "data.max_target_length=3000; expected 1 to 2048"),
         ("data.temperature=0", "data.temperature=0.0; expected at least 0.001"),
         ("optim.lr=nan", "optim.lr=nan; expected at least 0"),
+        ("data.reader=tar", "data.reader='tar'; expected one of indexed, webdataset"),
         ("data.weights=3", "data.weights must be a table such as {slakh = 3, urmp = 1}, not 3"),
         ("data.weights={a=0}", "data.weights: a = 0; expected a number above 0"),
         ("data.weights={a=true}", "data.weights: a = True; expected a number above 0"),
@@ -126,6 +127,12 @@ def test_weights_of_builds_are_a_table(tmp_path):
 def test_a_mistake_is_named_with_what_was_expected(argument, message):
     with pytest.raises(UserError, match=message):
         load_config([argument])
+
+
+def test_what_webdataset_cannot_do_is_refused():
+    for other in ("data.mix_examples=4", "data.weights={slakh=1}"):
+        with pytest.raises(UserError, match="are for data.reader='indexed'"):
+            load_config(["data.reader=webdataset", other])
 
 
 def test_a_mistake_in_a_file_names_the_file(tmp_path):

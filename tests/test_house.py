@@ -21,7 +21,7 @@ MT3DATA = (
     "markup survey charts figures report cli_sources cli_builds cli"
 ).split()
 MT3TRAIN = (
-    "model loss optim config checkpoint t5x convert features mixing data resume device ranks log decode "
+    "model loss optim config checkpoint t5x convert features mixing streamed data resume device ranks log decode "
     "transcribe matching pianoroll instruments metrics evaluate results validation train plot demo "
     "cli_scores cli"
 ).split()

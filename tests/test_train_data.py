@@ -25,6 +25,7 @@ TINY = [
 RUNS = {
     "audio": ["data.train=AUDIO"],
     "mixed": ["data.train=AUDIO", "data.mix_examples=4"],
+    "streamed": ["data.train=AUDIO", "data.reader=webdataset"],
 }
 
 
@@ -47,7 +48,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = fakes.slakh_tree(tmp_path_factory.mktemp("source"), "demo", splits, seconds=5.0)
     out = tmp_path_factory.mktemp("shards")
     windows = WindowConfig(512, members=("audio",))
-    build(make_plan(BuildConfig("demo", root, out / "audio", windows=windows)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mt3data.plan.MIN_SHARD_BYTES", 1)  # two shards, one for each process
+        build(make_plan(BuildConfig("demo", root, out / "audio", windows=windows)))
     return out
 
 
@@ -75,6 +78,12 @@ def test_two_processes_train_on_audio_as_one_does(two_processes, shards, tmp_pat
     for ours, expected in zip(two, one, strict=True):
         assert ours == pytest.approx(expected, rel=1e-6)
     assert load_model(tmp_path / name)[1].edge == "segment"
+
+
+def test_two_processes_train_through_webdataset_on_every_record_of_an_epoch(two_processes, shards):
+    lines = metrics(two_processes / "streamed")
+    assert [line["step"] for line in lines] == [1, 2, 3, 3]
+    assert all(0 < line.get("loss", line.get("eval_loss")) < 10 for line in lines)
 
 
 def test_mixes_have_more_tokens_than_their_crops_and_evaluation_has_none(two_processes):
