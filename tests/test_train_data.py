@@ -1,13 +1,10 @@
 """Training on two processes from shards of audio and through webdataset."""
 
-import json
-import os
-import socket
 from pathlib import Path
 
 import fakes
 import pytest
-import torch
+from worlds import World, metrics
 
 from mt3data.build import build
 from mt3data.plan import BuildConfig, make_plan
@@ -34,12 +31,8 @@ def config(name: str, shards: Path, run: Path) -> Config:
     return load_config([*TINY, *options, f"run={run / name}"])
 
 
-def one_of_two(rank: int, port: int, shards: Path, run: Path) -> None:
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
-    for name in RUNS:
-        train(config(name, shards, run))
+def prepare(rank: int, name: str, shards: Path, run: Path) -> tuple[Config, None, None]:
+    return config(name, shards, run), None, None
 
 
 @pytest.fixture(scope="module")
@@ -57,17 +50,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def two_processes(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("two")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    torch.multiprocessing.spawn(one_of_two, (port, shards, run), nprocs=2)
+    for name in RUNS:
+        (run / f"{name}-said").mkdir()
+        world = World(run / f"{name}-said", 2, prepare, name, shards, run)
+        assert world.codes(120.0) == [0, 0], world.said(0) + world.said(1)
     return run
-
-
-def metrics(run: Path) -> list[dict[str, float]]:
-    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    numbers = ("step", "loss", "accuracy", "tokens", "eval_loss", "skipped")
-    return [{k: v for k, v in line.items() if k in numbers} for line in lines]
 
 
 @pytest.mark.parametrize("name", ["audio", "mixed"])
@@ -81,6 +68,8 @@ def test_two_processes_train_on_audio_as_one_does(two_processes, shards, tmp_pat
 
 
 def test_two_processes_train_through_webdataset_on_every_record_of_an_epoch(two_processes, shards):
+    told = (two_processes / "streamed-said" / "rank-0.txt").read_text()
+    assert "webdataset: an epoch has 1 steps and leaves out" in told
     lines = metrics(two_processes / "streamed")
     assert [line["step"] for line in lines] == [1, 2, 3, 3]
     assert all(0 < line.get("loss", line.get("eval_loss")) < 10 for line in lines)
