@@ -2,6 +2,7 @@
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import fakes
 import numpy as np
@@ -13,16 +14,19 @@ from mt3data.plan import BuildConfig, make_plan
 from mt3data.reader import IndexedShards
 from mt3data.records import ShardSet, read_tracks
 from mt3data.shards import read_npy
+from mt3data.spectrogram import log_mel
 from mt3data.tokens import encode_notes
 from mt3data.vocabulary import VocabularyConfig
 from mt3data.windows import WindowConfig
 
 
-def make(tmp_path: Path, name: str, n_tracks: int, window: int) -> Path:
+def make(tmp_path: Path, name: str, n_tracks: int, window: int, **settings: Any) -> Path:
     tracks = {f"Track{n:05d}": "train" for n in range(1, n_tracks + 1)}
     root = fakes.slakh_tree(tmp_path / name, "demo", tracks, seconds=5.0)
-    config = BuildConfig("demo", root, tmp_path / f"out-{name}", windows=WindowConfig(window))
-    return build(make_plan(config)).folder
+    windows = WindowConfig(window, **settings)
+    return build(
+        make_plan(BuildConfig("demo", root, tmp_path / f"out-{name}", windows=windows))
+    ).folder
 
 
 @pytest.fixture(scope="module")
@@ -50,17 +54,52 @@ def test_every_record_comes_once_per_epoch(segments: Path) -> None:
     assert epochs[0] != epochs[1]
 
 
-@pytest.mark.parametrize("world", [2, 3, 4])
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 8])
 def test_any_number_of_processes_shares_the_same_global_batch(long_track: Path, world: int) -> None:
-    shards = IndexedShards([long_track], seed=1)
-    whole = shards.batch(7, 6, frames=256)
-    parts = [shards.batch(7, 6, rank, world, frames=256) for rank in range(world)]
+    whole = IndexedShards([long_track], seed=1).batch(7, 16, frames=256)
+    parts = [IndexedShards([long_track], seed=1).batch(7, 16, r, world) for r in range(world)]
     for rank, part in enumerate(parts):
         assert part.keys == whole.keys[rank::world]
-        for name in ("start_frames", "mel", "lengths"):
+        for name in ("start_frames", "n_frames", "mel", "lengths"):
             np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[rank::world])
         longest = part.tokens.shape[1]
         np.testing.assert_array_equal(part.tokens, whole.tokens[rank::world, :longest])
+
+
+def test_ranks_are_dealt_the_longest_records_first(segments: Path) -> None:
+    shards, source = IndexedShards([segments], seed=4), ShardSet(segments, "train")
+    n_tokens = dict(zip(source.index["key"], source.index["n_tokens"].tolist(), strict=True))
+    ordered = [n_tokens[key] for key in shards.batch(2, 9).keys]
+    assert ordered == sorted(n_tokens.values(), reverse=True)
+    assert [n_tokens[key] for key in shards.batch(2, 9, rank=1, world=3).keys] == ordered[1::3]
+
+
+def test_a_run_continues_at_any_step_without_replaying_what_came_before(
+    long_track: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ran, ordered = IndexedShards([long_track], seed=6), list[int]()
+    want = [ran.batch(step, 3, frames=64) for step in range(20)][19]
+    permutation = IndexedShards._permutation
+
+    def counted(shards: IndexedShards, source: int, epoch: int) -> np.ndarray:
+        ordered.append(epoch)
+        return permutation(shards, source, epoch)
+
+    monkeypatch.setattr(IndexedShards, "_permutation", counted)
+    resumed = IndexedShards([long_track], seed=6)
+    got = resumed.batch(19, 3, frames=64)
+    assert got.keys == want.keys
+    np.testing.assert_array_equal(got.mel, want.mel)
+    np.testing.assert_array_equal(got.tokens, want.tokens)
+    resumed.plan(10**9, 3)  # draws 3 * 10^9 and on: two epochs of 4 records each
+    assert ordered == [14, 750_000_000]
+
+
+def test_seeds_give_other_orders_and_other_crops(long_track: Path) -> None:
+    one, two, again = (
+        IndexedShards([long_track], seed=s).batch(0, 16, frames=64) for s in (0, 1, 0)
+    )
+    assert one.start_frames.tolist() == again.start_frames.tolist() != two.start_frames.tolist()
 
 
 def test_a_crop_is_the_slice_of_its_record_with_the_tokens_of_exactly_that_crop(
@@ -102,6 +141,20 @@ def test_mixture_shares_are_exact(segments: Path, long: Path) -> None:
         source for step in range(100) for source in shards.plan(step, 100)[0].tolist()
     )
     assert sources == {0: 7000, 1: 3000}
+
+
+def test_a_mixture_takes_builds_by_size_to_the_power_0_3(tmp_path: Path) -> None:
+    small, large = make(tmp_path / "s", "s", 1, 64), make(tmp_path / "l", "l", 3, 64)
+    shards = IndexedShards([small, large])
+    sizes = [len(source) for source in shards.sources]
+    assert sizes == [10, 30]
+    share = 10**0.3 / (10**0.3 + 30**0.3)
+    for first in (0, 10_000, 70_000):  # in every stretch of 10,000 draws
+        drawn = Counter(shards.plan(first // 100 + k, 100)[0].tolist().count(0) for k in range(100))
+        assert sum(k * n for k, n in drawn.items()) == round(share * 10_000) == 4183
+    rows = np.concatenate([shards.plan(step, 500)[1][shards.plan(step, 500)[0] == 0] for step in range(20)])  # fmt: skip
+    epochs = rows[: len(rows) // 10 * 10].reshape(-1, 10)
+    assert (np.sort(epochs, axis=1) == np.arange(10)).all()  # also in a mixture
 
 
 @pytest.mark.parametrize("weights", [[1.0], [0.0, 1.0], [1e-6, 1.0], [-1.0, 2.0]])
@@ -172,3 +225,98 @@ def test_an_array_that_is_cut_short_is_refused() -> None:
         read_npy(npy_bytes(np.arange(5))[:-4])
     with pytest.raises(ValueError, match="expected a .npy file"):
         read_npy(b"PK not an array")
+
+
+def test_a_buffer_is_used_again_if_it_fits(long_track: Path) -> None:
+    shards = IndexedShards([long_track], seed=1)
+    want, room = shards.batch(1, 8, frames=64), np.empty((10, 64, 512), np.float16)
+    batch = shards.batch(1, 8, frames=64, out=room)
+    assert batch.mel.base is room
+    np.testing.assert_array_equal(batch.mel, want.mel)
+    for wrong in (room[:7], room[:, :60], room.astype(np.float32)):
+        with pytest.raises(ValueError, match=r"expected float16 \(8, 64, 512\) or longer"):
+            shards.batch(1, 8, frames=64, out=wrong)
+    with pytest.raises(ValueError, match="not contiguous"):
+        shards.batch(1, 8, frames=64, out=np.empty((64, 10, 512), np.float16).swapaxes(0, 1))
+
+
+def test_threads_read_the_same(long_track: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mt3data.records.OPEN_SHARDS", 1)
+    one, four = (IndexedShards([long_track, long_track], threads=n) for n in (1, 4))
+    for step in range(5):
+        a, b = one.batch(step, 12, frames=64), four.batch(step, 12, frames=64)
+        np.testing.assert_array_equal(a.mel, b.mel)
+        np.testing.assert_array_equal(a.tokens, b.tokens)
+
+
+def test_a_shard_that_ends_early_while_it_is_read_is_an_error(long: Path, tmp_path: Path) -> None:
+    import shutil
+
+    shutil.copytree(long, tmp_path / "copy")
+    shards = IndexedShards([tmp_path / "copy"])
+    (shard,) = (tmp_path / "copy").glob("train-*.tar")
+    shard.write_bytes(shard.read_bytes()[:300_000])
+    with pytest.raises(UserError, match=rf"{shard.name}: ends inside record demo-.*mt3data check"):
+        shards.batch(0, 4, frames=512)
+
+
+# Audio
+
+
+@pytest.fixture(scope="module", params=["segment", "track"])
+def audio(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(f"audio-{request.param}")
+    return make(folder, "audio", 2, 400, members=("mel", "audio"), edge=request.param)
+
+
+def test_a_crop_of_audio_is_the_slice_of_its_record_with_the_same_tokens_as_one_of_mel(
+    audio: Path, long_track: Path
+) -> None:
+    shards, source = IndexedShards([audio], seed=2, member="audio"), ShardSet(audio, "train")
+    batch = shards.batch(0, 12, frames=100)
+    context = {"segment": 0, "track": 2048 - 128}[shards.edge]
+    assert batch.mel is None and batch.audio is not None
+    assert batch.audio.shape == (12, 100 * 128 + context)
+    for slot, key in enumerate(batch.keys):
+        row = source.index["key"].index(key)
+        first = 128 * int(batch.start_frames[slot] - source.index["start_frame"][row])
+        want = read_npy(source.member(row, "audio"))[first : first + 100 * 128 + context]
+        np.testing.assert_array_equal(batch.audio[slot], want)
+    mel = IndexedShards([long_track], seed=2).batch(0, 12, frames=100)  # the same tracks
+    assert (mel.keys, mel.start_frames.tolist()) == (batch.keys, batch.start_frames.tolist())
+    np.testing.assert_array_equal(mel.tokens, batch.tokens)
+
+
+def test_a_crop_of_audio_becomes_the_mel_of_that_crop(audio: Path, long_track: Path) -> None:
+    shards = IndexedShards([audio], seed=2, member="audio")
+    batch = shards.batch(0, 12, frames=100)
+    theirs = IndexedShards([long_track], seed=2).batch(0, 12, frames=100)  # of edge track
+    alike = 100 if shards.edge == "track" else 100 - 15  # a segment's last frames see zeros
+    for samples, mel, n_frames in zip(batch.audio, theirs.mel, batch.n_frames, strict=True):
+        ours = log_mel(samples / np.float32(32767))[: min(n_frames, alike)]
+        loud = mel[: len(ours)] > -3  # what rounding to 16 bits leaves alone
+        assert np.abs(ours - mel[: len(ours)])[loud].max() < 0.05
+
+
+def test_mel_is_read_where_there_is_mel_and_audio_where_there_is_none(
+    audio: Path, long_track: Path, tmp_path: Path
+) -> None:
+    assert IndexedShards([audio]).member == "mel"
+    only = make(tmp_path, "only", 1, 300, members=("audio",))
+    shards = IndexedShards([only])
+    assert (shards.member, shards.edge) == ("audio", "segment")
+    assert shards.batch(0, 2, frames=64).audio is not None  # random crops have exact edges
+    with pytest.raises(UserError, match=r"not all builds hold audio \(.* has mel, notes, tokens"):
+        IndexedShards([long_track], member="audio")
+    with pytest.raises(UserError, match="not all builds hold mel"):
+        IndexedShards([only], member="mel")
+
+
+def test_whole_records_of_audio_leave_out_what_a_segment_does_not_hear(audio: Path) -> None:
+    shards = IndexedShards([audio], member="audio")
+    batch, context = shards.batch(0, 4, frames=400), {"segment": 0, "track": 1920}[shards.edge]
+    assert batch.audio.shape == (4, 400 * 128 + context)
+    assert sorted(batch.n_frames.tolist()) == [226, 226, 400, 400]
+    np.testing.assert_array_equal(
+        batch.tokens, IndexedShards([audio], member="mel").batch(0, 4, frames=400).tokens
+    )
