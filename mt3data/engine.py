@@ -100,31 +100,17 @@ def _follow(driver: int) -> None:
 def _run_on_cluster(
     address: str, task: Task, jobs: Sequence[tuple[Any, ...]], report: Report
 ) -> Generator[Any, None, None]:
-    lost = 0
     with _client(address) as client:
-        from distributed import KilledWorker
-
         pool = client.get_executor(pure=False)
         try:
             waiting: set[Future[Any]] = {pool.submit(task, *job) for job in jobs}
-            lonely_since = 0.0
-            while waiting:
-                done, waiting = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)
-                if done or _has_workers(client, address):
-                    lonely_since = 0.0
-                elif not lonely_since:
-                    lonely_since = time.monotonic()
-                    report(f"{address} has no worker now; waiting for `dask worker {address}`")
-                elif time.monotonic() - lonely_since > WORKERLESS_SECONDS:
-                    raise UserError(
-                        f"{address}: no worker for {WORKERLESS_SECONDS:g} s; start some with `dask "
-                        f"worker {address}` and repeat the command: it goes on from here"
-                    )
-                for future in done:
-                    try:
-                        yield future.result()
-                    except KilledWorker:
-                        lost += 1
+            threads = max(client.nthreads().values(), default=1)
+            if threads > 1:
+                report(
+                    f"workers of {address} have up to {threads} threads, and a build uses one of each; "
+                    f"`dask worker {address} --nthreads 1 --nworkers {threads}` uses all"
+                )
+            lost = yield from _results(client, address, waiting, report)
         except CancelledError as error:
             raise UserError(
                 f"{address}: the scheduler is gone; repeat the command when it is back: it goes on "
@@ -139,6 +125,33 @@ def _run_on_cluster(
             pool.shutdown(wait=False)
     if lost:
         raise WorkersLost(f"{lost} shards lost four workers each")
+
+
+def _results(
+    client: Any, address: str, waiting: set[Future[Any]], report: Report
+) -> Generator[Any, None, int]:
+    """Yields results as they come; returns how many will not. Watches that there are workers."""
+    from distributed import KilledWorker
+
+    lost, lonely_since = 0, 0.0
+    while waiting:
+        done, waiting = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)
+        if done or _has_workers(client, address):
+            lonely_since = 0.0
+        elif not lonely_since:
+            lonely_since = time.monotonic()
+            report(f"{address} has no worker now; waiting for `dask worker {address}`")
+        elif time.monotonic() - lonely_since > WORKERLESS_SECONDS:
+            raise UserError(
+                f"{address}: no worker for {WORKERLESS_SECONDS:g} s; start some with `dask worker "
+                f"{address}` and repeat the command: it goes on from here"
+            )
+        for future in done:
+            try:
+                yield future.result()
+            except KilledWorker:
+                lost += 1
+    return lost
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence, Set
 from itertools import islice
@@ -68,7 +69,8 @@ def _time_left(plan: Plan, left: list[ShardPlan]) -> str:
             f"about {_duration(core_seconds)} of one core, if the cluster's are as fast: {measured}"
         )
     workers = min(plan.config.workers, len(left))
-    return f"about {_duration(core_seconds / workers)} with {workers} workers: {measured}"
+    cores = min(workers, os.cpu_count() or 1)
+    return f"about {_duration(core_seconds / cores)} with {workers} workers: {measured}"
 
 
 def _trial(left: list[ShardPlan], windows: WindowConfig) -> tuple[str, float] | None:

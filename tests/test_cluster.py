@@ -198,3 +198,14 @@ def test_a_worker_that_sees_something_else_says_so(
 ) -> None:
     with pytest.raises(UserError, match=f"worker on .*{complaint}"):
         replace(here, **change).require_same_place()  # type: ignore[arg-type]
+
+
+def test_workers_with_several_threads_are_told_of(tmp_path: Path) -> None:
+    told: list[str] = []
+    with cluster(tmp_path, "--nthreads", "3", "--no-nanny", workers=1) as dask:
+        assert results(dask.address) == [8]  # the worker has come
+        assert results(dask.address, told.append) == [8]
+        assert told == [
+            f"workers of {dask.address} have up to 3 threads, and a build uses one of each; `dask "
+            f"worker {dask.address} --nthreads 1 --nworkers 3` uses all"
+        ]
