@@ -1,0 +1,134 @@
+"""`mt3train evaluate` and `mt3train score`, as a user types them."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+from fakes import slakh_tree
+
+from mt3data.build import build
+from mt3data.midi import write_midi
+from mt3data.notes import Notes
+from mt3data.plan import BuildConfig, make_plan
+from mt3data.windows import WindowConfig
+from mt3train import checkpoint
+from mt3train.checkpoint import CheckpointInfo
+from mt3train.cli import main
+from mt3train.model import MT3, ModelConfig
+
+TINY = ModelConfig(
+    emb_dim=16, num_heads=1, head_dim=8, num_encoder_layers=1, num_decoder_layers=1, mlp_dim=16
+)
+
+
+def run(*words: object) -> Result:
+    return CliRunner().invoke(main, [str(word) for word in words])
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with shards/slakh (two test tracks), tiny.safetensors, and two MIDI files."""
+    folder = tmp_path_factory.mktemp("scores")
+    tracks = {"Track00001": "train", "Track01877": "test", "Track01878": "test"}
+    slakh_tree(folder, "redux", tracks, seconds=2.5)
+    windows = WindowConfig(frames=256)
+    build(make_plan(BuildConfig("slakh", folder, folder / "shards", windows=windows)))
+    info = CheckpointInfo(model=TINY, edge="segment", frames=256, max_target_length=8)
+    checkpoint.save_weights(folder / "tiny.safetensors", MT3(TINY), info)
+    there = Notes([0, 1, 2], [1, 2, 3], [60, 62, 36], [90] * 3, [0, 0, 0], [0, 0, 1], [0, 0, 9])
+    found = Notes([0, 1], [1, 2], [60, 62], [90] * 2, [0, 24], [0, 0], [0, 1])
+    write_midi(there, folder / "there.mid")
+    write_midi(found, folder / "found.mid")
+    write_midi(found[found.onset < 1], folder / "short.mid")
+    return folder
+
+
+def evaluate(made: Path, *words: object) -> Result:
+    return run("evaluate", made / "shards", "--checkpoint", made / "tiny.safetensors", *words)
+
+
+def test_two_files_are_compared_line_by_line(made: Path) -> None:
+    result = run("score", made / "there.mid", made / "found.mid", "--part", "Guitar=24")
+    assert result.exit_code == 0, result.output
+    lines = {line.split("  ")[0].strip(): line.split() for line in result.stdout.splitlines()}
+    assert lines["onset"][-4:] == ["1.000"] * 4
+    assert lines["with program"][-4:] == ["0.500", "0.333", "0.400", "0.400"]
+    assert lines["Guitar, onset"][-4:] == ["0.000"] * 4
+    assert lines["drum onset"][-4:] == ["0.000"] * 4
+    assert "leakage: 50.0 %" in result.stdout
+    assert lines["Acoustic Grand Piano"][3:] == [
+        "2", "1", "0.667", "0.667", "Acoustic", "Guitar", "(nylon)", "1",
+    ]  # fmt: skip
+
+
+def test_what_neither_file_holds_has_no_score_here_and_0_in_the_paper(made: Path) -> None:
+    result = run("score", made / "found.mid", made / "found.mid")
+    drums = next(line for line in result.stdout.splitlines() if line.startswith("drum onset"))
+    assert drums.split()[-4:] == ["-", "-", "-", "0.000"]
+
+
+def test_json_holds_both_profiles_and_the_instruments(made: Path) -> None:
+    result = run("score", made / "there.mid", made / "found.mid", "--json")
+    scores = json.loads(result.stdout)
+    assert (scores["leakage"], scores["paper"]["drum_f1"]) == (0.5, 0.0)
+    assert [one["name"] for one in scores["instruments"]] == [
+        "Acoustic Grand Piano", "Drums", "Acoustic Guitar (nylon)",
+    ]  # fmt: skip
+
+
+def test_files_of_very_different_length_are_remarked_upon(made: Path) -> None:
+    result = run("score", made / "there.mid", made / "short.mid")
+    assert result.exit_code == 0
+    assert "the reference ends at 3.0 s, the estimate at 1.0 s" in result.stderr
+
+
+def test_a_build_is_scored_track_by_track_and_beside_the_paper(made: Path) -> None:
+    result = evaluate(made)
+    assert result.exit_code == 0, result.output
+    assert "shards/slakh, split test" in result.stdout
+    assert "Track01878" in result.stdout and "mean of tracks" in result.stdout
+    assert result.stdout.splitlines()[-1].split() == ["MT3,", "published", "0.545"]
+
+
+def test_results_can_be_had_as_json_and_as_csv(made: Path) -> None:
+    found = json.loads(evaluate(made, "--json").stdout)["slakh"]
+    assert [track["track"] for track in found["tracks"]] == ["Track01877", "Track01878"]
+    rows = list(csv.DictReader(io.StringIO(evaluate(made, "--csv", "--tracks", 1).stdout)))
+    assert {row["track"] for row in rows} == {"Track01877"}
+    assert {row["profile"] for row in rows} == {"fixed", "paper"}
+
+
+def test_an_evaluation_goes_on_where_it_ended(made: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scores.jsonl"
+    assert evaluate(made, "--out", out, "--tracks", 1).exit_code == 0
+    first = out.read_text()
+    again = evaluate(made, "--out", out, "--json")
+    assert out.read_text().startswith(first)
+    assert out.read_text().count("\n") == 2
+    assert json.loads(again.stdout) == json.loads(evaluate(made, "--json").stdout)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--out", "SHARDS"], "expected a file, in a folder that exists"),
+        (["--out", "none/a.jsonl"], "expected a file, in a folder that exists"),
+        (["--workers", "0"], "--workers 0: expected at least 1"),
+        (["--tracks", "0"], "--tracks 0: expected at least 1"),
+        (["--split", "tset"], "no split 'tset'"),
+    ],
+)
+def test_a_mistake_of_evaluate_is_one_line(made: Path, words: list[str], complaint: str) -> None:
+    result = evaluate(made, *(str(made / "shards") if w == "SHARDS" else w for w in words))
+    assert (result.exit_code, complaint in result.stderr) == (2, True), result.output
+    assert result.stderr.count("Error") == 1
+
+
+@pytest.mark.parametrize("part", ["Bass", "Bass=", "=33", "Bass=300", "Bass=-1", "Bass=drum"])
+def test_a_part_that_makes_no_sense_is_one_line(made: Path, part: str) -> None:
+    result = run("score", made / "there.mid", made / "found.mid", "--part", part)
+    assert result.exit_code == 2
+    assert f"--part {part}: expected NAME=PROGRAM" in result.stderr
