@@ -73,6 +73,29 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights_and_metrics(tmp_path,
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
 
 
+@pytest.mark.parametrize("at", [0, 1, 2, 4, 5])
+def test_stopping_at_any_step_and_going_on_is_never_having_stopped(stopless, tmp_path, at):
+    """Evaluation and checkpoints fall on some of these steps; all that is written is the same."""
+    made = Made(at_step=lambda step: step == at and os.kill(os.getpid(), signal.SIGTERM))
+    train(watched(tmp_path), made, Made())
+    assert load_model(tmp_path)[1].step < 6
+    train(watched(tmp_path), Made(), Made())
+    assert metrics(tmp_path) == metrics(stopless)
+    for name in ("checkpoint-00000006.safetensors", "best.safetensors"):
+        assert (tmp_path / name).read_bytes() == (stopless / name).read_bytes()
+
+
+def watched(run):
+    return config(run, eval_every=2, eval_segments=6, save_every=3)
+
+
+@pytest.fixture(scope="module")
+def stopless(tmp_path_factory):
+    run = tmp_path_factory.mktemp("stopless")
+    train(watched(run), Made(), Made())
+    return run
+
+
 def test_lines_logged_after_the_checkpoint_are_written_again_and_not_twice(tmp_path):
     first = config(tmp_path, steps=4, save_every=3)
 
@@ -94,6 +117,80 @@ def test_bfloat16_products_change_the_loss_little_and_keep_float32_weights(tmp_p
     rounded, exact = metrics(tmp_path / "bf16"), metrics(tmp_path / "float32")
     assert rounded != exact
     assert [m["loss"] for m in rounded] == pytest.approx([m["loss"] for m in exact], rel=0.01)
+
+
+def in_fp16(monkeypatch, scale):
+    """fp16 on the CPU, which users are refused as it is slow, with a first scale of the loss."""
+    first = torch.amp.GradScaler.__init__
+    monkeypatch.setattr("mt3train.train.choose_precision", lambda *_: "fp16")
+    monkeypatch.setattr(
+        torch.amp.GradScaler,
+        "__init__",
+        lambda self, device, enabled: first(self, device, init_scale=scale, enabled=enabled),
+    )
+
+
+def test_fp16_scales_its_loss_and_leaves_weights_updates_and_clipping_as_they_are(
+    tmp_path, monkeypatch
+):
+    exact = config(tmp_path / "exact", model=PLAIN)
+    train(exact, Made())
+    in_fp16(monkeypatch, 2.0**10)
+    ended = train(dataclasses.replace(exact, run=str(tmp_path / "fp16")), Made())
+    assert {value.dtype for value in load_file(ended).values()} == {torch.float32}
+    rounded, theirs = metrics(tmp_path / "fp16"), metrics(tmp_path / "exact")
+    assert rounded != theirs and [line["overflows"] for line in rounded] == [0, 0, 0]
+    for key, digits in (("loss", 1e-3), ("gradient_norm", 0.05)):
+        assert [m[key] for m in rounded] == pytest.approx([m[key] for m in theirs], rel=digits)
+
+
+def test_an_overflow_in_fp16_leaves_out_its_update_and_halves_the_scale(tmp_path, monkeypatch):
+    in_fp16(monkeypatch, 2.0**30)
+    train(config(tmp_path / "cut", steps=1, log_every=1), Made())
+    train(config(tmp_path / "cut", steps=40, log_every=1), Made())  # the scale goes on as well
+    train(config(tmp_path / "whole", steps=40, log_every=1), Made())
+    lines = metrics(tmp_path / "cut")
+    assert lines == metrics(tmp_path / "whole")
+    n_overflows = sum(line["overflows"] for line in lines)
+    assert 0 < n_overflows < 30
+    assert [line["gradient_norm"] is None for line in lines] == [
+        line["overflows"] == 1 for line in lines
+    ]
+    assert lines[0]["overflows"] == 1 and lines[-1]["overflows"] == 0
+
+
+def test_gradients_that_overflow_at_any_scale_end_the_run(tmp_path, monkeypatch):
+    in_fp16(monkeypatch, 4.0)
+    monkeypatch.setattr(
+        "mt3train.train.token_losses",
+        lambda logits, *_: (logits.sum(-1) * 0).sqrt(),  # 0, and its gradient is not a number
+    )
+    message = r"the gradient's norm is nan at step 4, nothing was updated; records: made-3-"
+    with pytest.raises(UserError, match=message):
+        train(config(tmp_path, save_every=1), Made())
+
+
+@pytest.mark.slow
+def test_compilation_keeps_the_names_and_the_numbers(tmp_path, monkeypatch):
+    """With torch's eager backend, which needs no C++ compiler; the graph is the same."""
+    used = []
+    compiled = torch.nn.Module.compile
+
+    def with_eager(self, dynamic):
+        used.append(dynamic)
+        compiled(self, dynamic=dynamic, backend="eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", with_eager)
+    plain = config(tmp_path / "plain", model=PLAIN, steps=3, eval_every=3, log_every=1)
+    ends = [train(plain, Made(), Made())]
+    again = dataclasses.replace(plain, run=str(tmp_path / "compiled"), compile=True)
+    ends.append(train(again, Made(), Made()))
+    assert used == [True]
+    assert load_file(ends[0]).keys() == load_file(ends[1]).keys()
+    for ours, theirs in zip(
+        metrics(tmp_path / "compiled"), metrics(tmp_path / "plain"), strict=True
+    ):
+        assert ours == pytest.approx(theirs, rel=1e-5)
 
 
 def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_records(tmp_path):
