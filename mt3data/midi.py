@@ -60,16 +60,20 @@ def read_midi_and_count(source: str | Path | bytes, *, sustain: bool = True) -> 
         raise UserError(
             f"{name}: cannot be read ({error.strerror}); expected a MIDI file"
         ) from error
-    note_seq = import_note_seq()
-    try:
-        with warnings.catch_warnings():
-            # pretty_midi warns about type 0 and 2 files, which are fine.
-            warnings.simplefilter("ignore")
-            midi, note_ons = _parsed(data)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore"
+        )  # pretty_midi warns about type 0 and 2 files, which are fine
+        midi, note_ons = _parsed(data)
+        if not isinstance(midi, bytes) and not _has_pedal(midi):
+            return _from_instruments(midi.instruments), note_ons
+        note_seq = import_note_seq()
+        try:
             sequence = note_seq.midi_to_note_sequence(midi)
-    except note_seq.MIDIConversionError as error:
-        raise UserError(f"{name}: not a MIDI file that pretty_midi can read ({error})") from error
-    if sustain and any(change.control_number == SUSTAIN for change in sequence.control_changes):
+        except note_seq.MIDIConversionError as error:
+            said = f"not a MIDI file that pretty_midi can read ({error})"
+            raise UserError(f"{name}: {said}") from error
+    if sustain:
         sequence = note_seq.apply_sustain_control_changes(sequence)
     return _from_sequence(sequence), note_ons
 
@@ -88,6 +92,22 @@ def _parsed(data: bytes) -> tuple[Any, int]:
             return data, _count_note_ons(mido.MidiFile(file=io.BytesIO(data)))
         except Exception:  # note_seq will raise
             return data, 0
+
+
+def _has_pedal(midi: Any) -> bool:
+    return any(
+        change.number == SUSTAIN for one in midi.instruments for change in one.control_changes
+    )
+
+
+def _from_instruments(instruments: list[Any]) -> Notes:
+    """The notes as note_seq would number them, without its protocol buffers."""
+    rows = [
+        (n.start, n.end, n.pitch, n.velocity, one.program, one.is_drum, number)
+        for number, one in enumerate(instruments)
+        for n in one.notes
+    ]
+    return _from_rows(rows)
 
 
 def _count_note_ons(midi: Any) -> int:
@@ -274,4 +294,8 @@ def _from_sequence(sequence: Any) -> Notes:
         (n.start_time, n.end_time, n.pitch, n.velocity, n.program, n.is_drum, n.instrument)
         for n in sequence.notes
     ]
+    return _from_rows(rows)
+
+
+def _from_rows(rows: list[tuple[Any, ...]]) -> Notes:
     return Notes(*zip(*rows, strict=True)) if rows else Notes.empty()  # type: ignore[arg-type]

@@ -26,7 +26,7 @@ import numpy as np
 
 from mt3data.audio import to_int16
 from mt3data.notes import Notes
-from mt3data.spectrogram import SpectrogramConfig, log_mel, pad_to_frames
+from mt3data.spectrogram import SpectrogramConfig, log_mel_float16, pad_to_frames
 from mt3data.tokens import FRAMES_PER_SECOND, EventTable, encode
 from mt3data.vocabulary import VocabularyConfig
 
@@ -220,9 +220,10 @@ def window_mel(samples: np.ndarray, start: int, config: WindowConfig) -> np.ndar
     first, last = start * spectrogram.hop, (start + n_frames) * spectrogram.hop
     if config.edge == "track":
         last += config.context
-    mel = np.zeros((config.frames, spectrogram.n_mels), np.float16)
-    mel[:n_frames] = log_mel(samples[first:last], spectrogram)[:n_frames]
-    return mel
+    mel = log_mel_float16(samples[first:last], n_frames, spectrogram)
+    return (
+        mel if n_frames == config.frames else np.pad(mel, ((0, config.frames - n_frames), (0, 0)))
+    )
 
 
 def window_audio(samples: np.ndarray, start: int, config: WindowConfig) -> np.ndarray:

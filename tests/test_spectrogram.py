@@ -13,9 +13,11 @@ from mt3data.spectrogram import (
     LogMelStream,
     SpectrogramConfig,
     log_mel,
+    log_mel_float16,
     mel_matrix,
     n_frames_of,
     pad_to_frames,
+    to_float16,
 )
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -135,3 +137,22 @@ def test_other_settings_change_the_shape():
     config = SpectrogramConfig(sample_rate=8000, hop=80, fft_size=512, n_mels=40, fmax=4000.0)
     assert config.frames_per_second == 100
     assert log_mel(noise(8000), config).shape == (100, 40)
+
+
+def test_rounding_to_float16_is_that_of_numpy_at_every_border() -> None:
+    """Every finite half, what lies midway between neighbours, and the float32s beside both."""
+    half = np.arange(0x7C00, dtype=np.uint16).view(np.float16).astype(np.float32)
+    midway = (half[:-1].astype(np.float64) + half[1:]) / 2
+    exact = np.concatenate([half, midway.astype(np.float32)])
+    up, down = np.nextafter(exact, np.float32(np.inf)), np.nextafter(exact, np.float32(-np.inf))
+    values = np.concatenate([exact, up, down, -exact, -up, -down])
+    np.testing.assert_array_equal(
+        to_float16(values).view(np.uint16), values.astype(np.float16).view(np.uint16)
+    )
+
+
+@pytest.mark.parametrize("n_frames", [1, 64, 100])
+def test_frames_in_float16_are_the_first_of_all_rounded(n_frames: int) -> None:
+    samples = np.random.default_rng(0).normal(0, 0.1, 110 * 128).astype(np.float32)
+    want = log_mel(samples)[:n_frames].astype(np.float16)
+    np.testing.assert_array_equal(log_mel_float16(samples, n_frames), want)
