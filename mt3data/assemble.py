@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from mt3data.card import dataset_card
+from mt3data.disk import remove_at_once
 from mt3data.plan import Plan
 from mt3data.shards import (
     MANIFEST,
@@ -67,7 +67,7 @@ def assemble(
     files.append(write_listed(folder / "README.md", dataset_card(body).encode()))
     body["files"] = sorted(files, key=lambda entry: entry["name"])
     write_durably(folder / MANIFEST, canonical_json(body))
-    shutil.rmtree(folder / STATE)
+    remove_at_once(folder / STATE)
     return body, tracks
 
 

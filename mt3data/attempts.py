@@ -13,17 +13,17 @@ from __future__ import annotations
 import faulthandler
 import itertools
 import platform
-import shutil
 import sys
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from mt3data import __version__
+from mt3data.disk import remove_at_once
 from mt3data.errors import UserError
 from mt3data.plan import PlannedTrack
 
@@ -75,14 +75,15 @@ class Run:
 
     def verdict(self, planned: PlannedTrack) -> tuple[str, str] | None:
         """Stage and reason, the same on any machine, if the track is not to be tried again."""
-        markers = list(self.folder.glob(f"{planned.track.id}.*"))
-        if any(marker.stat().st_size for marker in markers):
+        markers = self.markers()
+        hung = [markers[path] for path in markers if track_of(path) == planned.track.id]
+        if any(hung):
             limit = self.limit_seconds(planned)
             return (
                 "hang",
                 f"not done after {limit:g} s, see --track-timeout; its worker was stopped",
             )
-        if len(markers) >= DEATHS:
+        if len(hung) >= DEATHS:
             return "worker", f"its worker died {DEATHS} times at it (memory, or a library crashed)"
         return None
 
@@ -115,7 +116,11 @@ class Run:
 
     def markers(self) -> dict[Path, bool]:
         """The markers that lie there, and whether each tells of a hang."""
-        return {path: path.stat().st_size > 0 for path in sorted(self.folder.iterdir())}
+        found = {}
+        for path in sorted(self.folder.glob("*")):
+            with suppress(FileNotFoundError):  # it may go at any moment
+                found[path] = path.stat().st_size > 0
+        return found
 
 
 def track_of(marker: Path) -> str:
@@ -127,13 +132,13 @@ def track_of(marker: Path) -> str:
 def new_run(state: Path, root: Path, track_timeout: float) -> Iterator[Run]:
     """A run whose markers lie in a new folder below `state`; those of earlier runs are removed."""
     for old in state.glob("run-*"):
-        shutil.rmtree(old)
+        remove_at_once(old)
     folder = state / f"run-{uuid.uuid4().hex}"
     folder.mkdir()
     try:
         yield Run(folder, root, track_timeout, environment())
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_at_once(folder)
 
 
 def environment() -> dict[str, str]:

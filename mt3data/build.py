@@ -94,7 +94,8 @@ def _complete(plan: Plan) -> Summary | None:
     if manifest is None:
         return None
     # A run that was killed just after it wrote the manifest leaves its state.
-    shutil.rmtree(plan.folder / STATE, ignore_errors=True)
+    for leftover in plan.folder.glob(f"{STATE}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
     return _summary(plan, manifest, read_tracks_table(plan.folder), already_complete=True)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -88,8 +89,11 @@ def _plan_in(folder: Path) -> Path:
 
 
 def _sweep(folder: Path) -> None:
-    for leftover in folder.rglob("*.tmp-*"):
-        leftover.unlink(missing_ok=True)
+    for leftover in list(folder.rglob("*.tmp-*")):
+        if leftover.is_dir():
+            shutil.rmtree(leftover, ignore_errors=True)
+        else:
+            leftover.unlink(missing_ok=True)
 
 
 def beside(plan: Plan) -> Plan:

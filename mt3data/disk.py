@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shutil
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from mt3data.errors import UserError
@@ -27,6 +28,14 @@ def require_space(
             f"{folder}: {size(n_bytes)} needed {purpose}, {size(free)} free; make room or choose "
             f"another {option}{advice}"
         )
+
+
+def remove_at_once(folder: Path) -> None:
+    """Removes a folder in which other processes may be writing: they find it gone, not half gone."""
+    gone = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex}")
+    with suppress(FileNotFoundError):
+        folder.rename(gone)
+        shutil.rmtree(gone, ignore_errors=True)
 
 
 def size(n_bytes: float) -> str:
