@@ -5,12 +5,14 @@
 Builds composed pieces with noise for audio into shards in a temporary folder, with windows of 2,048
 frames (mel, and audio) and of 256 frames, and reads them from the page cache. Figures are records
 per second of process time, all threads together: the median of seven rounds, in which the readers
-take turns. Then the time and memory to open an index of a million rows, and to take a batch of it.
+take turns. Then the speed of `mt3data check` beside sha256 alone, and the time and memory to open an
+index of a million rows and to take a batch of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import statistics
 import subprocess
@@ -84,6 +86,37 @@ def bare_webdataset(folder: Path, decode: bool) -> Callable[[], int]:
         return sum(1 for _ in (records.decode() if decode else records))
 
     return read
+
+
+def streamed(folder: Path) -> Callable[[], int]:
+    """A round of `stream`, with everything decoded."""
+    from mt3data.stream import stream
+
+    return lambda: sum(1 for _ in stream([folder]))
+
+
+def check_speed(folder: Path) -> tuple[list[float], list[float]]:
+    """MB per second of wall time, then of process time: sha256 alone, and `check` with 1 and 2
+    threads; the best of five rounds each, in which they take turns."""
+    from mt3data.check import check
+
+    shards = sorted(folder.glob("*.tar"))
+    megabytes = sum(path.stat().st_size for path in shards) / 1e6
+
+    def hash_alone() -> None:
+        for path in shards:
+            with path.open("rb") as file:
+                hashlib.file_digest(file, "sha256")
+
+    jobs = (hash_alone, lambda: check(folder), lambda: check(folder, workers=2))
+    wall, process = [0.0] * len(jobs), [0.0] * len(jobs)
+    for _ in range(5):
+        for i, job in enumerate(jobs):
+            starts = time.perf_counter(), time.process_time()
+            job()
+            wall[i] = max(wall[i], megabytes / (time.perf_counter() - starts[0]))
+            process[i] = max(process[i], megabytes / (time.process_time() - starts[1]))
+    return wall, process
 
 
 def measure(readers: dict[str, Callable[[], int]]) -> dict[str, float]:
@@ -163,6 +196,7 @@ def main() -> None:
             "the same with two threads": indexed(long, threads=2),
             "random crops of audio with tokens": indexed(audio),
             "whole records of 256 frames": indexed(short),
+            "stream() of whole records, decoded": streamed(short),
             "webdataset, default decoding": bare_webdataset(short, decode=True),
             "webdataset, not decoded": bare_webdataset(short, decode=False),
         })  # fmt: skip
@@ -170,6 +204,12 @@ def main() -> None:
             print(f"{what:54} {rate:9,.0f} per core-second")
         ratio = rates["whole records of 256 frames"] / rates["webdataset, default decoding"]
         print(f"whole records: {ratio:.1f} x bare webdataset with default decoding")
+        for build in (long, short):
+            wall, process = check_speed(build)
+            print(
+                f"check of {build.name}: sha256 alone {wall[0]:,.0f} MB/s; check {wall[1]:,.0f} with one "
+                f"thread, {wall[2]:,.0f} with two; per core-second {process[1] / process[0]:.2f} of sha256"
+            )
         (opening, first, second, memory), size = open_a_million(
             long, folder / "large", arguments.rows
         )

@@ -257,8 +257,7 @@ def _array_fault(
         return f"{name} is {array.dtype} {list(array.shape)}, expected {wanted['dtype']} {shape}"
     if row.get(f"n_{name}", len(array)) != len(array):
         return f"{len(array)} {name}, the index says {row[f'n_{name}']}"
-    # The bits tell what is not finite ten times as fast as isfinite.
-    if name == "mel" and (array.view(np.uint16) & 0x7FFF).max(initial=0) >= 0x7C00:
+    if name == "mel" and not _all_finite(array):
         return "mel holds values that are not finite"
     if name in SOUND and zlib.crc32(array.reshape(-1).view(np.uint8).data) != row[f"{name}_crc32"]:
         return f"{name} differs from its checksum in the index"
@@ -267,6 +266,13 @@ def _array_fault(
     if name == "tokens" and (array.min() < 0 or array.max() >= size):
         return f"token {int(array.max())} is outside the vocabulary of {size}"
     return ""
+
+
+def _all_finite(array: np.ndarray) -> bool:
+    """np.isfinite(array).all() of float16, twenty times as fast, by the order of the bits."""
+    above_zero = array.view(np.int16).max(initial=0)  # infinity is 0x7C00, NaN more
+    below_zero = array.view(np.uint16).max(initial=0)  # minus infinity is 0xFC00, NaN more
+    return bool(above_zero < 0x7C00 and below_zero < 0xFC00)
 
 
 def _note_fault(*notes: np.ndarray) -> str:

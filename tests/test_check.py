@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mt3data.build import build
-from mt3data.check import check
+from mt3data.check import _all_finite, check
 from mt3data.errors import UserError
 from mt3data.plan import BuildConfig, make_plan
 from mt3data.records import ShardSet
@@ -138,6 +138,10 @@ def put_nan(body: bytearray) -> None:
     body[-2:] = np.float16(np.nan).tobytes()
 
 
+def put_minus_infinity(body: bytearray) -> None:
+    body[-2:] = np.float16(-np.inf).tobytes()
+
+
 def put_foreign_token(body: bytearray) -> None:
     body[-4:-2] = np.int16(1500).tobytes()
 
@@ -184,6 +188,7 @@ def change_a_value(body: bytearray) -> None:
     ("member", "change", "complaint"),
     [
         ("mel", put_nan, "mel holds values that are not finite"),
+        ("mel", put_minus_infinity, "mel holds values that are not finite"),
         ("mel", change_a_value, "mel differs from its checksum"),
         ("tokens", put_foreign_token, "token 1500 is outside the vocabulary of 1491"),
         ("tokens", lose_the_end, "tokens do not end with EOS"),
@@ -313,3 +318,10 @@ def test_audio_is_checked_as_mel_is(tmp_path: Path) -> None:
     assert check(folder) == []
     change_and_reseal(folder, "audio", lambda body: body.__setitem__(200, body[200] ^ 1))
     assert check(folder) == [f"{SHARD}: demo-Track00001-p0-0000000: audio differs from its checksum in the index"]  # fmt: skip
+
+
+def test_every_float16_is_told_finite_or_not() -> None:
+    every = np.arange(1 << 16, dtype=np.uint16).view(np.float16)
+    told = [_all_finite(every[i : i + 1]) for i in range(len(every))]
+    assert told == np.isfinite(every).tolist()
+    assert _all_finite(np.float16([[65504, -65504], [0, -0.0]]))
