@@ -225,7 +225,10 @@ class TrackRecords:
         track: short id. name: the publisher's name.
         track_frames: frames of the track.
         starts: first frame of each window, ascending.
-        mel: the windows, float16 [frames, n_mels] each, padded with 0.0 behind the track's end.
+        mel: the windows, float16 [frames, n_mels] each, padded with 0.0 behind the track's end;
+            empty where the records hold audio.
+        audio: the windows, int16 [frames * hop + fft_size - hop] each, 0 behind the track's end;
+            empty where the records hold none.
         notes: the track's notes: untrimmed references where the build has them (evaluation
             splits), else those of its windows.
     """
@@ -234,6 +237,7 @@ class TrackRecords:
     track_frames: int
     starts: list[int]
     mel: list[np.ndarray]
+    audio: list[np.ndarray]
     notes: Notes
 
 
@@ -256,11 +260,14 @@ def read_tracks(folder: str | Path, split: str) -> Iterator[TrackRecords]:
         notes = untrimmed.get(track)
         if notes is None:  # neighbouring windows carry some of the same notes
             notes = Notes.from_array(np.unique(np.concatenate(windows), axis=0))
+        name = "audio" if "audio" in source.manifest["members"] else "mel"
+        sound = [read_npy(source.member(row, name)) for row in rows]
         yield TrackRecords(
             track,
             int(index["track_frames"][rows[0]]),
             [int(index["start_frame"][row]) for row in rows],
-            [read_npy(source.member(row, "mel")) for row in rows],
+            sound if name == "mel" else [],
+            sound if name == "audio" else [],
             notes,
         )
 

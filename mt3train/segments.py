@@ -1,0 +1,79 @@
+"""The segments of a track, as a model wants them, from the records of a build.
+
+Records with log-mel serve a model of the same edge. Records with audio serve any: segments are cut
+from it and transformed as the checkpoint says, from int16 samples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mt3data.audio import INT16_FULL_SCALE
+from mt3data.errors import UserError
+from mt3data.records import TrackRecords
+from mt3data.shards import read_manifest
+from mt3data.spectrogram import log_mel
+from mt3train.checkpoint import CheckpointInfo
+
+
+def require_fit(build: Path, info: CheckpointInfo) -> None:
+    """Raises UserError if a build's records cannot give the model what it was trained on."""
+    manifest = read_manifest(build)
+    spectrogram = asdict(info.spectrogram)
+    if manifest["spectrogram"] != spectrogram:
+        raise UserError(
+            f"{build}: its spectrogram is {manifest['spectrogram']}, the checkpoint's is "
+            f"{spectrogram}; evaluate on a build made with the settings of the training shards"
+        )
+    if "audio" in manifest["members"]:
+        return
+    if manifest["edge"] != info.edge:
+        raise UserError(
+            f"{build}: its edge is {manifest['edge']}, the checkpoint's is {info.edge}; "
+            f"{_make_one(manifest, info)}"
+        )
+    if info.edge == "segment" and manifest["window"] != info.frames:
+        raise UserError(
+            f"{build}: its segments have {manifest['window']} frames, the checkpoint's "
+            f"{info.frames}; {_make_one(manifest, info)}"
+        )
+
+
+def _make_one(manifest: dict[str, Any], info: CheckpointInfo) -> str:
+    window = info.frames if info.edge == "segment" else max(manifest["window"], info.frames)
+    return (
+        f"`mt3data build {manifest['dataset']} --window {window} --edge {info.edge} --out FOLDER` makes "
+        "one that fits, --members audio one that fits every model"
+    )
+
+
+def segments_of(records: TrackRecords, info: CheckpointInfo) -> Iterator[tuple[int, np.ndarray]]:
+    """(start frame, float32 [frames, n_mels]) of each segment of a track, padded with 0.0."""
+    if not records.audio:
+        yield from _from_mel(records, info)
+        return
+    hop, context = info.spectrogram.hop, info.spectrogram.fft_size - info.spectrogram.hop
+    samples = np.concatenate([window[: len(window) - context] for window in records.audio])
+    samples = samples[: records.track_frames * hop]
+    for start in range(0, records.track_frames, info.frames):
+        n_frames = min(info.frames, records.track_frames - start)
+        last = (start + n_frames) * hop + (context if info.edge == "track" else 0)
+        audio = samples[start * hop : last].astype(np.float32) / INT16_FULL_SCALE
+        mel = log_mel(audio, info.spectrogram)[:n_frames]
+        yield start, np.pad(mel, ((0, info.frames - n_frames), (0, 0)))
+
+
+def _from_mel(records: TrackRecords, info: CheckpointInfo) -> Iterator[tuple[int, np.ndarray]]:
+    if all(len(mel) == info.frames for mel in records.mel):
+        for start, mel in zip(records.starts, records.mel, strict=True):
+            yield start, mel.astype(np.float32)
+        return
+    track = np.concatenate(records.mel)
+    for start in range(0, records.track_frames, info.frames):
+        mel = track[start : start + info.frames].astype(np.float32)  # padding included, if any
+        yield start, np.pad(mel, ((0, info.frames - len(mel)), (0, 0)))

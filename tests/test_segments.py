@@ -1,0 +1,101 @@
+"""mt3train.segments: the segments of a track, from mel or from audio, with the model's edge."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import soundfile
+from fakes_listed import folder_tree
+
+from mt3data.build import build
+from mt3data.errors import UserError
+from mt3data.plan import BuildConfig, make_plan
+from mt3data.records import read_tracks
+from mt3data.spectrogram import SpectrogramConfig, log_mel, pad_to_frames
+from mt3data.windows import WindowConfig
+from mt3train.checkpoint import CheckpointInfo
+from mt3train.segments import require_fit, segments_of
+
+SECONDS = 5.0  # 626 frames: two whole segments of 256 frames and a part
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with one recording at 16 kHz, which is then read as it is."""
+    root = folder_tree(tmp_path_factory.mktemp("segments"), ["test/a.wav"], seconds=SECONDS)
+    time = np.arange(int(16000 * SECONDS)) / 16000
+    tone = 0.4 * np.sin(2 * np.pi * 440 * time) + 0.1 * np.sin(2 * np.pi * 3000 * time * time)
+    soundfile.write(root / "test/a.wav", tone, 16000, subtype="PCM_16")
+    return root
+
+
+def built(root: Path, out: Path, **settings: object) -> Path:
+    windows = WindowConfig(align="off", **settings)  # type: ignore[arg-type]
+    build(make_plan(BuildConfig("folder", root, out, windows=windows)))
+    return out / "folder"
+
+
+def expected(root: Path, edge: str) -> list[tuple[int, np.ndarray]]:
+    """Straight from the recording: cut, then transformed; or transformed, then cut."""
+    samples, _ = soundfile.read(root / "test/a.wav", dtype="float32")
+    samples = pad_to_frames(samples)
+    found = []
+    for start in range(0, 626, 256):
+        n = min(256, 626 - start)
+        if edge == "segment":
+            mel = log_mel(samples[start * 128 : (start + n) * 128])
+        else:
+            mel = log_mel(samples)[start : start + n]
+        found.append((start, np.pad(mel, ((0, 256 - n), (0, 0)))))
+    return found
+
+
+@pytest.mark.parametrize("edge", ["segment", "track"])
+@pytest.mark.parametrize(
+    "settings",
+    [{"members": ("audio",), "frames": 300}, {"members": ("mel", "audio"), "frames": 2048}],
+    ids=["audio", "both"],
+)
+def test_audio_serves_models_of_either_edge(root, tmp_path, settings, edge):
+    folder = built(root, tmp_path, **settings)
+    info = CheckpointInfo(edge=edge)
+    require_fit(folder, info)
+    segments = list(segments_of(next(read_tracks(folder, "test")), info))
+    assert [start for start, _ in segments] == [0, 256, 512]
+    for (_, found), (_, wanted) in zip(segments, expected(root, edge), strict=True):
+        assert found.shape == (256, 512)
+        # The same samples but for 32767 / 32768; the quietest bins are rounding noise.
+        loud = wanted > -2
+        assert loud.mean() > 0.1
+        np.testing.assert_allclose(found[loud], wanted[loud], atol=0.01)
+        assert (found[wanted == 0] == 0).all()
+
+
+@pytest.mark.parametrize(("frames", "edge"), [(256, "segment"), (512, "track")])
+def test_mel_serves_models_of_its_own_edge(root, tmp_path, frames, edge):
+    folder = built(root, tmp_path, frames=frames, edge=edge)
+    info = CheckpointInfo(edge=edge)
+    require_fit(folder, info)
+    segments = list(segments_of(next(read_tracks(folder, "test")), info))
+    for (_, found), (_, wanted) in zip(segments, expected(root, edge), strict=True):
+        np.testing.assert_allclose(found, wanted, atol=4e-3)  # float16
+    other = CheckpointInfo(edge={"segment": "track", "track": "segment"}[edge])
+    window = 256  # the build's own 256, or that of the model
+    with pytest.raises(UserError) as refused:
+        require_fit(folder, other)
+    assert f"its edge is {edge}, the checkpoint's is {other.edge}" in str(refused.value)
+    assert f"mt3data build folder --window {window} --edge {other.edge}" in str(refused.value)
+
+
+def test_segments_of_another_length_are_refused_with_the_command_that_makes_some(root, tmp_path):
+    folder = built(root, tmp_path, frames=512, edge="segment")
+    with pytest.raises(UserError, match="have 512 frames, the checkpoint's 256; `mt3data build folder "
+                       "--window 256 --edge segment"):  # fmt: skip
+        require_fit(folder, CheckpointInfo(edge="segment"))
+
+
+def test_another_spectrogram_is_refused_for_audio_too(root, tmp_path):
+    folder = built(root, tmp_path, members=("audio",), frames=256)
+    info = CheckpointInfo(spectrogram=SpectrogramConfig(n_mels=229))
+    with pytest.raises(UserError, match="its spectrogram is"):
+        require_fit(folder, info)
