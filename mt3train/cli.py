@@ -2,28 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 from mt3data import __version__
-from mt3data.errors import UserError
-from mt3data.terminal import CommandGroup, progress
-from mt3train.cli_scores import (
-    BATCH,
-    CHECKPOINT,
-    FOLDER,
-    evaluate,
-    load_checkpoint,
-    require_positive,
-    score,
-)
-
-if TYPE_CHECKING:
-    from mt3train.checkpoint import CheckpointInfo
-    from mt3train.model import MT3
+from mt3data.terminal import CommandGroup
+from mt3train.cli_scores import FOLDER, evaluate, require_positive, score
+from mt3train.cli_transcribe import transcribe
 
 
 @click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
@@ -67,81 +53,6 @@ def plot(runs: tuple[Path, ...], out: Path) -> None:
 
 
 @main.command()
-@click.argument("files", nargs=-1, required=True, type=FOLDER)
-@CHECKPOINT
-@click.option("-o", "--out", type=FOLDER, required=True,
-              help="A .mid file; with several recordings, or another ending, a folder.")  # fmt: skip
-@BATCH
-def transcribe(files: tuple[Path, ...], checkpoint: Path, out: Path, batch: int) -> None:
-    """Writes the notes of recordings as MIDI files.
-
-    Any format that libsndfile reads, any length. A recording that cannot be read is reported and
-    the others go on.
-
-    Example: mt3train transcribe song.wav --checkpoint runs/mt3 -o song.mid
-    """
-    model, info = load_checkpoint(checkpoint)
-    require_positive("--batch", batch)
-    failed = 0
-    for file, target in _targets(files, out):
-        try:
-            click.echo(_transcribe_file(model, info, file, target, batch))
-        except UserError as error:
-            if len(files) == 1:
-                raise
-            failed += 1
-            click.echo(f"Error: {error}", err=True)
-    if failed:
-        click.echo(f"{failed} of {len(files)} recordings could not be transcribed", err=True)
-        sys.exit(1)
-
-
-def _targets(files: tuple[Path, ...], out: Path) -> list[tuple[Path, Path]]:
-    """Recordings and the MIDI files they become."""
-    if len(files) == 1 and out.suffix.lower() in (".mid", ".midi"):
-        targets = [(files[0], out)]
-    else:
-        targets = [(file, out / f"{file.stem}.mid") for file in files]
-    names = [target for _, target in targets]
-    twice = sorted({str(name) for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"two recordings would become {twice[0]}; rename one, or use two folders")
-    try:
-        names[0].parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"{names[0].parent}: the folder cannot be made ({error.strerror})"
-        ) from error
-    return targets
-
-
-def _transcribe_file(model: MT3, info: CheckpointInfo, file: Path, target: Path, batch: int) -> str:
-    """Transcribes one recording; says what came of it."""
-    from mt3data.midi import write_midi
-    from mt3train.transcribe import transcribe as run
-
-    with progress(1, file.name, "segments") as bar:
-
-        def report(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        result = run(model, info, file, batch=batch, on_progress=report)
-    try:
-        write_midi(result.notes, target)
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror})") from error
-    instruments = len(set(result.notes.instrument.tolist()))
-    heard = (
-        f"{len(result.notes)} notes of {instruments} instruments"
-        if len(result.notes)
-        else "no notes"
-    )
-    odd = f", {result.invalid} invalid events skipped" if result.invalid else ""
-    return f"{target}: {heard} in {result.n_segments} segments{odd}"
-
-
-@main.command()
 @click.argument("source", type=FOLDER)
 @click.option("-o", "--out", type=FOLDER, required=True, help="The .safetensors file to write.")
 @click.option("--heads", type=int, help="Heads of its attention; by default heads of 64 columns.")
@@ -181,7 +92,7 @@ def demo(out: Path, workers: int) -> None:
         click.echo(line)
 
 
-for command in (evaluate, score):
+for command in (transcribe, evaluate, score):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -51,18 +51,6 @@ class ModelConfig:
     dropout_rate: float = 0.1
 
 
-@dataclass
-class Cache:
-    """Keys and values of a batch that is being decoded, one pair per decoder layer.
-
-    `own` holds (keys, values) of shape [B, H, max_length, K], allocated once and filled from
-    position 0 on; `cross` those of the encoded frames, [B, H, F, K], which never change.
-    """
-
-    own: list[tuple[Tensor, Tensor]]
-    cross: list[tuple[Tensor, Tensor]]
-
-
 def sinusoids(n_positions: int, width: int) -> Tensor:
     """Position table [n_positions, width] float32: sines in the first half, cosines in the second.
 
@@ -218,19 +206,12 @@ class DecoderLayer(nn.Module):
         self,
         x_BLD: Tensor,
         cross: tuple[Tensor, Tensor],
-        own: tuple[Tensor, Tensor] | None,
-        position: int,
         masks: tuple[Tensor, Tensor] | tuple[None, None],
     ) -> Tensor:
-        """One layer; `own` is this layer's part of a cache, x then the one token at `position`."""
+        """One layer; `cross` are its keys and values of the encoded frames."""
         normed = self.pre_self_attention_layer_norm(x_BLD)
-        keys, values = self.self_attention.keys_values(normed)
-        if own is not None:
-            for buffer, new in zip(own, (keys, values), strict=True):
-                buffer[:, :, position] = new[:, :, 0]
-            keys, values = (buffer[:, :, : position + 1] for buffer in own)
-        causal = own is None and masks[0] is None
-        attended = self.self_attention(normed, keys, values, causal, masks[0])
+        own = self.self_attention.keys_values(normed)
+        attended = self.self_attention(normed, *own, causal=masks[0] is None, mask=masks[0])
         x_BLD = x_BLD + self.dropout(attended)
         normed = self.pre_cross_attention_layer_norm(x_BLD)
         attended = self.encoder_decoder_attention(normed, *cross, mask=masks[1])
@@ -282,21 +263,19 @@ class Decoder(nn.Module):
         self,
         inputs_BL: Tensor,
         cross: list[tuple[Tensor, Tensor]],
-        own: list[tuple[Tensor, Tensor]] | None = None,
-        position: int = 0,
         masks: tuple[Tensor, Tensor] | tuple[None, None] = (None, None),
     ) -> Tensor:
-        positions_LD = self.get_buffer("positions")[position : position + inputs_BL.shape[1]]
+        positions_LD = self.get_buffer("positions")[: inputs_BL.shape[1]]
         x_BLD = self.dropout(self.token_embedder(inputs_BL) + positions_LD)
         for i, layer in enumerate(self.layers):
-            x_BLD = layer(x_BLD, cross[i], own[i] if own else None, position, masks)
+            x_BLD = layer(x_BLD, cross[i], masks)
         x_BLD = self.dropout(self.decoder_norm(x_BLD))
         with torch.autocast(x_BLD.device.type, enabled=False):  # logits are float32, as in T5X
             return self.logits_dense(x_BLD.to(self.logits_dense.weight.dtype))
 
 
 class MT3(nn.Module):
-    """The network. `forward` trains it, `encode`, `new_cache` and `decode_step` run it."""
+    """The network. `forward` trains it; stepper.py decodes from what `encode` returns."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -319,17 +298,6 @@ class MT3(nn.Module):
         masks = attention_masks(targets_BL, mel_BFM.shape[1]) if original_mask else (None, None)
         cross = self.decoder.cross(self.encoder(mel_BFM))
         return self.decoder(shift_right(targets_BL), cross, masks=masks)
-
-    def new_cache(self, encoded_BFD: Tensor, max_length: int) -> Cache:
-        """An empty cache for decoding up to max_length (<= 2048) tokens from the encoded frames."""
-        cross = [(k.contiguous(), v.contiguous()) for k, v in self.decoder.cross(encoded_BFD)]
-        batch, heads, _, width = cross[0][0].shape
-        own = [(k.new_zeros(batch, heads, max_length, width),) * 2 for k, _ in cross]
-        return Cache([(k, torch.zeros_like(v)) for k, v in own], cross)
-
-    def decode_step(self, inputs_B: Tensor, cache: Cache, position: int) -> Tensor:
-        """Logits [B, V] after the input token of each row at `position`; fills the cache there."""
-        return self.decoder(inputs_B[:, None], cache.cross, cache.own, position)[:, 0]
 
 
 def attention_masks(targets_BL: Tensor, n_frames: int) -> tuple[Tensor, Tensor]:

@@ -1,10 +1,11 @@
-"""From a recording to notes: cut into segments, transform, decode greedily, join.
+"""From a recording to notes: cut into segments, transform, decode, join.
 
-The recording is read in blocks and its segments go through the network in batches, so memory does
-not grow with its length (but for the tokens, 2 kB per segment). Frames are made as the checkpoint's
-training data were: with edge "segment" 256 frames of audio are cut and then transformed, with edge
-"track" the spectrogram of the whole recording is sliced (mt3data.spectrogram). A segment's notes
-that sound on into the next are joined by its tie section (mt3data.detokenize).
+The recording is read in blocks and its segments are transformed when decoding wants them, so memory
+does not grow with its length (but for the tokens, 2 kB per segment). Frames are made as the
+checkpoint's training data were: with edge "segment" 256 frames of audio are cut and then
+transformed, with edge "track" the spectrogram of the whole recording is sliced
+(mt3data.spectrogram). A segment's notes that sound on into the next are joined by its tie section
+(mt3data.detokenize).
 
 As in MT3, frames missing in the last segment are 0.0 in the log-mel domain, which is not silence
 but what the model was trained with, and a recording whose length is a whole number of hops has one
@@ -16,11 +17,10 @@ Source: mt3/inference.py, mt3/preprocessors.py split_full_chunk and mt3/models.p
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from mt3data.audio import BLOCK_SECONDS, audio_info, read_blocks, require_finite
 from mt3data.detokenize import decode_segments
@@ -30,10 +30,32 @@ from mt3data.spectrogram import LogMelStream, SpectrogramConfig, log_mel, n_fram
 from mt3data.tokens import segment_start
 from mt3data.vocabulary import VocabularyConfig
 from mt3train.checkpoint import CheckpointInfo
-from mt3train.decode import greedy
+from mt3train.decode import DecodeOptions, SegmentDecoder
 from mt3train.model import MT3
+from mt3train.ruled import Instruments, by_grammar
 
 Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Decoding:
+    """How tokens are found; the defaults give what the original gives.
+
+    Attributes:
+        batch: segments decoded side by side; the result does not depend on it, but for rounding.
+        beams: of a beam search; 0: greedy.
+        grammar: say only what can follow (grammar.py).
+        only: instruments that may be said; None: all.
+        precision: see `DecodeOptions`.
+        compile: see `DecodeOptions`.
+    """
+
+    batch: int = 8
+    beams: int = 0
+    grammar: bool = False
+    only: Instruments | None = None
+    precision: str = "auto"
+    compile: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,8 +79,8 @@ def transcribe(
     model: MT3,
     info: CheckpointInfo,
     audio: str | Path | np.ndarray,
+    decoding: Decoding = Decoding(),
     *,
-    batch: int = 8,
     max_length: int | None = None,
     on_progress: Progress | None = None,
 ) -> Transcription:
@@ -69,9 +91,9 @@ def transcribe(
         info: what its checkpoint says about spectrogram, edge, frames and vocabulary.
         audio: a file that libsndfile reads, or mono samples at info's sample rate, shape (n,),
             floating point in [-1, 1].
-        batch: segments decoded at once; the result does not depend on it, but for rounding.
+        decoding: how tokens are found.
         max_length: most tokens per segment; None: as many as the longest target of its training.
-        on_progress: called after each batch with (segments done, segments in all).
+        on_progress: called after each segment with (segments done, segments in all).
     Raises:
         UserError: the audio is missing, unreadable or empty, or holds NaN.
     """
@@ -87,8 +109,8 @@ def transcribe(
     starts = (k * info.frames for k in range(1 << 62))
     report = (lambda done: on_progress(done, max(done, total))) if on_progress else None
     return transcribe_segments(
-        model, info.vocabulary, zip(starts, mels, strict=False),
-        batch=batch, max_length=max_length or info.max_target_length, on_batch=report,
+        model, info.vocabulary, zip(starts, mels, strict=False), decoding,
+        max_length=max_length or info.max_target_length, on_segment=report,
     )  # fmt: skip
 
 
@@ -96,34 +118,58 @@ def transcribe_segments(
     model: MT3,
     vocabulary: VocabularyConfig,
     segments: Iterable[tuple[int, np.ndarray]],
+    decoding: Decoding = Decoding(),
     *,
-    batch: int = 8,
     max_length: int = 1024,
-    on_batch: Callable[[int], None] | None = None,
+    on_segment: Callable[[int], None] | None = None,
 ) -> Transcription:
     """Decode the segments of one track, given as (start frame, log-mel [frames, n_mels]), to notes.
 
     Args:
-        model: the network, on the device that shall run it.
+        model: the network, on the device that shall run it; put into evaluation mode for the call.
         vocabulary: what its tokens mean.
-        segments: in time order, all of one length.
-        batch: segments decoded at once.
+        segments: in time order, all of one length; as many are taken as are decoded next.
+        decoding: how tokens are found.
         max_length: most tokens per segment.
-        on_batch: called after each batch with the number of segments done.
+        on_segment: called after each segment with the number of segments done.
     """
-    parameter = next(model.parameters())
-    decoded: list[tuple[float, np.ndarray]] = []
     remaining = iter(segments)
-    while group := list(islice(remaining, batch)):
-        mel_BFM = torch.from_numpy(np.stack([mel for _, mel in group]))
-        tokens_BL = greedy(model, mel_BFM.to(parameter.device, parameter.dtype), max_length)
-        rows = tokens_BL.cpu().numpy().astype(np.int16)
-        for (start_frame, _), row in zip(group, rows, strict=True):
-            decoded.append((segment_start(start_frame, vocabulary), row[: _length(row)]))
-        if on_batch:
-            on_batch(len(decoded))
+    first = next(remaining, None)
+    if first is None:
+        return Transcription(Notes.empty(), 0, 0, 0)
+    only = decoding.only
+    options = DecodeOptions(
+        decoding.batch, max_length, decoding.beams,
+        only.forbidden(vocabulary) if only else (), decoding.precision, decoding.compile,
+    )  # fmt: skip
+    was_training = model.training
+    decoder = SegmentDecoder(model, options, len(first[1]))
+    find = by_grammar if decoding.grammar else _find
+    decoded: list[tuple[float, np.ndarray]] = []
+    for start_frame, tokens in find(decoder, vocabulary, chain([first], remaining), only):
+        decoded.append((segment_start(start_frame, vocabulary), tokens.astype(np.int16)))
+        if on_segment:
+            on_segment(len(decoded))
+    model.train(was_training)
     result = decode_segments(decoded, vocabulary)
-    return Transcription(result.notes.sorted(), len(decoded), result.invalid, result.dropped)
+    notes = only.select(result.notes, vocabulary) if only else result.notes
+    return Transcription(notes.sorted(), len(decoded), result.invalid, result.dropped)
+
+
+def _find(
+    decoder: SegmentDecoder, _: VocabularyConfig, segments: Iterator[tuple[int, np.ndarray]],
+    __: Instruments | None,
+) -> Iterator[tuple[int, np.ndarray]]:  # fmt: skip
+    """(start frame, tokens) of each segment, in the order in which they are done."""
+    starts: list[int] = []
+
+    def mels() -> Iterator[np.ndarray]:
+        for start, mel in segments:
+            starts.append(start)
+            yield mel
+
+    for found in decoder.decode(mels()):
+        yield starts[found.index], found.tokens
 
 
 def segment_mels(
@@ -185,9 +231,3 @@ def _array_blocks(samples: np.ndarray, rate: int) -> Iterator[np.ndarray]:
         block = samples[start : start + size]
         require_finite(block, "the audio array", rate, start)
         yield block
-
-
-def _length(tokens: np.ndarray) -> int:
-    """Tokens of a row without the zeros that fill it up; a 0 before EOS is the model's own."""
-    used = np.flatnonzero(tokens)
-    return int(used[-1]) + 1 if len(used) else 0

@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from mt3train.convert import load_t5x, t5x_parameters
-from mt3train.decode import greedy
+from mt3train.decode import DecodeOptions, SegmentDecoder
 from mt3train.loss import loss_sum, token_losses
 from mt3train.model import MT3, ModelConfig, attention_masks, shift_right, sinusoids
 from mt3train.optim import Adafactor
+from mt3train.stepper import Stepper
 
 LOGITS = 1e-4  # absolute, at |logits| <= 13
 LOSS = 1e-5  # absolute, per token, at losses <= 15
@@ -36,7 +37,7 @@ def load_model(folder: Path) -> tuple[MT3, Mapping[str, np.ndarray]]:
 
 
 def check_network(folder: Path) -> tuple[int, float]:
-    """net_io.npz: submodules, encoded frames, logits with both masks, loss, greedy decoding."""
+    """net_io.npz: submodules, encoded frames, logits, loss, greedy and beam decoding, cached steps."""
     model, io = load_model(folder)
     seen: dict[str, Tensor] = {}
     for name, module in model.named_modules():
@@ -86,21 +87,29 @@ def _loss_errors(
 
 def _decoding_errors(model: MT3, io: Mapping[str, np.ndarray]) -> dict[str, float]:
     inputs = [io["decode/encoder_input_tokens_fit"], io["encoder_input_tokens"]]
-    mel = torch.from_numpy(np.concatenate(inputs))
-    want = io["decode/greedy_tokens"]
-    ours = greedy(model, mel, max_length=want.shape[1]).numpy()
-    padded = np.pad(ours, ((0, 0), (0, want.shape[1] - ours.shape[1])))
-    np.testing.assert_array_equal(padded, want, err_msg="greedy tokens")
+    mel, errors = np.concatenate(inputs), {}
+    for name, beams in (("greedy", 0), ("beam1", 1), ("beam4", 4)):
+        # Fewer slots than segments, so that some begin where others have ended.
+        options = DecodeOptions(
+            batch=3, max_length=io["decode/greedy_tokens"].shape[1], beams=beams
+        )
+        for found in SegmentDecoder(model, options, mel.shape[1]).decode(mel):
+            want = np.atleast_2d(io[f"decode/{name}_tokens"][found.index])
+            ours = np.zeros_like(want)
+            ours[:, : found.sequences.shape[1]] = found.sequences
+            np.testing.assert_array_equal(ours, want, err_msg=f"{name} tokens")
+            scores = np.atleast_1d(io[f"decode/{name}_scores"][found.index])
+            errors[f"{name} scores {found.index}"] = _share(found.scores, scores, 1e-3)
 
     tokens = torch.from_numpy(io["decode/loop_tokens_no_eos_stop"])
+    stepper = Stepper(model, len(tokens), 1, tokens.shape[1], mel.shape[1])
     with torch.no_grad():
-        cache = model.new_cache(model.encode(mel), tokens.shape[1])
-        given = shift_right(tokens)
-        steps = [model.decode_step(given[:, i], cache, i) for i in range(tokens.shape[1])]
-    logits = torch.stack(steps, 1)
+        for slot, encoded in enumerate(model.encode(torch.from_numpy(mel))):
+            stepper.fill(slot, encoded)
+        logits = torch.stack([stepper.step(column) for column in shift_right(tokens).T], 1)
     np.testing.assert_array_equal(logits.argmax(-1), tokens, err_msg="tokens step by step")
     first, top2 = io["decode/loop_logits_first4"], io["decode/loop_top2_logits"]
-    return {
+    return errors | {
         "logits step by step": _share(logits[:, : first.shape[1]].numpy(), first, LOGITS),
         "two largest logits": _share(logits.topk(2).values.flip(-1).numpy(), top2, LOGITS),
     }

@@ -1,5 +1,6 @@
 """mt3train.transcribe: a recording of any length becomes notes."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from mt3data.spectrogram import SpectrogramConfig, log_mel
 from mt3data.vocabulary import EOS_ID, Event, VocabularyConfig, codec_of
 from mt3train import transcribe as module
 from mt3train.checkpoint import CheckpointInfo
+from mt3train.decode import Found, SegmentDecoder
 from mt3train.model import MT3, ModelConfig
-from mt3train.transcribe import segment_mels, transcribe
+from mt3train.ruled import Instruments
+from mt3train.transcribe import Decoding, segment_mels, transcribe
 
 SAMPLES = Path(__file__).parents[2] / "shared" / "samples"
 RECORDINGS = sorted((SAMPLES / "maestro" / "mirdata_v2_excerpt" / "2018").glob("*.wav"))
@@ -42,18 +45,17 @@ def tokens(*events: tuple[str, int]) -> list[int]:
 
 @pytest.fixture
 def says(monkeypatch):
-    """Makes the model say given tokens, one list per segment; returns the batches it was shown."""
+    """Makes the model say given tokens, one list per segment; returns the segments it was shown."""
 
-    def install(segments: list[list[int]]) -> list[torch.Tensor]:
-        shown: list[torch.Tensor] = []
+    def install(segments: list[list[int]]) -> list[np.ndarray]:
+        shown: list[np.ndarray] = []
 
-        def greedy(model: MT3, mel_BFM: torch.Tensor, max_length: int) -> torch.Tensor:
-            done = sum(len(mel) for mel in shown)
-            shown.append(mel_BFM)
-            rows = [torch.tensor(row) for row in segments[done : done + len(mel_BFM)]]
-            return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
+        def decode(self: SegmentDecoder, mels: Iterator[np.ndarray]) -> Iterator[Found]:
+            for index, mel in enumerate(mels):
+                shown.append(mel)
+                yield Found(index, np.array([segments[index]]), np.zeros(1))
 
-        monkeypatch.setattr(module, "greedy", greedy)
+        monkeypatch.setattr(SegmentDecoder, "decode", decode)
         return shown
 
     return install
@@ -101,27 +103,67 @@ def test_every_segment_of_a_long_recording_starts_at_its_place(says):
     assert result.notes.onset.tolist() == [256 * k * 100 // 125 / 100 for k in range(50)]
 
 
-@pytest.mark.parametrize("batch", [1, 2, 3, 8])
-def test_batches_and_progress_cover_all_segments_in_order(says, batch):
+def test_progress_covers_all_segments_and_each_is_shown_once(says):
     shown = says([tokens(("tie", 0))] * 5)
     samples, calls = noise(32768 * 4 + 1000), []
-    transcribe(
-        tiny_model(), info(), samples, batch=batch, on_progress=lambda *done: calls.append(done)
-    )
-    assert [len(mel) for mel in shown] == [batch] * (5 // batch) + [5 % batch] * (5 % batch > 0)
-    assert calls[-1] == (5, 5)
+    transcribe(tiny_model(), info(), samples, on_progress=lambda *done: calls.append(done))
+    assert calls == [(k, 5) for k in range(1, 6)]
     expected = [log_mel(samples[32768 * k : 32768 * (k + 1)]) for k in range(4)]
-    assert np.array_equal(torch.cat(shown).numpy()[:4], np.stack(expected))
+    assert np.array_equal(np.stack(shown)[:4], np.stack(expected))
 
 
 @pytest.mark.parametrize("edge", ["segment", "track"])
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_the_result_does_not_depend_on_the_batch(edge, batch):
     samples, model = noise(5 * 4096), tiny_model()
-    first = transcribe(model, info(edge, frames=32), samples, batch=3, max_length=40)
-    other = transcribe(model, info(edge, frames=32), samples, batch=batch, max_length=40)
+    first, other = (
+        transcribe(model, info(edge, frames=32), samples, Decoding(size), max_length=40)
+        for size in (3, batch)
+    )
     assert np.array_equal(first.notes.to_array(), other.notes.to_array())
     assert (first.invalid, first.dropped) == (other.invalid, other.dropped)
+
+
+def test_segments_are_made_when_they_are_decoded(monkeypatch):
+    """So that memory does not grow with a recording: at most a batch and the next are there."""
+    made, ahead = 0, []
+
+    def counted(*_: object) -> Iterator[np.ndarray]:
+        nonlocal made
+        for mel in noise(40 * 32 * 512).reshape(40, 32, 512):
+            made += 1
+            yield mel
+
+    monkeypatch.setattr(module, "segment_mels", counted)
+    transcribe(
+        tiny_model(), info(frames=32), noise(100), Decoding(batch=4), max_length=8,
+        on_progress=lambda done, _: ahead.append(made - done),
+    )  # fmt: skip
+    assert len(ahead) == made == 40 and max(ahead) <= 5
+
+
+@pytest.mark.parametrize("grammar", [False, True])
+def test_chosen_instruments_are_the_only_ones(grammar):
+    samples, model = noise(6 * 4096), tiny_model()
+    everything = transcribe(
+        model, info(frames=32), samples, Decoding(grammar=grammar), max_length=60
+    )
+    assert len(set(everything.notes.program)) > 2 or everything.notes.is_drum.any()
+    only = Instruments.parse("bass")
+    some = transcribe(
+        model, info(frames=32), samples, Decoding(grammar=grammar, only=only), max_length=60
+    )
+    assert set(some.notes.program) <= set(range(32, 40)) and not some.notes.is_drum.any()
+
+
+def test_by_the_grammar_nothing_is_invalid_or_dropped():
+    """The control says what the same model does without."""
+    samples, model = noise(12 * 4096), tiny_model()
+    free = transcribe(model, info(frames=32), samples, max_length=40)
+    ruled = transcribe(model, info(frames=32), samples, Decoding(grammar=True), max_length=40)
+    assert free.invalid + free.dropped > 50
+    assert (ruled.invalid, ruled.dropped) == (0, 0)
+    assert len(ruled.notes) > 5
 
 
 @pytest.mark.parametrize("edge", ["segment", "track"])
