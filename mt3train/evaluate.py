@@ -1,10 +1,10 @@
 """Scores of a model on a split of a build, from its shards alone.
 
-The windows of each track (of pass 0) are its input: with edge "segment" each is a segment; longer
-windows of edge "track" are joined and cut into segments. The estimate is what `transcribe` would
-write; the reference is the track's notes before overlaps were trimmed, which builds keep for their
-evaluation splits (for a training split, the notes of its records, which are trimmed). Shards hold
-log-mel as float16, so a transcription from audio may differ in a rare token.
+The windows of each track (of pass 0) are its input (mt3train.segments). The estimate is what
+`transcribe` would write; the reference is the track's notes before overlaps were trimmed, which
+builds keep for their evaluation splits (for a training split, the notes of its records, which are
+trimmed). Shards hold log-mel as float16 or audio as int16, so a transcription of the recording may
+differ in a rare token.
 
 Every track is scored in both profiles of mt3train.metrics: `paper`, to stand beside published
 numbers, and `fixed`. As in the original a mean is over tracks, whatever their length; of `fixed`
@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,11 +26,11 @@ import torch
 
 from mt3data.errors import UserError
 from mt3data.records import TrackRecords, read_tracks
-from mt3data.shards import read_manifest
 from mt3train.checkpoint import CheckpointInfo
 from mt3train.instruments import InstrumentScores, instrument_scores
 from mt3train.metrics import MEASURES, PROFILES, SCORES, transcription_scores
 from mt3train.model import MT3
+from mt3train.segments import require_fit, segments_of
 from mt3train.transcribe import Decoding, transcribe_segments
 
 COLUMNS = {  # heading: score
@@ -95,7 +95,7 @@ def evaluate(
         One entry per track, in the order of the shards.
     Raises:
         UserError: no finished build, no such split, no tracks in it, a build whose spectrograms
-            are not made as the model's were, or a worker that died.
+            do not fit the model's (mt3train.segments), or a worker that died.
     """
     require_fit(Path(build), info)
     known, order = dict(done or {}), list[str]()
@@ -148,8 +148,8 @@ def score_track(
 ) -> TrackScores:
     """Transcribe one track and compare; on_batch is called with the segments done so far."""
     found = transcribe_segments(
-        model, info.vocabulary, _segments(records, info), Decoding(batch),
-        max_length=info.max_target_length, on_segment=on_batch,
+        model, info.vocabulary, segments_of(records, info),
+        batch=batch, max_length=info.max_target_length, on_batch=on_batch,
     )  # fmt: skip
     granularity, scores = info.vocabulary.granularity, {}
     for profile in PROFILES:
@@ -216,35 +216,3 @@ def _begin_work(model: MT3, info: CheckpointInfo, batch: int, threads: int) -> N
 def _work(records: TrackRecords) -> TrackScores:
     model, info, batch = _worker
     return score_track(model, info, records, batch)
-
-
-# --- the input -----------------------------------------------------------------------------------
-
-
-def _segments(records: TrackRecords, info: CheckpointInfo) -> Iterator[tuple[int, np.ndarray]]:
-    """(start frame, float32 [frames, n_mels]) of each segment of a track, padded with 0.0."""
-    if all(len(mel) == info.frames for mel in records.mel):
-        for start, mel in zip(records.starts, records.mel, strict=True):
-            yield start, mel.astype(np.float32)
-        return
-    track = np.concatenate(records.mel)
-    for start in range(0, records.track_frames, info.frames):
-        mel = track[start : start + info.frames].astype(np.float32)  # padding included, if any
-        yield start, np.pad(mel, ((0, info.frames - len(mel)), (0, 0)))
-
-
-def require_fit(build: Path, info: CheckpointInfo) -> None:
-    """Raises UserError if a build's spectrograms are not made as the model's were."""
-    manifest = read_manifest(build)
-    ours = {"spectrogram": asdict(info.spectrogram), "edge": info.edge}
-    for key, value in ours.items():
-        if manifest[key] != value:
-            raise UserError(
-                f"{build}: its {key} is {manifest[key]}, the checkpoint's is {value}; evaluate on "
-                "a build made with the settings of the training shards"
-            )
-    if info.edge == "segment" and manifest["window"] != info.frames:
-        raise UserError(
-            f"{build}: its segments have {manifest['window']} frames, the checkpoint's "
-            f"{info.frames}; build with --window {info.frames}"
-        )

@@ -22,7 +22,7 @@ MT3DATA = (
 ).split()
 MT3TRAIN = (
     "model loss optim config checkpoint t5x convert features mixing streamed data resume device ranks log "
-    "stepper search grammar decode ruled transcribe matching pianoroll instruments metrics evaluate results validation train plot demo "
+    "stepper search grammar decode ruled transcribe matching pianoroll instruments metrics segments evaluate results validation train plot demo "
     "note_files cli_scores cli_transcribe cli"
 ).split()
 ORDER = [f"mt3data.{name}" for name in MT3DATA] + [f"mt3train.{name}" for name in MT3TRAIN]
