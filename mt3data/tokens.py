@@ -22,7 +22,7 @@ Source: mt3/note_sequences.py and mt3/run_length_encoding.py.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -240,41 +240,3 @@ def _changes(values: np.ndarray, part: np.ndarray, before: np.ndarray) -> np.nda
         first = np.flatnonzero(begins)
         changed[first] = values[first] != before[part[first]]
     return changed
-
-
-def merge_streams(streams: Sequence[Iterable[int]], config: VocabularyConfig) -> list[int]:
-    """Merges the run-length encoded targets of several tracks into one stream.
-
-    Groups of events are ordered by time, and within a step by the order of the streams, except that
-    what comes before the first shift (the tie sections among it) is ordered by the streams from last
-    to first. Each tie section keeps its own `tie` token, and redundant states stay. All this is as
-    in the original.
-
-    Args:
-        streams: codec ids (not vocabulary ids) without EOS; 0, the padding, ends a stream.
-    Returns:
-        Codec ids of the merged stream.
-
-    Source: mt3/run_length_encoding.py merge_run_length_encoded_targets.
-    """
-    max_shift = config.max_shift_steps  # shift events are the codec ids 0 to max_shift
-    before_first_shift: list[list[int]] = []
-    groups: dict[int, list[int]] = {}
-    for stream in streams:
-        group: list[int] = []
-        before_first_shift.append(group)
-        step, in_shift = 0, False
-        for event_id in stream:
-            if event_id == 0:
-                break
-            if event_id <= max_shift:
-                step = step + event_id if in_shift else event_id
-                group = groups.setdefault(step, [])
-            else:
-                group.append(event_id)
-            in_shift = event_id <= max_shift
-    merged = [event_id for group in reversed(before_first_shift) for event_id in group]
-    for step in sorted(step for step, group in groups.items() if group):
-        full, rest = divmod(step, max_shift)
-        merged += [max_shift] * full + [rest] * (rest > 0) + groups[step]
-    return merged

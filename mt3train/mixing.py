@@ -19,15 +19,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from mt3data.errors import UserError
-from mt3data.reader import Batch, IndexedShards, pad_tokens
-from mt3data.tokens import merge_streams
-from mt3data.vocabulary import (
-    EOS_ID,
-    NUM_SPECIAL_IDS,
-    VocabularyConfig,
-    codec_of,
-    tokens_to_event_ids,
-)
+from mt3data.merging import merge_targets
+from mt3data.reader import Batch, IndexedShards
+from mt3data.vocabulary import VocabularyConfig
 
 
 class MixedShards:
@@ -83,80 +77,18 @@ def mix(crops: Batch, groups: Sequence[np.ndarray], config: VocabularyConfig) ->
 
     Args:
         crops: with audio.
-        groups: rows of crops that belong together, in their order.
+        groups: rows of crops that belong together; all rows, in their order.
         config: the vocabulary of their tokens.
     """
     assert crops.audio is not None
     audio = np.empty((len(groups), crops.audio.shape[1]), np.float32)
-    targets = []
     for mixed, rows in zip(audio, groups, strict=True):
         crops.audio[rows].sum(axis=0, dtype=np.float32, out=mixed)
         if peak := np.abs(mixed).max(initial=0.0):
             mixed /= peak
-        rows_tokens = [crops.tokens[row, : crops.lengths[row]] for row in rows]
-        targets.append(merge_targets(rows_tokens, config))
-    tokens, lengths = pad_tokens(targets)
+    group_of = np.repeat(np.arange(len(groups)), [len(rows) for rows in groups])
+    tokens, lengths = merge_targets(crops.tokens, crops.lengths, group_of, config)
     first = [group[0] for group in groups]
     n_frames = np.array([crops.n_frames[rows].max() for rows in groups], np.int32)
     keys = ["+".join(crops.keys[row] for row in rows) for rows in groups]
     return Batch(None, audio, tokens, lengths, keys, crops.start_frames[first], n_frames)
-
-
-def merge_targets(targets: Sequence[np.ndarray], config: VocabularyConfig) -> np.ndarray:
-    """The target of a mix.
-
-    Args:
-        targets: token ids of its parts, each ending with EOS.
-    Returns:
-        Token ids ending with EOS, int16. A tie section for each part, as in the original.
-    """
-    streams = [say_all(tokens_to_event_ids(target, config).tolist(), config) for target in targets]
-    merged = say_changes(merge_streams(streams, config), config)
-    return np.append(np.array(merged, np.int16) + NUM_SPECIAL_IDS, EOS_ID).astype(np.int16)
-
-
-def say_all(event_ids: Sequence[int], config: VocabularyConfig) -> list[int]:
-    """Events with the program and velocity said before every note, as they are before merging.
-
-    Without this a note behind one of another stream would take that one's program.
-
-    Args:
-        event_ids: codec ids of one target, with program and velocity said where they change.
-    """
-    ranges = {name: codec_of(config).type_range(name) for name in ("velocity", "program", "pitch")}
-    (velocities, programs, pitches) = (range(a, b + 1) for a, b in ranges.values())
-    tie, drums = codec_of(config).first["tie"], codec_of(config).first["drum"]
-    in_ties = config.encoding == "ties"
-    velocity: list[int] = []
-    program: list[int] = []
-    said: list[int] = []
-    for event_id in event_ids:
-        if event_id in velocities:
-            velocity = [event_id]
-        elif event_id in programs:
-            program = [event_id]
-        elif event_id in pitches:
-            said += [*program, event_id] if in_ties else [*program, *velocity, event_id]
-        elif event_id >= drums:
-            said += [*velocity, event_id]
-        else:
-            in_ties = in_ties and event_id != tie
-            said.append(event_id)
-    return said
-
-
-def say_changes(event_ids: Sequence[int], config: VocabularyConfig) -> list[int]:
-    """Events without the programs and velocities that repeat the one said last.
-
-    Source: mt3/run_length_encoding.py remove_redundant_state_changes_fn.
-    """
-    codec = codec_of(config)
-    states = [range(a, b + 1) for a, b in map(codec.type_range, ("velocity", "program"))]
-    last, said = [-1, -1], []
-    for event_id in event_ids:
-        kind = 0 if event_id in states[0] else 1 if event_id in states[1] else None
-        if kind is None or last[kind] != event_id:
-            said.append(event_id)
-        if kind is not None:
-            last[kind] = event_id
-    return said

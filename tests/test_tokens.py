@@ -9,7 +9,6 @@ from mt3data.tokens import (
     encode,
     encode_notes,
     first_step,
-    merge_streams,
     segment_start,
 )
 from mt3data.vocabulary import VocabularyConfig, describe
@@ -138,12 +137,3 @@ def test_the_step_of_a_frame_is_rounded_down_in_whole_numbers() -> None:
 def test_a_crop_outside_the_track_is_refused(start: int, n: int) -> None:
     with pytest.raises(ValueError, match="inside the track of 1000 frames"):
         encode(EventTable.of(Notes.empty(), TIES), start, n, FRAMES)
-
-
-def test_streams_merge_by_time_and_keep_their_tie_tokens() -> None:
-    tie, program, pitch = 1131, 1132, 1061
-    first = [tie, 10, program, pitch, 20, pitch + 1]
-    second = [tie, 10, program + 7, pitch + 2, 0, 0]
-    assert merge_streams([first, second], TIES) == [
-        tie, tie, 10, program, pitch, program + 7, pitch + 2, 20, pitch + 1,
-    ]  # fmt: skip
