@@ -148,8 +148,8 @@ def score_track(
 ) -> TrackScores:
     """Transcribe one track and compare; on_batch is called with the segments done so far."""
     found = transcribe_segments(
-        model, info.vocabulary, segments_of(records, info),
-        batch=batch, max_length=info.max_target_length, on_batch=on_batch,
+        model, info.vocabulary, segments_of(records, info), Decoding(batch),
+        max_length=info.max_target_length, on_segment=on_batch,
     )  # fmt: skip
     granularity, scores = info.vocabulary.granularity, {}
     for profile in PROFILES:
