@@ -11,8 +11,8 @@ ROOT = Path(__file__).parent.parent
 
 # The reading order. A module imports only what stands before it.
 MT3DATA = (
-    "errors terminal vocabulary notes midi events tokens detokenize audio spectrogram windows "
-    "manifest catalogue track mix datasets.slakh datasets.demo datasets.cerberus4 datasets.listed "
+    "errors terminal vocabulary notes midi events tokens merging detokenize audio spectrogram "
+    "windows manifest catalogue track mix datasets.slakh datasets.demo datasets.cerberus4 datasets.listed "
     "datasets.maestro datasets.guitarset "
     "datasets.musicnet datasets.musicnet_em datasets.urmp datasets.folder players compose render "
     "synth align warp shards shard_writer disk ledger transport ranges unpack fetch "
