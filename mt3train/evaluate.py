@@ -13,12 +13,14 @@ scores it leaves out tracks that have nothing to score, such as drums where ther
 
 import math
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
@@ -203,12 +205,26 @@ def _scored(
             "a worker process died, perhaps for want of memory; try fewer --workers or a smaller "
             "--batch"
         ) from error
+    except BaseException:
+        for process in pool._processes.values():  # no public way: the tracks begun are given up
+            process.terminate()
+        raise
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _begin_work(model: MT3, info: CheckpointInfo, batch: int, threads: int) -> None:
+    """Sets up a worker, which does not outlive its parent, not even after kill -9 of that."""
     global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to the parent, too
+    parent = parent_process()
+
+    def watch() -> None:
+        if parent:
+            parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
     torch.set_num_threads(threads)
     _worker = model, info, batch
 
