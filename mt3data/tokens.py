@@ -89,44 +89,45 @@ def encode(events: EventTable, start_frame: int, n_frames: int, track_frames: in
     remove_redundant_state_changes_fn; mt3/preprocessors.py map_midi_programs.
     """
     crops = (np.array([value]) for value in (start_frame, n_frames, track_frames))
-    return encode_parts(events, *crops)[0][0]
+    return encode_many(events, *crops)[0][0]
 
 
-def encode_parts(
-    events: EventTable, start_frame: np.ndarray, n_frames: np.ndarray, track_frames: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """`encode` for one crop of every part of a table, all at once; see there.
+def encode_many(
+    events: EventTable, start_frame: np.ndarray, n_frames: np.ndarray, track_frames: np.ndarray,
+    part: np.ndarray | int = 0,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
+    """`encode` for many crops at once, for a fraction of the time; see there.
 
     Args:
-        events: with as many parts as there are crops.
         start_frame, n_frames, track_frames: of each crop, integers [n].
+        part: the part of the table that each crop is cut from.
     Returns:
         Vocabulary ids, int16 [n, longest], EOS last and PAD_ID behind it; and how many there are
         in each row, int32 [n].
     """
-    for crop in zip(start_frame, n_frames, track_frames, strict=True):
-        if crop[1] < 1 or not 0 <= crop[0] < max(crop[2], 1):
+    for start, n, track in zip(start_frame, n_frames, track_frames, strict=True):
+        if n < 1 or not 0 <= start < max(track, 1):
             raise ValueError(
-                f"crop of {crop[1]} frames at {crop[0]}; expected at least 1 frame, beginning "
-                f"inside the track of {crop[2]} frames"
+                f"crop of {n} frames at {start}; expected at least 1 frame, beginning inside the "
+                f"track of {track} frames"
             )
-    config, codec, parts = events.config, codec_of(events.config), np.arange(len(start_frame))
+    config, codec, crops = events.config, codec_of(events.config), np.arange(len(start_frame))
     bounds = _first_steps(np.stack([start_frame, start_frame + n_frames]), config)
     bounds[1, start_frame + n_frames >= track_frames] = PART_STEPS
-    bounds += parts * PART_STEPS
+    bounds += PART_STEPS * part
     begin, end = np.searchsorted(events.step, bounds)
-    sections: list[tuple[np.ndarray, np.ndarray]] = []  # codec ids and their parts
-    last_program = np.full(len(parts), SILENCE)
+    sections: list[tuple[np.ndarray, np.ndarray]] = []  # codec ids and their crops
+    last_program = np.full(len(crops), SILENCE)
     if config.encoding == "ties":
-        sections.append(_tie_sections(events, begin, last_program))
-        sections.append((np.full(len(parts), codec.first["tie"]), parts))
+        sections.append(_tie_sections(events, begin, part, last_program))
+        sections.append((np.full(len(crops), codec.first["tie"]), crops))
     sections.append(_event_tokens(events, begin, end, bounds[0], last_program))
-    sections.append((np.full(len(parts), EOS_ID - NUM_SPECIAL_IDS), parts))
-    ids, part = (np.concatenate(columns) for columns in zip(*sections, strict=True))
-    lengths = np.bincount(part, minlength=len(parts))
-    tokens = np.full((len(parts), int(lengths.max(initial=0))), PAD_ID, np.int16)
+    sections.append((np.full(len(crops), EOS_ID - NUM_SPECIAL_IDS), crops))
+    ids, crop = (np.concatenate(columns) for columns in zip(*sections, strict=True))
+    lengths = np.bincount(crop, minlength=len(crops))
+    tokens = np.full((len(crops), int(lengths.max(initial=0))), PAD_ID, np.int16)
     filled = np.arange(tokens.shape[1]) < lengths[:, None]
-    tokens[filled] = ids[np.argsort(part, kind="stable")] + NUM_SPECIAL_IDS
+    tokens[filled] = ids[np.argsort(crop, kind="stable")] + NUM_SPECIAL_IDS
     return tokens, lengths.astype(np.int32)
 
 
@@ -149,7 +150,7 @@ def encode_crops(
 
     Args:
         windows: the notes of each window, float64 [n, 7] as shards hold them.
-        start_frame, n_frames, track_frames: see `encode_parts`, which also says what is returned.
+        start_frame, n_frames, track_frames: see `encode_many`, which also says what is returned.
     """
     counts = np.array([len(window) for window in windows], np.int64)
     part = np.repeat(np.arange(len(windows)), counts)
@@ -163,52 +164,55 @@ def encode_crops(
     latest[start_frame + n_frames >= track_frames] = np.inf
     near = (offset >= earliest[part]) & (onset <= latest[part])
     events = EventTable.of(Notes.from_array(notes[near]), config, part[near])
-    return encode_parts(events, start_frame, n_frames, track_frames)
+    crop_of_window = np.arange(len(windows))
+    return encode_many(events, start_frame, n_frames, track_frames, crop_of_window)
 
 
 def _tie_sections(
-    events: EventTable, begin: np.ndarray, last_program: np.ndarray
+    events: EventTable, begin: np.ndarray, part: np.ndarray | int, last_program: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Codec ids of the notes held before event begin[part], and their parts.
+    """Codec ids of the notes held before event begin[crop], and their crops.
 
-    The last program that each part says there goes into last_program.
+    The last program that each crop says there goes into last_program.
     """
-    begin_of = begin[events.tie_part]
-    held = (events.tie_after < begin_of) & (begin_of <= events.tie_until)
-    part, key = np.divmod(
-        np.sort(events.tie_part[held] * DRUM_KEY + events.tie_key[held]), DRUM_KEY
+    by_begin = np.argsort(begin, kind="stable")
+    first, stop = np.searchsorted(
+        begin[by_begin], np.stack([events.tie_after, events.tie_until]), side="right"
     )
+    tie, place = _ranges(first, stop - first)
+    crop = by_begin[place]
+    mine = events.tie_part[tie] == (part[crop] if isinstance(part, np.ndarray) else part)
+    crop, key = np.divmod(np.sort(crop[mine] * DRUM_KEY + events.tie_key[tie[mine]]), DRUM_KEY)
     if not len(key):
-        return key, part
+        return key, crop
     first, granularity = codec_of(events.config).first, events.config.granularity
     program, said = map_programs(key // 128, granularity), np.ones((len(key), 2), dtype=bool)
     ids = np.empty(said.shape, np.int64)
     ids[:, 0], ids[:, 1] = first["program"] + program, first["pitch"] + key % 128
-    said[:, 0] = _changes(program, part, last_program) if granularity != "flat" else False
-    last_program[part] = program  # of several values for one part, the last one stays
-    return _said(ids, said, part)
+    said[:, 0] = _changes(program, crop, last_program) if granularity != "flat" else False
+    last_program[crop] = program  # of several values for one crop, the last one stays
+    return _said(ids, said, crop)
 
 
 def _event_tokens(
     events: EventTable, begin: np.ndarray, end: np.ndarray, origin: np.ndarray,
     last_program: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Codec ids of the events begin[part] to end[part], and their parts.
+    """Codec ids of the events begin[crop] to end[crop], and their crops.
 
     An event is a row of [shifts, program, velocity, word], each where it is said.
     """
-    config, first, count = events.config, codec_of(events.config).first, end - begin
-    part = np.repeat(np.arange(len(count)), count)
-    if not len(part):
-        return part, part
-    rows = np.arange(len(part)) + (end - np.cumsum(count))[part]
-    shift = events.step[rows] - origin[part]
+    config, first = events.config, codec_of(events.config).first
+    crop, rows = _ranges(begin, end - begin)
+    if not len(rows):
+        return rows, crop
+    shift = events.step[rows] - origin[crop]
     program, velocity_bin = events.program[rows], events.velocity_bin[rows]
     # A shift longer than one token's reach is said as as many full tokens as it takes, and the rest.
     n_shifts = max(1, -(-int(shift.max()) // config.max_shift_steps))
     ids = np.empty((len(shift), n_shifts + 3), np.int64)
     said = np.zeros(ids.shape, dtype=bool)
-    starts_group = _changes(shift, part, np.zeros_like(count))
+    starts_group = _changes(shift, crop, np.zeros_like(begin))
     for k in range(n_shifts):
         rest = shift - k * config.max_shift_steps
         ids[:, k] = first["shift"] + np.minimum(rest, config.max_shift_steps)
@@ -216,27 +220,33 @@ def _event_tokens(
     pitched = np.flatnonzero(program != SILENCE)
     ids[:, -3] = first["program"] + program
     if config.granularity != "flat":
-        said[pitched, -3] = _changes(program[pitched], part[pitched], last_program)
+        said[pitched, -3] = _changes(program[pitched], crop[pitched], last_program)
     ids[:, -2] = first["velocity"] + velocity_bin
-    said[:, -2] = _changes(velocity_bin, part, np.full_like(count, SILENCE))
+    said[:, -2] = _changes(velocity_bin, crop, np.full_like(begin, SILENCE))
     ids[:, -1] = events.word[rows]
     said[:, -1] = True
-    return _said(ids, said, part)
+    return _said(ids, said, crop)
 
 
-def _said(ids: np.ndarray, said: np.ndarray, part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """What is said of the rows of ids, in reading order, and the parts of the rows."""
+def _ranges(first: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All numbers of several ranges, each given by its first and its length, and whose they are."""
+    owner = np.repeat(np.arange(len(count)), count)
+    return owner, np.arange(len(owner)) + (first + count - np.cumsum(count))[owner]
+
+
+def _said(ids: np.ndarray, said: np.ndarray, crop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """What is said of the rows of ids, in reading order, and the crops of the rows."""
     places = np.flatnonzero(said)
-    return ids.ravel()[places], part[places // ids.shape[1]]
+    return ids.ravel()[places], crop[places // ids.shape[1]]
 
 
-def _changes(values: np.ndarray, part: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """True where a value differs from the one in front of it; the first of a part, from before."""
+def _changes(values: np.ndarray, crop: np.ndarray, before: np.ndarray) -> np.ndarray:
+    """True where a value differs from the one in front of it; the first of a crop, from before."""
     changed = np.empty(len(values), dtype=bool)
     if len(values):
         np.not_equal(values[1:], values[:-1], out=changed[1:])
         begins = np.ones(len(values), dtype=bool)
-        np.not_equal(part[1:], part[:-1], out=begins[1:])
+        np.not_equal(crop[1:], crop[:-1], out=begins[1:])
         first = np.flatnonzero(begins)
-        changed[first] = values[first] != before[part[first]]
+        changed[first] = values[first] != before[crop[first]]
     return changed

@@ -25,9 +25,10 @@ from typing import Any
 import numpy as np
 
 from mt3data.audio import to_int16
+from mt3data.events import EventTable
 from mt3data.notes import Notes
 from mt3data.spectrogram import SpectrogramConfig, log_mel_float16, pad_to_frames
-from mt3data.tokens import FRAMES_PER_SECOND, EventTable, encode
+from mt3data.tokens import FRAMES_PER_SECOND, encode_many
 from mt3data.vocabulary import VocabularyConfig
 
 SEGMENT_WINDOWS = (256, 512)  # frames of a segment in MT3 and in the ISMIR 2021 piano model
@@ -185,15 +186,17 @@ def label(cuts: Iterable[Cut], notes: Notes, config: WindowConfig) -> Iterator[W
     events = EventTable.of(notes, config.vocabulary)
     take = {"mel": window_mel, "audio": window_audio}
     for one in cuts:
-        for start in one.starts:
-            n_frames = min(config.frames, one.track_frames - start)
+        starts, track_frames = np.array(one.starts), np.full(len(one.starts), one.track_frames)
+        lengths = np.minimum(config.frames, track_frames - starts)
+        tokens, n_tokens = encode_many(events, starts, lengths, track_frames)
+        for i, (start, n_frames) in enumerate(zip(one.starts, lengths.tolist(), strict=True)):
             yield Window(
                 one.pass_number,
                 start,
                 config.frames,
                 one.track_frames,
                 {name: take[name](one.samples, start, config) for name in config.members},
-                encode(events, start, n_frames, one.track_frames),
+                tokens[i, : n_tokens[i]],
                 window_notes(notes, start, n_frames, one.track_frames),
             )
 

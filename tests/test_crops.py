@@ -8,7 +8,7 @@ from test_windows import TRACK_FRAMES, WINDOW, tracks
 
 from mt3data.events import EventTable
 from mt3data.notes import Notes, trim_overlapping
-from mt3data.tokens import encode, encode_crops, encode_parts
+from mt3data.tokens import encode, encode_crops, encode_many
 from mt3data.vocabulary import ENCODINGS, GRANULARITIES, VocabularyConfig
 from mt3data.windows import window_notes
 
@@ -95,4 +95,21 @@ def test_no_crops_and_windows_without_notes_are_encoded_too() -> None:
 def test_a_bad_crop_among_several_is_named() -> None:
     events = EventTable.of(Notes.empty(), CONFIG)
     with pytest.raises(ValueError, match="crop of 5 frames at 9; expected .* track of 9 frames"):
-        encode_parts(events, np.array([0, 9]), np.array([5, 5]), np.array([9, 9]))
+        encode_many(events, np.array([0, 9]), np.array([5, 5]), np.array([9, 9]))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    notes=tracks(),
+    crops=st.lists(st.tuples(st.integers(0, TRACK_FRAMES - 1), st.integers(1, 512)), max_size=6),
+    encoding=st.sampled_from(ENCODINGS),
+)
+def test_crops_of_one_track_may_overlap_and_come_in_any_order(
+    notes: Notes, crops: list[tuple[int, int]], encoding: str
+) -> None:
+    events = EventTable.of(notes, VocabularyConfig(encoding=encoding))
+    starts, lengths = (np.array([crop[i] for crop in crops], np.int64) for i in (0, 1))
+    tokens, counts = encode_many(events, starts, lengths, np.full(len(crops), TRACK_FRAMES))
+    for i, (start, length) in enumerate(crops):
+        want = encode(events, start, length, TRACK_FRAMES).tolist()
+        assert tokens[i, : counts[i]].tolist() == want
