@@ -129,6 +129,7 @@ def long_track(source: Path, root: Path, minutes: float) -> None:
     """Makes one track of so many minutes of a piece, played again and again."""
     folder = root / "train" / "Track00001"
     shutil.copytree(source, folder)
+    (root / "synth.json").write_text('{"midi": null, "tracks": 1}')  # so that none is rendered
     mix, rate = soundfile.read(source / "mix.flac", dtype="int16")
     times = int(minutes * 60 * rate / len(mix)) + 1
     left = round(minutes * 60 * rate)

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from mt3data.audio import from_int16
 from mt3data.errors import UserError
 from mt3data.notes import Notes
 from mt3data.records import ShardSet
 from mt3data.shards import read_manifest, read_npy
-from mt3data.spectrogram import SpectrogramConfig
+from mt3data.spectrogram import SpectrogramConfig, log_mel
 from mt3data.tokens import FRAMES_PER_SECOND
 from mt3data.vocabulary import VocabularyConfig, describe
 
@@ -40,7 +41,8 @@ def draw_record(folder: Path, key: str, out: Path) -> list[str]:
     except ImportError as error:
         raise UserError("pictures need matplotlib; pip install 'mt3kit[viz]'") from error
     source, row = _find(folder, key)
-    mel, tokens = (read_npy(source.member(row, name)) for name in ("mel", "tokens"))
+    spectrogram = SpectrogramConfig(**source.manifest["spectrogram"])
+    mel, tokens = _mel_of(source, row, spectrogram), read_npy(source.member(row, "tokens"))
     notes = Notes.from_array(read_npy(source.member(row, "notes")))
     words = describe(tokens, VocabularyConfig(**source.manifest["vocabulary"]))
     start = int(source.index["start_frame"][row]) / FRAMES_PER_SECOND
@@ -48,8 +50,7 @@ def draw_record(folder: Path, key: str, out: Path) -> list[str]:
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(12, 8.5), height_ratios=[3, 1], layout="constrained"
     )
-    spectrogram = SpectrogramConfig(**source.manifest["spectrogram"])
-    image = np.where(mel == 0, np.nan, mel.astype(np.float32)).T
+    image = np.where(mel == 0, np.nan, mel).T
     shown = top.imshow(
         image, origin="lower", aspect="auto", cmap="magma", vmin=-8, vmax=6,
         extent=(start, end, 0, spectrogram.n_mels),
@@ -68,6 +69,18 @@ def draw_record(folder: Path, key: str, out: Path) -> list[str]:
         plt.close(figure)
     facts = f"{key}: {start:.3f} to {end:.3f} s, {len(notes)} notes, {len(words)} tokens"
     return [facts, *textwrap.wrap(" · ".join(words), 100), f"picture: {out}"]
+
+
+def _mel_of(source: ShardSet, row: int, config: SpectrogramConfig) -> np.ndarray:
+    """The log-mel of a record, or of its audio: float32, 0.0 behind the end of the track."""
+    if "mel" in source.manifest["members"]:
+        return read_npy(source.member(row, "mel")).astype(np.float32)
+    frames, start, track_frames = (
+        int(source.index[name][row]) for name in ("frames", "start_frame", "track_frames")
+    )
+    mel = log_mel(from_int16(read_npy(source.member(row, "audio"))), config)[:frames]
+    mel[track_frames - start :] = 0
+    return mel
 
 
 def _draw_notes(
