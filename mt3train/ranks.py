@@ -11,6 +11,8 @@ nothing here communicates.
 import os
 import signal
 import threading
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +21,7 @@ from typing import Any, NoReturn
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from mt3data.errors import UserError
 from mt3data.terminal import UNUSABLE, unusable
@@ -137,18 +140,19 @@ def connected() -> Iterator[Ranks]:
     tensors, and its destructor waits for them while holding it.
 
     Raises:
-        UserError: more processes than GPUs.
+        UserError: more processes than GPUs, or some that did not come.
     """
     rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
     ranks = Ranks(rank, world, own_device())
+    if world > 1:
+        backend = "cpu:gloo,cuda:nccl" if ranks.device.type == "cuda" else "gloo"
+        store = _unused_store(rank, world)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
     previous = {}
     if threading.current_thread() is threading.main_thread():  # no other may set handlers
         for number in SIGNALS:
             previous[number] = signal.signal(number, lambda n, _frame: ranks.caught.append(n))
     try:
-        if world > 1:
-            backend = "cpu:gloo,cuda:nccl" if ranks.device.type == "cuda" else "gloo"
-            dist.init_process_group(backend, timeout=PATIENCE)
         yield ranks
         if world > 1:
             dist.barrier()
@@ -156,6 +160,36 @@ def connected() -> Iterator[Ranks]:
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _unused_store(rank: int, world: int) -> dist.Store:
+    """Keys for meeting that no process used before.
+
+    When torchrun restarts processes, its store may still hold the addresses of those that died (so
+    in torch 2.13; pytorch issue 135712), and every machine counts restarts for itself. So rank 0
+    draws a name, tells it to each process under a key that this process drew itself, and waits
+    until each has thanked for this very name: what is left from before is never heard.
+    """
+    store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+    if rank:
+        question = uuid.uuid4().hex
+        store.set(f"mt3train/question/{rank}", question)
+        name = store.get(f"mt3train/answer/{question}").decode()
+        store.set(f"mt3train/{name}/{rank}", "thanks")
+        return dist.PrefixStore(name, store)
+    name, waiting = uuid.uuid4().hex, set(range(1, world))
+    end = time.monotonic() + PATIENCE.total_seconds()
+    while waiting:
+        for other in tuple(waiting):
+            if store.check([f"mt3train/{name}/{other}"]):
+                waiting.remove(other)
+            elif store.check([f"mt3train/question/{other}"]):
+                question = store.get(f"mt3train/question/{other}").decode()
+                store.set(f"mt3train/answer/{question}", name)
+        if time.monotonic() > end:
+            raise UserError(f"processes {sorted(waiting)} of {world} did not come; start them all")
+        time.sleep(0.01)
+    return dist.PrefixStore(name, store)
 
 
 def _told(error: Exception) -> str:

@@ -22,7 +22,8 @@ MT3DATA = (
 ).split()
 MT3TRAIN = (
     "model loss optim config checkpoint t5x convert features mixing streamed data resume device ranks log "
-    "stepper search grammar decode ruled transcribe matching pianoroll instruments metrics segments evaluate results validation train plot demo "
+    "stepper search grammar decode ruled transcribe matching pianoroll instruments metrics segments "
+    "evaluate results validation train plot demo "
     "note_files cli_scores cli_transcribe cli"
 ).split()
 ORDER = [f"mt3data.{name}" for name in MT3DATA] + [f"mt3train.{name}" for name in MT3TRAIN]
@@ -56,6 +57,11 @@ def test_a_module_imports_only_what_stands_before_it(module: str) -> None:
 
 def test_no_module_that_lies_beside_train_py_hides_one_of_the_standard_library() -> None:
     assert not set(MT3TRAIN) & sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("module, most", [("train", 300), ("model", 350)])
+def test_the_trainer_and_the_model_can_be_read_in_one_sitting(module: str, most: int) -> None:
+    assert len((ROOT / "mt3train" / f"{module}.py").read_text().splitlines()) <= most
 
 
 def loaded_after(code: str) -> set[str]:

@@ -86,15 +86,25 @@ class World:
         size: number of processes.
         prepare: called in each with (rank, *arguments); returns the configuration and the segments
             to train and evaluate on, None for those that the configuration names.
+        store_port: of a store that outlives the world, as torchrun's does.
     """
 
-    def __init__(self, folder: Path, size: int, prepare: Callable, *arguments: Any) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        size: int,
+        prepare: Callable,
+        *arguments: Any,
+        store_port: int | None = None,
+    ) -> None:
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
+            port, is_kept = store_port or probe.getsockname()[1], store_port is not None
         self.folder = folder
         self.processes = [
-            CONTEXT.Process(target=_work, args=(rank, size, port, folder, prepare, arguments))
+            CONTEXT.Process(
+                target=_work, args=(rank, size, port, is_kept, folder, prepare, arguments)
+            )
             for rank in range(size)
         ]
         for process in self.processes:
@@ -117,14 +127,20 @@ class World:
 
 
 def _work(
-    rank: int, size: int, port: int, folder: Path, prepare: Callable, arguments: tuple
+    rank: int,
+    size: int,
+    port: int,
+    is_kept: bool,
+    folder: Path,
+    prepare: Callable,
+    arguments: tuple,
 ) -> None:
     file = os.open(folder / f"rank-{rank}.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(file, stream)
     os.environ.update(
         RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1",
-        MASTER_PORT=str(port), GLOO_SOCKET_IFNAME="lo", OMP_NUM_THREADS="1",
+        MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE=str(is_kept), GLOO_SOCKET_IFNAME="lo", OMP_NUM_THREADS="1",
     )  # fmt: skip
     import mt3train.train as trainer
 
