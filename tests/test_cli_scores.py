@@ -3,6 +3,9 @@
 import csv
 import io
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -108,6 +111,41 @@ def test_an_evaluation_goes_on_where_it_ended(made: Path, tmp_path: Path) -> Non
     again = evaluate(made, "--out", out, "--json")
     assert out.read_text().startswith(first)
     assert out.read_text().count("\n") == 2
+    assert json.loads(again.stdout) == json.loads(evaluate(made, "--json").stdout)
+
+
+def workers_of(parent: int) -> set[int]:
+    """Processes that multiprocessing has started for another, Linux only."""
+    found = set()
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent_of = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
+            is_worker = b"spawn_main" in (folder / "cmdline").read_bytes()
+        except OSError:  # it has ended
+            continue
+        if parent_of == parent and is_worker:
+            found.add(int(folder.name))
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
+def test_a_killed_evaluation_leaves_no_process_and_goes_on(made: Path, tmp_path: Path) -> None:
+    out = tmp_path / "scores.jsonl"
+    words = ["evaluate", made / "shards", "--checkpoint", made / "tiny.safetensors", "--workers", 2,
+             "--out", out]  # fmt: skip
+    driver = subprocess.Popen([sys.executable, "-m", "mt3train.cli", *map(str, words)])
+    deadline = time.monotonic() + 120
+    while len(workers := workers_of(driver.pid)) < 2 and driver.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    driver.kill()
+    driver.wait()
+    while any(Path(f"/proc/{worker}").exists() for worker in workers):
+        assert time.monotonic() < deadline, "workers outlived their parent"
+        time.sleep(0.2)
+    assert workers
+    again = evaluate(made, "--workers", 2, "--out", out, "--json")
     assert json.loads(again.stdout) == json.loads(evaluate(made, "--json").stdout)
 
 
