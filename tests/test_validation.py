@@ -1,0 +1,133 @@
+"""Loss and notes while training: every rank's share, one result, and which weights are the best."""
+
+import math
+import os
+import signal
+from types import SimpleNamespace
+
+import fakes
+import pytest
+from worlds import Made, World, config, metrics
+
+from mt3data.build import build
+from mt3data.plan import BuildConfig, make_plan
+from mt3data.windows import WindowConfig
+from mt3train.checkpoint import load_model, read_info
+from mt3train.config import DataConfig
+from mt3train.evaluate import evaluate, mean_scores
+from mt3train.train import train
+from mt3train.validation import is_better
+
+F1 = ("onset_f1", "onset_offset_f1", "program_f1", "drum_f1")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    splits = {"Track00001": "train"} | {f"Track0000{n}": "validation" for n in (2, 3, 4)}
+    root = fakes.slakh_tree(tmp_path_factory.mktemp("source"), "demo", splits, seconds=3.0)
+    out = tmp_path_factory.mktemp("shards")
+    build(make_plan(BuildConfig("demo", root, out, windows=WindowConfig(256))))
+    return out / "demo"
+
+
+def on_shards(run, shards, longest=1024, **changes):
+    data = DataConfig(train=str(shards), max_target_length=longest)
+    return config(run, data=data, batch=2, **changes)
+
+
+def test_scores_in_training_are_those_of_the_evaluate_command(shards, tmp_path):
+    run = on_shards(tmp_path, shards, longest=300, steps=1, f1_every=1, f1_tracks=2)
+    checkpoint = train(run)
+    model, info = load_model(checkpoint)
+    expected = mean_scores(evaluate(model, info, shards, "validation", max_tracks=2))
+    (line,) = [line for line in metrics(tmp_path) if "onset_f1" in line]
+    assert line == {"step": 1} | {name: expected[name] for name in F1}
+
+
+def pretended(track):
+    """Track 2 scores 0.2 and has drums, track 3 scores 0.3, track 4 0.4."""
+    number = int(track[-1])
+    scores = {
+        f"{what}_{measure}": math.nan if what == "drum" and number != 2 else number / 10
+        for what in ("onset", "onset_offset", "program", "drum")
+        for measure in ("precision", "recall", "f1")
+    }
+    return SimpleNamespace(track=track, scores=scores, paper=scores, has_drums=number == 2)
+
+
+def pretending(rank, run, shards, stop_rank):
+    """Scores are made up; rank 0 meets the others three times for a track, rank 1 once."""
+    import mt3train.evaluate
+
+    def score(model, info, records, batch, on_batch):
+        if rank == stop_rank and records.track.endswith("3"):
+            os.kill(os.getpid(), signal.SIGTERM)
+        for done in range(1 if rank else 3):
+            on_batch(done)
+        return pretended(records.track)
+
+    mt3train.evaluate.score_track = score
+    return on_shards(run, shards, steps=2, f1_every=2), None, None
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_ranks_share_the_tracks_and_wait_for_each_other(shards, tmp_path, size):
+    world = World(tmp_path, size, pretending, tmp_path / "run", shards, None)
+    assert world.codes(20.0) == [0] * size, world.said(0)
+    (line,) = [line for line in metrics(tmp_path / "run") if "onset_f1" in line]
+    assert line["onset_f1"] == line["program_f1"] == pytest.approx(0.3)
+    assert line["drum_f1"] == pytest.approx(0.2)  # of the one track with drums
+    assert read_info(tmp_path / "run" / "best.safetensors").step == 2
+
+
+def test_a_run_stopped_while_tracks_are_transcribed_begins_with_them_again(shards, tmp_path):
+    run = tmp_path / "run"
+    for stop_rank, n_lines in ((0, 0), (None, 1)):
+        world = World(tmp_path, 2, pretending, run, shards, stop_rank)
+        assert world.codes(20.0) == [0, 0], world.said(0)
+        assert read_info(run).step == 2
+        assert len([line for line in metrics(run) if "onset_f1" in line]) == n_lines
+
+
+def failing(rank, run, shards):
+    """The second rank cannot score its track."""
+    prepared = pretending(rank, run, shards, None)
+    if rank == 1:
+        import mt3train.evaluate
+
+        def score(*_):
+            raise ValueError("3 notes end before they begin")
+
+        mt3train.evaluate.score_track = score
+    return prepared
+
+
+def test_a_track_that_cannot_be_scored_ends_all_ranks(shards, tmp_path):
+    world = World(tmp_path, 2, failing, tmp_path / "run", shards)
+    assert world.codes(20.0) == [2, 1], world.said(0)
+    told = "ValueError: 3 notes end before they begin"
+    assert world.said(0).endswith(f"error: {told} (process 1 of 2)\n")
+    assert "Traceback" in world.said(1) and world.said(1).endswith(told + "\n")
+
+
+@pytest.mark.parametrize("scores, best, better", [
+    ({"eval_loss": 2.0}, None, True),
+    ({"eval_loss": 2.0}, {"eval_loss": 2.0}, False),
+    ({"eval_loss": 1.9}, {"eval_loss": 2.0}, True),
+    ({"eval_loss": 9.0, "program_f1": 0.0}, {"eval_loss": 2.0}, True),
+    ({"eval_loss": 1.0}, {"eval_loss": 2.0, "program_f1": 0.0}, False),
+    ({"program_f1": 0.2}, {"program_f1": 0.2}, False),
+    ({"program_f1": 0.3}, {"program_f1": 0.2}, True),
+])  # fmt: skip
+def test_notes_decide_what_is_best_once_they_are_scored_and_the_loss_before(scores, best, better):
+    assert is_better(scores, best) is better
+
+
+def test_the_best_weights_are_kept_when_later_ones_are_worse(tmp_path):
+    rising = config(tmp_path, steps=4, eval_every=1, keep=1,
+                    optim=config("").optim.__class__(lr=3.0, warmup_steps=0))  # fmt: skip
+    train(rising, Made(), Made())
+    losses = {line["step"]: line["eval_loss"] for line in metrics(tmp_path) if "eval_loss" in line}
+    best = min(losses, key=lambda step: losses[step])
+    assert best < 4
+    assert read_info(tmp_path / "best.safetensors").step == best
