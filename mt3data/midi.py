@@ -21,6 +21,7 @@ import numpy as np
 
 from mt3data.errors import UserError
 from mt3data.notes import COLUMNS, Notes
+from mt3data.sequences import import_note_seq
 
 TEMPO_BPM = 120.0
 TICKS_PER_BEAT = 500
@@ -278,15 +279,6 @@ def write_midi(notes: Notes, path: str | Path) -> None:
         part.replace(path)
     finally:
         part.unlink(missing_ok=True)
-
-
-def import_note_seq() -> Any:
-    """The module; the first call in a process takes seconds, so workers make it in advance."""
-    # pydub, which note_seq imports, warns at import time that ffmpeg is missing; nothing here uses it.
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        import note_seq
-    return note_seq
 
 
 def _from_sequence(sequence: Any) -> Notes:

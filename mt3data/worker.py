@@ -20,9 +20,9 @@ from typing import Any
 from mt3data.attempts import Run
 from mt3data.errors import UserError
 from mt3data.examples import TrackExamples, TrackFailure
-from mt3data.midi import import_note_seq
 from mt3data.plan import PlannedTrack, ShardPlan
 from mt3data.rows import failed_row, source_files
+from mt3data.sequences import import_note_seq
 from mt3data.shard_writer import ShardWriter
 from mt3data.shards import canonical_json, write_durably
 from mt3data.track import Track
@@ -47,7 +47,7 @@ def do_shard(plan: ShardPlan, folder: Path, windows: WindowConfig, run: Run) -> 
     with _ONE_AT_A_TIME, threadpool_limits(1):
         started = time.time()
         run.require_same_place()
-        import_note_seq()  # takes seconds, for which the first track is not to blame
+        import_note_seq()  # takes time, for which the first track is not to blame
         try:
             failures = write_shard(plan, folder, windows, run)
         except OSError as error:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import resource
 import shutil
 import signal
 import subprocess
@@ -93,20 +94,25 @@ class Build:
 
 
 def start(
-    root: Path, out: Path, *words: object, devices: Path | None = None, **popen: object
+    root: Path, out: Path, *words: object, devices: Path | None = None, file_limit: int = -1
 ) -> Build:
     """Starts a build.
 
     Args:
         words: further options.
         devices: folder of a `sitecustomize.py`, see `device`.
+        file_limit: bytes to which files may grow; -1: any.
     """
+
+    def before() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where pytest itself runs in the back
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+
     command = [*MT3DATA, "build", "slakh", "--root", root, "--out", out, "--window", 256,
                "--no-download", *words]  # fmt: skip
-    env = _environment(devices)
     process = subprocess.Popen(
-        [str(word) for word in command], text=True, env=env, start_new_session=True,
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **popen,
+        [str(word) for word in command], text=True, env=_environment(devices), preexec_fn=before,
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     return Build(root, out, process, time.monotonic())
 

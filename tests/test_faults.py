@@ -9,7 +9,6 @@ The summary of a run of these tests has the table of faults.
 
 import os
 import random
-import resource
 import signal
 import subprocess
 import threading
@@ -92,7 +91,7 @@ def test_workers_that_die_outside_any_track_end_the_build_in_one_line(
     # A worker that dies while it loads its libraries.
     (folder / "sitecustomize.py").write_text(
         "import sys\n"
-        "sys.addaudithook(lambda event, arguments: event == 'import' and arguments[0] == 'note_seq'"
+        "sys.addaudithook(lambda event, arguments: event == 'import' and arguments[0] == 'note_seq.midi_io'"
         " and __import__('os')._exit(1))\n"
     )
     code, printed = run(long_source, tmp_path, "--workers", 2, devices=folder)
@@ -170,12 +169,8 @@ def test_a_disk_that_fills_up(
 def test_files_that_may_not_grow(
     long_source: Path, undisturbed: Path, tmp_path: Path, row: Row
 ) -> None:
-    limit = 3 << 20  # a shard of two tracks has 7 MB, one of one track less
-
-    def limited() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-
-    code, printed = run(long_source, tmp_path, "--workers", 2, preexec_fn=limited)
+    limit = 3 << 20  # a shard of two tracks has 7 MB
+    code, printed = run(long_source, tmp_path, "--workers", 2, file_limit=limit)
     assert code == 2
     assert "cannot be written (File too large)" in printed
     assert "Traceback" not in printed

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 
 # The reading order. A module imports only what stands before it.
 MT3DATA = (
-    "errors terminal vocabulary notes midi events tokens merging detokenize audio spectrogram "
+    "errors terminal vocabulary notes sequences midi events tokens merging detokenize audio spectrogram "
     "windows manifest catalogue track mix datasets.slakh datasets.demo datasets.cerberus4 datasets.listed "
     "datasets.maestro datasets.guitarset "
     "datasets.musicnet datasets.musicnet_em datasets.urmp datasets.folder players compose render "

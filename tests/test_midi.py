@@ -1,6 +1,8 @@
 """MIDI files in and out."""
 
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -204,3 +206,24 @@ def test_note_ons_are_counted_also_where_they_give_no_note() -> None:
     track = b"\x00\x90\x3c\x40\x10\x3c\x00\x00\x3e\x40\x00\x3e\x00\x10\x40\x40\x00\xff\x2f\x00"
     notes, struck = read_midi_and_count(midi_file(track))
     assert (notes.pitch.tolist(), struck) == ([60], 3)  # one of no length, one that never ends
+
+
+def test_reading_leaves_the_rest_of_note_seq_until_it_is_asked_for() -> None:
+    code = """
+import sys
+from mt3data.midi import apply_sustain
+from mt3data.notes import Notes
+apply_sustain(Notes([0.0], [1.0], [60], [80], [0], [False], [0]), [(0.5, 64, 127, 0)])
+print("bokeh" in sys.modules, "pandas" in sys.modules)
+import note_seq
+print(note_seq.plot_sequence.__name__, note_seq.midi_io.midi_to_note_sequence.__name__)
+from note_seq import sequences_lib, melodies_lib
+import note_seq.chords_lib
+print("bokeh" in sys.modules, note_seq.sequences_lib is sequences_lib)
+print(hasattr(note_seq, "nonsense"))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [
+        "False", "False", "plot_sequence", "midi_to_note_sequence", "True", "True", "False",
+    ]  # fmt: skip
+    assert done.stderr == ""
