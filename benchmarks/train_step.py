@@ -222,7 +222,7 @@ def seconds_of_updates(work: Sequence[Sequence[Micro]], compiled: bool) -> float
         for micros in work:
             optimizer.zero_grad(set_to_none=True)
             for mel, targets in micros:
-                with torch.autocast("cuda", torch.bfloat16):
+                with torch.autocast(mel.device.type, torch.bfloat16):
                     logits = network(mel, targets)
                 (loss_sum(logits, targets) / 50_000).backward()
             optimizer.step()
