@@ -21,7 +21,14 @@ import numpy as np
 from mt3data.detokenize import NoteDecoder
 from mt3data.notes import COLUMNS, Notes, validate
 from mt3data.records import Index
-from mt3data.shards import MANIFEST, SOUND, read_manifest, read_npy, tar_members
+from mt3data.shards import (
+    MANIFEST,
+    SOUND,
+    has_its_fingerprint,
+    read_manifest,
+    read_npy,
+    tar_members,
+)
 from mt3data.tables import check_tables
 from mt3data.tar import BUFFER_BYTES, DamagedTar, TarReader
 from mt3data.tokens import encode_crops
@@ -53,6 +60,8 @@ def check(
     """
     manifest = read_manifest(folder)
     faults, damaged = list(_check_names(folder, manifest)), set()
+    if not has_its_fingerprint(manifest):
+        faults.append(f"{MANIFEST}: its settings or tracks have changed (the fingerprint differs)")
     for entry in manifest["files"]:
         found = _check_file(folder, entry)
         faults += found
@@ -69,10 +78,13 @@ def check(
         of_split = rows[shard["split"]]
         mine = None if of_split is None else of_split[shard["name"]]
         jobs.append(ShardCheck(folder / shard["name"], shard, manifest, mine, fast))
-    with ThreadPoolExecutor(workers, "check") as pool:  # hashing and reading leave others running
+    pool = ThreadPoolExecutor(workers, "check")  # hashing and reading leave others running
+    try:
         for job, found in zip(jobs, pool.map(ShardCheck.run, jobs), strict=True):
             faults += found
             on_bytes(job.entry["bytes"])
+    finally:
+        pool.shutdown(cancel_futures=True)  # after Ctrl-C, no more than the shards in hand
     return faults
 
 

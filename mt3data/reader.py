@@ -160,7 +160,7 @@ class IndexedShards:
 
         Args:
             out: the mel or audio goes into its first rows and the batch refers to them; a new array
-                costs half as much as reading does. Shape (at least members, ...) as in Batch.
+                costs a tenth more. Shape (at least members, ...) as in Batch.
         """
         self._agreed.check_crops(frames)
         chosen = np.asarray(members, np.int64)

@@ -37,6 +37,9 @@ from mt3data.errors import UserError
 SCHEMA_VERSION = 1
 SOUND = ("audio", "mel")  # the arrays whose crc32 the index keeps
 MANIFEST = "manifest.json"
+# What a manifest holds beside the settings and tracks that its fingerprint is taken of.
+OUTCOME = {"fingerprint", "licence", "licence_url", "redistribution", "citation", "title", "splits",
+           "shards", "files", "quarantined", "environment"}  # fmt: skip
 # "pipe:" would be a command to webdataset, and ".." leads out of the folder.
 FILE_NAME = re.compile(r"(index/)?[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 NPY_MAGIC = b"\x93NUMPY\x01\x00"
@@ -227,17 +230,29 @@ def parse_manifest(data: bytes, where: str) -> dict[str, Any]:
     try:
         manifest = json.loads(data)
         version = manifest["schema"]
+        files = [str(entry["name"]) for entry in [*manifest["shards"], *manifest.get("files", ())]]
+        lost = {shard["split"] for shard in manifest["shards"]} - set(manifest["splits"])
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{where}: not a manifest of a build ({error}); rebuild it") from error
+        raise UserError(f"{where}: not a manifest of a build ({error!r}); get it again") from error
     if version != SCHEMA_VERSION:
         raise UserError(f"{where}: schema {version}; this version of mt3kit reads {SCHEMA_VERSION}")
-    for entry in [*manifest["shards"], *manifest.get("files", ())]:
-        if not FILE_NAME.fullmatch(entry["name"]):
+    if lost:
+        raise UserError(
+            f"{where}: has shards of {', '.join(sorted(lost))}, which is no split of it"
+        )
+    for name in files:
+        if not FILE_NAME.fullmatch(name):
             raise UserError(
-                f"{where}: names {entry['name']!r}; expected files of the build, such as "
+                f"{where}: names {name!r}; expected files of the build, such as "
                 "train-00000-of-00001.tar, and will open nothing else. Get the build again"
             )
     return manifest
+
+
+def has_its_fingerprint(manifest: dict[str, Any]) -> bool:
+    """Whether the settings and tracks of a manifest are those that its fingerprint was taken of."""
+    identity = {name: value for name, value in manifest.items() if name not in OUTCOME}
+    return hashlib.sha256(canonical_json(identity)).hexdigest() == manifest["fingerprint"]
 
 
 def find_builds(pattern: str | Path) -> list[Path]:

@@ -28,8 +28,10 @@ def check_tables(folder: Path, manifest: dict[str, Any], damaged: set[str]) -> I
             index = Index(folder / name)
             if foreign := sorted(set(index.codes("shard")[1]) - set(stated)):
                 yield f"{name}: names {foreign[0]}, which is no shard of this split"
-            if len(index) != totals["records"]:
-                yield f"{name}: {len(index)} rows, the manifest says {totals['records']}"
+            sums = {"records": len(index), "frames": index["frames"].sum(), "tokens": index["n_tokens"].sum()}  # fmt: skip
+            for what, seen in sums.items():
+                if seen != totals[what]:
+                    yield f"{name}: {seen} {what}, the manifest says {totals[what]}"
             if "tracks.parquet" not in damaged:
                 yield from _check_tracks(folder, split, totals, index)
     yield from _check_references(folder, manifest, damaged)

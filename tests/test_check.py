@@ -223,7 +223,9 @@ SHARD = "train-00000-of-00001.tar"
     ("table", "change", "complaints"),
     [
         (INDEX, lambda rows: rows.pop(), [
-            f"{INDEX}: 3 rows, the manifest says 4",
+            f"{INDEX}: 3 records, the manifest says 4",
+            f"{INDEX}: 768 frames, the manifest says 1024",
+            f"{INDEX}: 412 tokens, the manifest says 496",
             f"{TRACKS}: 2 records of Track00001, the index of train has 1",
             f"{SHARD}: 3 rows in the index, 4 records in the manifest",
             f"{SHARD}: members differ from the index, first at demo-Track00001-p0-0000256.json",
@@ -232,6 +234,7 @@ SHARD = "train-00000-of-00001.tar"
             f"{SHARD}: members differ from the index, first at demo-Track00002-p0-0000256.mel.npy",
         ]),
         (INDEX, lambda rows: rows[0].update(n_tokens=3), [
+            f"{INDEX}: 335 tokens, the manifest says 496",
             f"{SHARD}: demo-Track00002-p0-0000000: 164 tokens, the index says 3",
         ]),
         (INDEX, lambda rows: rows[3].update(shard="pipe:ls"), [
@@ -286,7 +289,7 @@ def test_a_command_in_place_of_a_shard_is_refused(copy: Path) -> None:
 
 def test_many_faults_of_one_shard_are_counted_and_not_all_told(copy: Path) -> None:
     flip_a_bit(copy)
-    change_table(copy, INDEX, lambda rows: [row.update(n_notes=0, n_tokens=0) for row in rows])
+    change_table(copy, INDEX, lambda rows: [row.update(n_notes=0, track_frames=9) for row in rows])
     found = check(copy)
     assert found[0] == f"{SHARD}: its bytes have changed (sha256 differs from the manifest)"
     assert found[5:] == [f"{SHARD}: 5 more faults in this shard"]
@@ -325,3 +328,24 @@ def test_every_float16_is_told_finite_or_not() -> None:
     told = [_all_finite(every[i : i + 1]) for i in range(len(every))]
     assert told == np.isfinite(every).tolist()
     assert _all_finite(np.float16([[65504, -65504], [0, -0.0]]))
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [('"edge":"segment"', '"edge":"segmfnt"'), ('"fmin":20.0', '"fmin":21.0'), ("Track00002", "Track00042")]
+)  # fmt: skip
+def test_a_setting_that_was_changed_in_the_manifest_is_found(
+    copy: Path, old: str, new: str
+) -> None:
+    path = copy / "manifest.json"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new))
+    assert check(copy, fast=True)[0] == (
+        "manifest.json: its settings or tracks have changed (the fingerprint differs)"
+    )
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}', '{"schema": 1, "shards": [{}], "splits": {}}'])  # fmt: skip
+def test_a_manifest_that_is_none_is_one_line(copy: Path, text: str) -> None:
+    (copy / "manifest.json").write_text(text)
+    with pytest.raises(UserError, match="manifest.json: not a manifest of a build"):
+        check(copy)
