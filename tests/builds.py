@@ -74,13 +74,14 @@ class Build:
         self.seconds = time.monotonic() - self.started
         return self.process.returncode, printed
 
-    def wait_for(self, happened: Callable[[], object], timeout: float = 60) -> None:
-        """Waits until something has happened in a build that still runs."""
+    def wait_for(self, happened: Callable[[], Any], timeout: float = 60) -> Any:
+        """Waits until something has happened in a build that still runs; returns what."""
         deadline = time.monotonic() + timeout
-        while not happened():
+        while not (what := happened()):
             if self.process.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"it did not happen: {self.process.communicate()[0]}")
             time.sleep(0.005)
+        return what
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         """Lines of the build's log of one kind."""

@@ -57,8 +57,7 @@ def test_kill_9_of_the_driver_at_a_random_moment(
 @pytest.mark.slow
 def test_kill_9_of_a_worker(long_source: Path, undisturbed: Path, tmp_path: Path, row: Row) -> None:
     build = start(long_source, tmp_path, "--workers", 2)
-    build.wait_for(build.workers)
-    os.kill(build.workers()[0], signal.SIGKILL)
+    os.kill(build.wait_for(build.workers)[0], signal.SIGKILL)
     code, printed = build.end()
     assert code == 0, printed
     assert len(build.events("death")) == 1
