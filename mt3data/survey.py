@@ -164,22 +164,36 @@ def voices(notes: Notes) -> np.ndarray:
 
 
 def _index(folder: Path, splits: list[str]) -> dict[str, Any]:
-    """Columns of the index of all splits; `split` and `row` name the record in its split."""
+    """Columns of the index of all splits; `split` and `row` name the record in its split.
+
+    `track` counts `track_ids`; `pairs`, shape (2, n), are record and program for each that occurs.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     path = folder / "index"
     tables = [pq.read_table(path / f"{split}.parquet", columns=INDEX_COLUMNS) for split in splits]
     if not tables:
-        return {name: np.zeros(0, np.int64) for name in (*INDEX_COLUMNS, "split", "row")}
+        nothing = np.zeros(0, np.int64)
+        return dict.fromkeys((*INDEX_COLUMNS, "split", "row", "track_ids"), nothing) | {
+            "pairs": np.zeros((2, 0), np.int64)
+        }
     table = pa.concat_tables(tables)
     columns: dict[str, Any] = {
-        name: table[name].to_numpy() for name in INDEX_COLUMNS if name != "programs"
+        name: table[name].to_numpy()
+        for name in INDEX_COLUMNS
+        if name not in ("key", "track", "programs")
     }
-    columns["split"] = np.repeat(splits, [len(t) for t in tables])
+    # Of a million records few names are wanted; tracks are told apart by number.
+    tracks = table["track"].combine_chunks().dictionary_encode()
+    columns["key"], columns["track_ids"] = table["key"], sorted(tracks.dictionary.to_pylist())
+    place = {track: number for number, track in enumerate(columns["track_ids"])}
+    in_order = np.array([place[track] for track in tracks.dictionary.to_pylist()], np.int64)
+    columns["track"] = in_order[tracks.indices.to_numpy()]
+    columns["split"] = np.repeat(np.array(splits), [len(t) for t in tables])
     columns["row"] = np.concatenate([np.arange(len(t)) for t in tables])
     programs = table["programs"].combine_chunks()
-    columns["pairs"] = np.stack([  # each pair of record and program that occurs
+    columns["pairs"] = np.stack([
         np.repeat(np.arange(len(table)), programs.value_lengths().to_numpy()),
         programs.flatten().to_numpy().astype(np.int64),
     ])  # fmt: skip
@@ -189,7 +203,7 @@ def _index(folder: Path, splits: list[str]) -> dict[str, Any]:
 def _sample(
     splits: dict[str, ShardSet], index: dict[str, Any], on_window: Callable[[], object]
 ) -> Sample:
-    n_records = len(index["key"])
+    n_records = len(index["row"])
     rows = np.unique(np.linspace(0, n_records - 1, min(SAMPLE, n_records)).astype(int))
     notes: Counter[int] = Counter()
     pitches, polyphony = np.zeros(128, np.int64), np.zeros(1, np.int64)
@@ -225,17 +239,20 @@ def sounding(notes: Notes, start_frame: int, n_frames: int) -> np.ndarray:
 def _instruments(index: dict[str, Any], sample: Sample) -> list[Instrument]:
     import pretty_midi
 
-    record, program = index["pairs"] if len(index["key"]) else np.zeros((2, 0), np.int64)
+    record, program = index["pairs"]
     drummed = np.flatnonzero(index["has_drums"])
     record = np.concatenate([record, drummed])
     program = np.concatenate([program, np.full(len(drummed), DRUMS)])
+    n_tracks = len(index["track_ids"])
+    in_tracks = np.unique((program - DRUMS) * n_tracks + index["track"][record]) // max(1, n_tracks)
+    tracks_with, windows_with = (np.bincount(each, minlength=129) for each in
+                                 (in_tracks, program - DRUMS))  # fmt: skip
     found = []
-    for number in np.unique(program):
-        mine = record[program == number]
+    for number in (np.flatnonzero(windows_with) + DRUMS).tolist():
         family = pretty_midi.program_to_instrument_class(number) if number != DRUMS else "Drums"
         found.append(Instrument(
-            instrument_name(number), int(number), family, len(set(index["track"][mine])),
-            len(mine), sample.notes[int(number)],
+            instrument_name(number), number, family, int(tracks_with[number - DRUMS]),
+            int(windows_with[number - DRUMS]), sample.notes[number],
         ))  # fmt: skip
     return sorted(found, key=lambda one: (-one.notes, -one.windows, one.program))
 
@@ -265,7 +282,8 @@ def _shown(
     notes = Notes.from_array(read_npy(_member(splits, index, row, "notes")))
     end = start + frames / FRAMES_PER_SECOND
     return Shown(
-        index["key"][row], split, names[index["track"][row]], start, mel[:frames],
+        index["key"][row].as_py(), split, names[index["track_ids"][index["track"][row]]], start,
+        mel[:frames],
         notes[(notes.offset > start) & (notes.onset < end)], int(index["n_tokens"][row]),
     )  # fmt: skip
 
