@@ -25,8 +25,8 @@ def require_ours(plan: Plan) -> None:
     folder = plan.folder
     for path, what in ((folder / MANIFEST, "a build"), (_plan_in(folder), "an unfinished build")):
         if path.is_file():
-            theirs = json.loads(path.read_bytes())
-            if theirs["fingerprint"] != plan.fingerprint:
+            theirs = _read(path)
+            if theirs.get("fingerprint") != plan.fingerprint:
                 raise UserError(
                     f"{folder} holds {what} with other settings "
                     f"({_difference(theirs, plan.identity)}); choose another --out, or take --force, "
@@ -50,7 +50,7 @@ def finished(plan: Plan) -> dict[str, Any] | None:
     require_ours(plan)
     if not (folder / MANIFEST).is_file():
         return None
-    manifest = json.loads((folder / MANIFEST).read_bytes())
+    manifest = _read(folder / MANIFEST)
     _require_files(folder, manifest)
     if plan.config.bad:
         rows = {row["track"]: row for row in read_tracks_table(folder)}
@@ -84,6 +84,17 @@ def claimed(plan: Plan) -> Iterator[None]:
             _sweep(plan.folder)
 
 
+def _read(path: Path) -> dict[str, Any]:
+    """A manifest, or a plan, which has its first fields."""
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise UserError(f"{path}: not of a build ({error}); choose another --out") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path}: not of a build; choose another --out")
+    return content
+
+
 def _plan_in(folder: Path) -> Path:
     return folder / STATE / "plan.json"
 
@@ -107,9 +118,7 @@ def beside(plan: Plan) -> Plan:
         folder = plan.folder.with_name(f"{plan.folder.name}-{number}")
         path = _plan_in(folder)
         begun = path.is_file() and not (folder / MANIFEST).exists()
-        if not folder.exists() or (
-            begun and json.loads(path.read_bytes())["fingerprint"] == plan.fingerprint
-        ):
+        if not folder.exists() or (begun and _read(path).get("fingerprint") == plan.fingerprint):
             return replace(plan, folder=folder)
     raise AssertionError
 
@@ -119,7 +128,10 @@ def is_done(folder: Path, shard: ShardPlan) -> bool:
     path, tar = folder / STATE / f"{shard.name}.json", folder / shard.name
     if not path.is_file() or not tar.is_file():
         return False
-    record = json.loads(path.read_bytes())
+    try:
+        record = json.loads(path.read_bytes())
+    except ValueError:  # a disk's fault; what it tells of is made anew
+        return False
     return tar.stat().st_size == record["shard"]["bytes"] and all(
         _agrees(row, planned.bad)
         for row, planned in zip(record["tracks"], shard.tracks, strict=True)

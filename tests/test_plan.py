@@ -12,7 +12,7 @@ from mt3data.build import build
 from mt3data.claim import beside
 from mt3data.cli import main
 from mt3data.errors import UserError
-from mt3data.plan import BuildConfig, Plan, make_plan
+from mt3data.plan import BuildConfig, Plan, ShardPlan, make_plan
 from mt3data.rows import read_bad
 from mt3data.shards import read_manifest
 from mt3data.windows import WindowConfig
@@ -197,6 +197,30 @@ def test_a_dry_run_names_a_build_that_is_in_the_way(source: Path, tmp_path: Path
     result = run(source, tmp_path, "--dry-run")
     assert result.exit_code == 2
     assert "slakh holds thesis.txt and no build; choose another --out" in result.stderr
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"name": "a web page"}'])
+def test_a_folder_with_another_kind_of_manifest_is_refused(
+    source: Path, tmp_path: Path, text: str
+) -> None:
+    (tmp_path / "slakh").mkdir()
+    (tmp_path / "slakh" / "manifest.json").write_text(text)
+    for words in ([], ["--dry-run"]):
+        result = run(source, tmp_path, *words)
+        assert result.exit_code == 2, result.output
+        assert re.search("not of a build|holds a build with other settings", result.stderr)
+    assert (tmp_path / "slakh" / "manifest.json").read_text() == text
+
+
+def test_a_state_record_that_cannot_be_read_is_made_anew(source: Path, tmp_path: Path) -> None:
+    def stop(shard: ShardPlan) -> None:
+        (plan.folder / STATE / f"{shard.name}.json").write_text("{")
+        raise KeyboardInterrupt
+
+    plan = plan_of(source, tmp_path, tracks=3)
+    with pytest.raises(KeyboardInterrupt):
+        build(plan, on_shard=stop)
+    assert len(build(plan).manifest["shards"]) == len(plan.shards)
 
 
 def test_force_builds_anew_beside_and_says_where(source: Path, tmp_path: Path) -> None:
