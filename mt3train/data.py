@@ -1,4 +1,4 @@
-"""From shards to micro-batches: which builds, which members, padding, reading one step ahead.
+"""From a batch to the device: micro-batches, padding, log-mel, reading one step ahead.
 
 The original pads every target to 1,024 tokens. Here a rank's members are sorted by length and cut
 into micro-batches that cost about the same, each padded to its longest member. Losses are summed
@@ -11,40 +11,19 @@ import dataclasses
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mt3data.errors import UserError
-from mt3data.reader import Batch, IndexedShards
-from mt3data.shards import find_builds, read_manifest
+from mt3data.reader import Batch
 from mt3data.spectrogram import SpectrogramConfig
-from mt3data.vocabulary import PAD_ID, VocabularyConfig
+from mt3data.vocabulary import PAD_ID
 from mt3train.config import Config, DataConfig
 from mt3train.features import log_mel_of_crops
-from mt3train.mixing import MixedShards
-from mt3train.streamed import StreamedShards
+from mt3train.sources import Segments
 
 PAD_TO = 16  # lengths of targets are multiples of it, so that few shapes occur
-
-
-class Segments(Protocol):
-    """Training data: mt3data.reader.IndexedShards, or anything with these."""
-
-    spectrogram: SpectrogramConfig
-    vocabulary: VocabularyConfig
-    edge: str
-    member: str
-    builds: list[Path]
-    n_records: int
-
-    def batch(
-        self, step: int, global_batch: int, rank: int = 0, world: int = 1, frames: int = 256
-    ) -> Batch:
-        """This rank's members of a global batch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,131 +50,6 @@ class MicroBatch:
     n_skipped: int
     frames: int
     spectrogram: SpectrogramConfig
-
-
-def open_shards(config: DataConfig, seed: int) -> Segments:
-    """The shards that a configuration names for training.
-
-    Raises:
-        UserError: there are none, or a set of the mixture has no build.
-    """
-    if config.reader == "webdataset":
-        return _open_streamed(config, seed)
-    builds, temperature = mixture_builds(builds_at(config.train, config.cache), config)
-    shards = IndexedShards(
-        builds,
-        config.split,
-        seed=seed,
-        temperature=temperature,
-        weights=weights_of(builds, config),
-        member="audio" if config.mix_examples else None,
-    )
-    return MixedShards(shards, config.mix_examples) if config.mix_examples else shards
-
-
-def _open_streamed(config: DataConfig, seed: int) -> Segments:
-    builds: Sequence[str | Path]
-    if "://" in config.train and not config.cache:
-        builds, temperature = config.train.split(","), config.temperature
-        if config.mixture:
-            raise UserError(
-                "data.mixture chooses among builds on this machine; give data.cache=DIR"
-            )
-    else:
-        builds, temperature = mixture_builds(builds_at(config.train, config.cache), config)
-    if len(builds) > 1 and temperature != 1.0:
-        raise UserError(
-            f"data.reader=webdataset reads every record of {len(builds)} builds once per epoch, which "
-            f"is data.temperature=1, not {temperature:g}; set that, or take data.reader=indexed"
-        )
-    return StreamedShards(builds, config.split, seed)
-
-
-def builds_at(where: str, cache: str) -> list[Path]:
-    """The builds that a setting names, on this machine.
-
-    Args:
-        where: a build, a pattern of builds, or addresses with commas.
-        cache: folder into which builds with an address are copied, unless they are there.
-    Raises:
-        UserError: nothing is there, or an address without a cache.
-    """
-    if "://" not in where:
-        return find_builds(where)
-    if not cache:
-        raise UserError(
-            f"{where} is an address, where single crops cannot be read: copy it with data.cache=DIR; "
-            "or train with data.reader=webdataset, and evaluate on data.eval=DIR or not at all "
-            "(eval_every=0)"
-        )
-    from mt3data.cache import cached  # brings requests, which other training does without
-
-    return [cached(address, Path(cache)) for address in where.split(",")]
-
-
-def weights_of(builds: Sequence[Path], config: DataConfig) -> list[float] | None:
-    """The configured weight of each build; None where none is configured.
-
-    Raises:
-        UserError: the names of the weights are not those of the builds.
-    """
-    if not config.weights:
-        return None
-    names = [build.name for build in builds]
-    if sorted(names) != sorted(config.weights):
-        raise UserError(
-            f"data.weights has {', '.join(config.weights)}; the builds are {', '.join(names)}; "
-            "name each of them once, by its folder's name"
-        )
-    return [config.weights[name] for name in names]
-
-
-def mixture_builds(builds: list[Path], config: DataConfig) -> tuple[list[Path], float]:
-    """The builds that belong to the configured mixture, and the temperature at which to mix them.
-
-    Raises:
-        UserError: there is no such mixture, or no build of one of its sets.
-    """
-    from mt3data.manifest import load_mixture
-
-    if not config.mixture:
-        return builds, config.temperature
-    mixture = load_mixture(config.mixture)
-    sets = {build: read_manifest(build)["dataset"] for build in builds}
-    if missing := [name for name in mixture.datasets if name not in sets.values()]:
-        raise UserError(
-            f"the mixture {mixture.name} needs builds of {', '.join(mixture.datasets)}; "
-            f"{config.train} has none of {', '.join(missing)}; make them with "
-            f"`mt3data build {missing[0]}` and so on, or leave out data.mixture"
-        )
-    return [build for build in builds if sets[build] in mixture.datasets], mixture.temperature
-
-
-def open_evaluation(config: DataConfig, like: Segments) -> Segments | None:
-    """The shards of the evaluation loss, in a fixed order; None if no build has that split.
-
-    Args:
-        config: names builds and split.
-        like: the shards of training.
-    Raises:
-        UserError: the builds are not made as those of training.
-    """
-    if config.eval:
-        builds = builds_at(config.eval, config.cache)
-    else:
-        builds = mixture_builds(builds_at(config.train, config.cache), config)[0]
-    builds = [build for build in builds if config.eval_split in read_manifest(build)["splits"]]
-    if not builds:
-        return None
-    shards = IndexedShards(builds, config.eval_split, seed=0, member=like.member)
-    for key in ("spectrogram", "vocabulary", "edge"):
-        if getattr(shards, key) != getattr(like, key):
-            raise UserError(
-                f"{builds[0]}: its {key} is {getattr(shards, key)}, that of the training shards "
-                f"{getattr(like, key)}; give data.eval a build with the same settings"
-            )
-    shards.batch(0, 1, frames=config.frames)  # better now than after hours
-    return shards
 
 
 def read_step(

@@ -22,8 +22,8 @@ from mt3train.checkpoint import (
     weights_file,
 )
 from mt3train.config import Config
-from mt3train.data import Segments
 from mt3train.model import MT3
+from mt3train.sources import Segments
 
 
 def describe(config: Config, shards: Segments) -> CheckpointInfo:

@@ -1,7 +1,6 @@
-"""Micro-batches: padding, order, skipped targets; where builds are; reading ahead."""
+"""Micro-batches: padding, order, skipped targets; audio to log-mel; reading ahead."""
 
 import dataclasses
-import json
 import threading
 
 import numpy as np
@@ -10,12 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mt3data.errors import UserError
 from mt3data.reader import Batch, pad_tokens
-from mt3data.shards import SCHEMA_VERSION, find_builds
 from mt3data.spectrogram import SpectrogramConfig, log_mel
 from mt3train.config import DataConfig
-from mt3train.data import Ahead, cut_by_cost, micro_batches, mixture_builds, to_device, weights_of
+from mt3train.data import Ahead, cut_by_cost, micro_batches, to_device
 from mt3train.loss import loss_sum
 from mt3train.model import MT3, ModelConfig
 
@@ -119,55 +116,6 @@ def test_sorted_micro_batches_have_the_gradient_of_targets_padded_to_1024():
         torch.testing.assert_close(gradient, want[name], rtol=0, atol=1e-12 * scale)
     without_one = gradients(model, [to_device(cut[0], torch.device("cpu"), torch.float64)])
     assert (without_one["decoder.logits_dense.weight"] - want["decoder.logits_dense.weight"]).abs().max() > 1  # fmt: skip
-
-
-@pytest.mark.parametrize("pattern", ["*", "a", "", "[ab]"])
-def test_builds_are_found_by_name_pattern_or_parent(tmp_path, pattern):
-    for name in ("a", "b"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "a" / "manifest.json").touch()
-    assert find_builds(str(tmp_path / pattern)) == [tmp_path / "a"]
-
-
-def test_without_a_build_the_command_that_makes_one_is_named(tmp_path):
-    (tmp_path / "half").mkdir()
-    with pytest.raises(UserError, match=r"1 path.*`mt3data build demo --out shards/`"):
-        find_builds(str(tmp_path / "*"))
-    with pytest.raises(UserError, match="nothing is there"):
-        find_builds(str(tmp_path / "no" / "*"))
-
-
-def builds_of(folder, *datasets):
-    for name in datasets:
-        (folder / name).mkdir()
-        manifest = {"schema": SCHEMA_VERSION, "dataset": name, "splits": {}, "shards": []}
-        (folder / name / "manifest.json").write_text(json.dumps(manifest))
-    return find_builds(folder)
-
-
-MT3_SETS = ("cerberus4", "guitarset", "maestro_v3", "musicnet_em", "slakh", "urmp")
-
-
-def test_a_mixture_takes_its_own_sets_at_its_own_temperature(tmp_path):
-    builds = builds_of(tmp_path, *MT3_SETS, "demo")
-    chosen, temperature = mixture_builds(builds, DataConfig(mixture="mt3", temperature=1.0))
-    assert ([path.name for path in chosen], temperature) == (list(MT3_SETS), 10 / 3)
-    assert mixture_builds(builds, DataConfig(temperature=1.0)) == (builds, 1.0)
-
-
-def test_a_mixture_with_a_set_that_is_not_built_names_it(tmp_path):
-    builds = builds_of(tmp_path, *MT3_SETS[:-1])
-    with pytest.raises(UserError, match=r"has none of urmp; .*`mt3data build urmp`"):
-        mixture_builds(builds, DataConfig(mixture="mt3"))
-
-
-def test_weights_are_given_by_the_names_of_builds(tmp_path):
-    builds = builds_of(tmp_path, "slakh", "demo")
-    assert weights_of(builds, DataConfig()) is None
-    assert weights_of(builds, DataConfig(weights={"slakh": 3, "demo": 1})) == [1, 3]
-    for wrong in ({"slakh": 3}, {"slakh": 3, "demo": 1, "urmp": 1}, {"slakh": 3, "dmeo": 1}):
-        with pytest.raises(UserError, match="the builds are demo, slakh; name each of them once"):
-            weights_of(builds, DataConfig(weights=wrong))
 
 
 def test_the_next_step_is_loaded_ahead_and_any_step_may_be_asked_for():

@@ -21,7 +21,7 @@ MT3DATA = (
     "markup survey charts figures report cli_sources cli_builds cli"
 ).split()
 MT3TRAIN = (
-    "model loss optim config checkpoint t5x convert features mixing streamed data resume device ranks log "
+    "model loss optim config checkpoint t5x convert features mixing streamed sources data resume device ranks log "
     "stepper search grammar decode ruled transcribe matching pianoroll instruments metrics segments "
     "evaluate results validation train plot demo "
     "note_files cli_scores cli_transcribe cli"

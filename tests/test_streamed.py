@@ -15,7 +15,7 @@ from mt3data.records import ShardSet
 from mt3data.shards import read_npy
 from mt3data.windows import WindowConfig
 from mt3train.config import DataConfig
-from mt3train.data import builds_at, open_evaluation, open_shards
+from mt3train.sources import builds_at, open_evaluation, open_shards
 from mt3train.streamed import StreamedShards
 
 
