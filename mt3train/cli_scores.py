@@ -78,12 +78,12 @@ def evaluate(
             click.echo(f"{build}, split {split}\n{track_table(results[build.name])}\n")
             _print_instruments(results[build.name])
     if as_json:
-        print_json(to_json(results))
+        print_json(to_json(results, split))
     elif as_csv:
         click.echo(to_csv(results), nl=False)
     else:
         click.echo(
-            f"As MT3's paper has it [95 % of bootstraps over tracks]\n{dataset_table(results)}"
+            f"As MT3's paper has it [95 % of bootstraps over tracks]\n{dataset_table(results, split)}"
         )
     for build in builds:
         if build not in having:

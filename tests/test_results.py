@@ -50,12 +50,14 @@ def test_the_table_shows_each_track_and_the_mean_of_those_that_have_a_score():
 
 
 def test_published_numbers_stand_beside_ours_where_the_dataset_is_the_papers():
-    lines = dataset_table({"slakh": TWO, "demo": TWO}).splitlines()
+    lines = dataset_table({"slakh": TWO, "demo": TWO}, "test").splitlines()
     assert lines[0].split() == ["slakh", "demo"]
     assert lines[1].split() == ["onset", "F1", "0.625", "[0.500,", "0.750]", "0.625", "[0.500,", "0.750]"]  # fmt: skip
     assert lines[2].split() == ["MT3,", "published", "0.759", "-"]
     assert lines[6].split() == ["MT3,", "published", "0.545", "-"]
-    assert "published" not in dataset_table({"demo": TWO})
+    assert "published" not in dataset_table({"demo": TWO}, "test")
+    assert "published" not in dataset_table({"slakh": TWO}, "validation")
+    assert "0.895" in dataset_table({"guitarset": TWO}, "validation")
 
 
 def test_an_interval_holds_the_mean_in_19_of_20_samples():
@@ -75,7 +77,7 @@ def test_intervals_leave_out_what_is_no_number_and_are_the_same_each_time():
 
 
 def test_json_has_both_profiles_the_published_numbers_and_every_track():
-    found = json.loads(json.dumps(to_json({"slakh": TWO}), allow_nan=False))["slakh"]
+    found = json.loads(json.dumps(to_json({"slakh": TWO}, "test"), allow_nan=False))["slakh"]
     assert found["fixed"]["drum_f1"] == {"mean": 0.5, "interval": [0.5, 0.5]}
     assert found["paper"]["drum_f1"]["mean"] == 0
     assert found["published"] == {
