@@ -101,9 +101,8 @@ class StreamedShards:
     def _say(self, epoch: int, place: int, steps: int, global_batch: int) -> None:
         again = f"; going on in step {place + 1} of epoch {epoch}, with its first records again"
         print(
-            f"webdataset: an epoch has {steps} steps and leaves out "
-            f"{self.n_records - steps * global_batch} of {self.n_records} records"
-            f"{again if place else ''}",
+            f"webdataset: steps per epoch: {steps}; records left out: "
+            f"{self.n_records - steps * global_batch} of {self.n_records}{again if place else ''}",
             file=sys.stderr,
         )
 

@@ -100,7 +100,9 @@ def train_together(
         if restored is None and config.init.from_:
             initialize(model, config.init.from_, info)
     builds = [path.name for path in shards.builds]
+    data = config.data
     order = [config.seed, config.batch, shards.n_records, builds]  # what fixes every batch
+    order += [data.reader, data.mix_examples, data.temperature, data.weights]
     done, saved = 0, -1
     progress: dict[str, Any] = {"sums": dict.fromkeys(SUMS, 0.0), "evaluated": 0, "best": None}
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")

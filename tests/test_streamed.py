@@ -79,7 +79,7 @@ def test_uneven_shards_give_every_process_the_same_steps_and_it_is_said_what_is_
     for epoch in (slice(0, 4), slice(4, 8)):
         assert len({*seen[0][epoch], *seen[1][epoch]}) == 8
     told = capsys.readouterr().err
-    assert told == "webdataset: an epoch has 2 steps and leaves out 2 of 10 records\n"
+    assert told == "webdataset: steps per epoch: 2; records left out: 2 of 10\n"
 
 
 def test_a_run_that_continues_inside_an_epoch_begins_it_again_and_says_so(shards, capsys):

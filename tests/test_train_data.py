@@ -69,7 +69,7 @@ def test_two_processes_train_on_audio_as_one_does(two_processes, shards, tmp_pat
 
 def test_two_processes_train_through_webdataset_on_every_record_of_an_epoch(two_processes, shards):
     told = (two_processes / "streamed-said" / "rank-0.txt").read_text()
-    assert "webdataset: an epoch has 1 steps and leaves out" in told
+    assert "webdataset: steps per epoch: 1; records left out" in told
     lines = metrics(two_processes / "streamed")
     assert [line["step"] for line in lines] == [1, 2, 3, 3]
     assert all(0 < line.get("loss", line.get("eval_loss")) < 10 for line in lines)
@@ -80,3 +80,13 @@ def test_mixes_have_more_tokens_than_their_crops_and_evaluation_has_none(two_pro
     assert sum(line.get("tokens", 0) for line in mixed) > 1.5 * sum(
         line.get("tokens", 0) for line in audio
     )
+
+
+def test_a_run_that_goes_on_with_other_shares_says_that_the_order_is_another(
+    shards, tmp_path, capsys
+):
+    for steps, temperature in ((1, 1.0), (2, 1.0), (3, 2.0)):
+        options = [*TINY, f"data.train={shards}/audio", f"run={tmp_path}", "eval_every=0"]
+        train(load_config([*options, f"steps={steps}", f"data.temperature={temperature}"]))
+        told = "data are no longer those of the steps before" in capsys.readouterr().err
+        assert told == (steps == 3)
