@@ -1,5 +1,6 @@
 """IndexedShards: what a batch holds follows from (seed, step) alone."""
 
+import multiprocessing
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -247,6 +248,20 @@ def test_threads_read_the_same(long_track: Path, monkeypatch: pytest.MonkeyPatch
         a, b = one.batch(step, 12, frames=64), four.batch(step, 12, frames=64)
         np.testing.assert_array_equal(a.mel, b.mel)
         np.testing.assert_array_equal(a.tokens, b.tokens)
+
+
+def test_a_reader_goes_on_in_a_process_that_was_forked(long_track: Path) -> None:
+    shards = IndexedShards([long_track])
+    want = shards.batch(0, 4, frames=64)  # its threads run
+    context = multiprocessing.get_context("fork")
+    ours, theirs = context.Pipe()
+    child = context.Process(
+        target=lambda: theirs.send(shards.batch(0, 4, frames=64).tokens.tolist())
+    )
+    child.start()
+    assert ours.poll(60), "the child waits for threads that it does not have"
+    assert ours.recv() == want.tokens.tolist()
+    child.join()
 
 
 def test_a_shard_that_ends_early_while_it_is_read_is_an_error(long: Path, tmp_path: Path) -> None:
