@@ -1,6 +1,6 @@
 """How fast is a build, where does its time go, and how much memory does a worker need?
 
-    OMP_NUM_THREADS=1 python benchmarks/build.py [--pieces 2] [--seconds 120] [--copies 6] [--rounds 3]
+    OMP_NUM_THREADS=1 python benchmarks/build.py [--pieces 2] [--seconds 120] [--copies 4] [--rounds 3]
 
 Composes and renders pieces, spreads their stems over two channels, adds a noise floor at -74 dB and
 writes them as FLAC, 44.1 kHz and 16 bit, with the MIDI beside them. Prints three tables:
@@ -51,7 +51,7 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "log-mel": [(windows, "window_mel"), (windows, "log_mel_float16")],
     "float16": [(spectrogram, "to_float16")],
     "tokens and notes": [
-        (windows, "encode"),
+        (windows, "encode_many"),
         (windows, "window_notes"),
         (examples, "trim_overlapping"),
     ],
@@ -241,7 +241,6 @@ def memory_table(root: Path, out: Path, minutes: float) -> None:
     print(f"\nlargest process, one track of {minutes:g} minutes")
     for options in (
         "--align off", "--align measure", "--align dtw", "--window 256", "--members audio",
-        "--passes 3",
     ):  # fmt: skip
         print(f"{options:24}{run_build(root, out, *options.split())[2]:10.0f} MB")
 
@@ -250,7 +249,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pieces", type=int, default=2)
     parser.add_argument("--seconds", type=float, default=120.0, help="length of each piece")
-    parser.add_argument("--copies", type=int, default=6, help="tracks made of each piece")
+    parser.add_argument("--copies", type=int, default=4, help="tracks made of each piece")
     parser.add_argument("--rounds", type=int, default=3, help="medians are printed")
     parser.add_argument("--minutes", type=float, default=30.0, help="of the long track; 0: none")
     options = parser.parse_args()

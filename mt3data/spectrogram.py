@@ -203,17 +203,18 @@ def to_float16(values: np.ndarray) -> np.ndarray:
         values: float32, C order, magnitudes below 65504.
     """
     bits = values.view(np.uint32)
-    rounded = bits >> 13
-    rounded &= 1  # of two equally near values the even one is taken
-    rounded += bits
-    rounded += _TO_HALF
-    rounded >>= 13
-    half = rounded.astype(np.uint16)  # the sign, now bit 18, falls off
-    half |= (bits >> 16).astype(np.uint16) & np.uint16(0x8000)
-    small = (
-        np.abs(values) < _SMALLEST_NORMAL_HALF
-    )  # have fewer bits; log-mel hardly ever is so near 0
-    if small.any():
+    work = bits >> 13  # one area for all steps: a second one would not stay in the cache
+    work &= 1  # of two equally near values the even one is taken
+    work += bits
+    work += _TO_HALF
+    work >>= 13
+    half = work.astype(np.uint16)  # the sign, now bit 18, falls off
+    np.right_shift(bits, 16, out=work)
+    work &= 0x8000
+    half |= work.astype(np.uint16)
+    magnitudes = np.abs(values, out=work.view(np.float32))
+    if values.size and magnitudes.min() < _SMALLEST_NORMAL_HALF:  # these have fewer bits
+        small = magnitudes < _SMALLEST_NORMAL_HALF
         half[small] = values[small].astype(np.float16).view(np.uint16)
     return half.view(np.float16)
 
