@@ -11,12 +11,13 @@ import base64
 import math
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from mt3data.markup import Html, element
+from mt3data.notes import Notes
 from mt3data.picture import mel_bin
 from mt3data.spectrogram import SpectrogramConfig
 from mt3data.survey import DRUMS, Shown, voices
@@ -164,23 +165,10 @@ def window(shown: Shown, config: SpectrogramConfig, said: str, height: int = 280
         return bottom - (pitch - low + 0.5) / (high - low + 1) * tall
 
     png = mel_png(shown.mel, low, high, config)
-    drawn = [
-        element("image", x=LEFT, y=TOP, width=width, height=tall, preserveAspectRatio="none",
-                href=f"data:image/png;base64,{base64.b64encode(png).decode()}"),
-    ]  # fmt: skip
-    program = voices(shown.notes)
-    for place, voice in enumerate(np.unique(program)):
-        mine = shown.notes[program == voice]
-        begin, end = at_x(mine.onset), at_x(mine.offset)
-        y = at_y(mine.pitch)
-        if voice == DRUMS:
-            path = "".join(f"M{x:.1f} {bottom}v-7" for x in begin)
-        else:
-            path = "".join(
-                f"M{a:.1f} {h:.1f}H{b:.1f}" for a, b, h in zip(begin, end, y, strict=True)
-            )
-        drawn += [element("path", d=path, class_="halo"),
-                  element("path", d=path, stroke=colour_of(place), class_="note")]  # fmt: skip
+    image = element(
+        "image", x=LEFT, y=TOP, width=width, height=tall, preserveAspectRatio="none",
+        href=f"data:image/png;base64,{base64.b64encode(png).decode()}",
+    )  # fmt: skip
     times = round_ticks(shown.start, shown.end)
     labels = [_text(float(at_x(np.array(t))), bottom + 14, label) for t, label in times]
     labels += [
@@ -189,7 +177,28 @@ def window(shown: Shown, config: SpectrogramConfig, said: str, height: int = 280
     ]
     labels += [_text(2, 10, "pitch", "start"),
                _text(LEFT + width / 2, height - 5, "time in the track (s)")]  # fmt: skip
-    return _svg(height, shown.key, said, "window", [drawn, labels])
+    notes = _note_lines(shown.notes, at_x, at_y, bottom)
+    return _svg(height, shown.key, said, "window", [image, notes, labels])
+
+
+def _note_lines(
+    notes: Notes, at_x: Callable[[np.ndarray], np.ndarray],
+    at_y: Callable[[np.ndarray], np.ndarray], bottom: float,
+) -> list[Html]:  # fmt: skip
+    """A path for each instrument, over a dark one that sets it off from the picture."""
+    drawn, program = [], voices(notes)
+    for place, voice in enumerate(np.unique(program)):
+        mine = notes[program == voice]
+        begin, end, y = at_x(mine.onset), at_x(mine.offset), at_y(mine.pitch)
+        if voice == DRUMS:
+            path = "".join(f"M{x:.1f} {bottom}v-7" for x in begin)
+        else:
+            path = "".join(
+                f"M{a:.1f} {h:.1f}H{b:.1f}" for a, b, h in zip(begin, end, y, strict=True)
+            )
+        drawn += [element("path", d=path, class_="halo"),
+                  element("path", d=path, stroke=colour_of(place), class_="note")]  # fmt: skip
+    return drawn
 
 
 def pitch_name(pitch: int) -> str:
