@@ -1,4 +1,4 @@
-"""mt3train.convert and mt3train.t5x: weights of others made ours, and what is refused."""
+"""mt3train.convert: weights of others made ours, and what is refused."""
 
 import gzip
 import json
@@ -6,129 +6,26 @@ import pickle
 import re
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import golden_convert
 import golden_network
-import msgpack
 import numpy as np
 import pytest
 import torch
+from foreign import SMALL, arrays_of, pth_state, randomised_model, write_t5x, write_zarr
 
 from mt3data.errors import UserError
 from mt3train.checkpoint import load_model
-from mt3train.convert import checksum, convert, from_t5x, infer, t5x_parameters
-from mt3train.model import MT3, ModelConfig
-from mt3train.t5x import read_t5x, read_zarr
+from mt3train.convert import checksum, convert, from_t5x, infer
+from mt3train.model import MT3
 
 GOLDEN = Path(__file__).parent / "golden"
-SMALL = ModelConfig(
-    emb_dim=16, num_heads=2, head_dim=4, num_encoder_layers=1, num_decoder_layers=2, mlp_dim=12
-)
-
-
-def arrays_of(model: MT3) -> dict[str, np.ndarray]:
-    """Its parameters as the original would keep them."""
-    return {
-        name: (parameter.T if transposed else parameter).detach().numpy().copy()
-        for name, (parameter, transposed) in t5x_parameters(model).items()
-    }
-
-
-def small_model() -> MT3:
-    torch.manual_seed(5)
-    return MT3(SMALL)
-
-
-def write_zarr(folder: Path, array: np.ndarray, chunks: tuple[int, ...], **changes: Any) -> None:
-    folder.mkdir()
-    dtype = "bfloat16" if array.dtype == np.uint16 else "<f4"
-    facts = {"shape": array.shape, "chunks": chunks, "dtype": dtype, "order": "C",
-             "compressor": {"id": "gzip", "level": 1}, "fill_value": None, "filters": None,
-             "zarr_format": 2} | changes  # fmt: skip
-    (folder / ".zarray").write_text(json.dumps(facts))
-    separator = facts.get("dimension_separator", ".")
-    for place in np.ndindex(*(-(-n // c) for n, c in zip(array.shape, chunks, strict=True))):
-        part = array[tuple(slice(i * c, (i + 1) * c) for i, c in zip(place, chunks, strict=True))]
-        padded = np.full(chunks, 7, array.dtype)
-        padded[tuple(map(slice, part.shape))] = part
-        file = folder / separator.join(map(str, place))
-        file.parent.mkdir(exist_ok=True)
-        file.write_bytes(
-            gzip.compress(padded.tobytes()) if facts["compressor"] else padded.tobytes()
-        )
-
-
-def write_t5x(folder: Path, arrays: Mapping[str, np.ndarray], step: int = 7) -> Path:
-    """A checkpoint as T5X writes them, every array in one chunk."""
-    folder.mkdir(parents=True)
-    target: dict[str, Any] = {}
-    for name, array in arrays.items():
-        path = f"target.{name.replace('/', '.')}"
-        write_zarr(folder / path, array, array.shape)
-        *above, last = name.split("/")
-        node = target
-        for key in above:
-            node = node.setdefault(key, {})
-        node[last] = {"driver": "zarr", "dtype": "float32", "metadata": {"shape": array.shape},
-                      "kvstore": {"driver": "gfile", "path": f"gs://somewhere/{path}/"}}  # fmt: skip
-    number = msgpack.ExtType(1, msgpack.packb(((), "int32", np.int32(step).tobytes())))
-    tree = {"version": 3, "optimizer": {"target": target, "state": {"step": number}}}
-    (folder / "checkpoint").write_bytes(msgpack.packb(tree))
-    return folder
-
-
-def pth_state(model: MT3) -> dict[str, torch.Tensor]:
-    """The names under which mt3-pytorch keeps a model of these sizes, written out one by one."""
-    ours = model.state_dict()
-    state = {
-        "proj.weight": ours["encoder.continuous_inputs_projection.weight"],
-        "decoder_embed_tokens.weight": ours["decoder.token_embedder.weight"],
-        "encoder.embed_tokens.weight": ours["encoder.continuous_inputs_projection.weight"],
-        "encoder.pos_emb.inv_freq": torch.rand(8),
-        "encoder.final_layer_norm.weight": ours["encoder.encoder_norm.scale"],
-        "decoder.embed_tokens.weight": ours["decoder.token_embedder.weight"],
-        "decoder.pos_emb.inv_freq": torch.rand(8),
-        "decoder.final_layer_norm.weight": ours["decoder.decoder_norm.scale"],
-        "lm_head.weight": ours["decoder.logits_dense.weight"],
-    }
-    letters = {"q": "query", "k": "key", "v": "value", "o": "out"}
-    for side, layers in (("encoder", 1), ("decoder", 2)):
-        own = "attention" if side == "encoder" else "self_attention"
-        last = 1 if side == "encoder" else 2
-        for i in range(layers):
-            block, here = f"{side}.block.{i}.layer", f"{side}.layers.{i}"
-            for letter, word in letters.items():
-                state[f"{block}.0.SelfAttention.{letter}.weight"] = ours[
-                    f"{here}.{own}.{word}.weight"
-                ]
-                if side == "decoder":
-                    state[f"{block}.1.EncDecAttention.{letter}.weight"] = ours[
-                        f"{here}.encoder_decoder_attention.{word}.weight"
-                    ]
-            for name in ("wi_0", "wi_1", "wo"):
-                state[f"{block}.{last}.DenseReluDense.{name}.weight"] = ours[
-                    f"{here}.mlp.{name}.weight"
-                ]
-            state[f"{block}.0.layer_norm.weight"] = ours[f"{here}.pre_{own}_layer_norm.scale"]
-            state[f"{block}.{last}.layer_norm.weight"] = ours[f"{here}.pre_mlp_layer_norm.scale"]
-            if side == "decoder":
-                state[f"{block}.1.layer_norm.weight"] = ours[
-                    f"{here}.pre_cross_attention_layer_norm.scale"
-                ]
-    return state
 
 
 @pytest.fixture(scope="module")
 def randomised() -> MT3:
-    """All parameters different, norms too, so that no two could be exchanged unnoticed."""
-    model = small_model()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.copy_(torch.randn(parameter.shape))
-    return model
+    return randomised_model()
 
 
 def same_weights(file: Path, model: MT3) -> bool:
@@ -201,34 +98,6 @@ def test_the_logits_check_catches_one_transposed_kernel(tmp_path, transposed):
         logits = model(mel, targets.long(), original_mask=True).numpy()
     worst = np.abs(logits - io["logits"]).max()
     assert worst > 0.1 if transposed else worst < golden_network.LOGITS
-
-
-@pytest.mark.parametrize("changes", [{}, {"dimension_separator": "/"}, {"compressor": None}])
-@pytest.mark.parametrize("chunks", [(5, 7), (2, 7), (5, 3), (2, 3), (4, 4), (1, 1)])
-def test_an_array_in_any_chunks_is_read_whole(tmp_path, chunks, changes):
-    array = np.random.default_rng(0).standard_normal((5, 7)).astype(np.float32)
-    write_zarr(tmp_path / "a", array, chunks, **changes)
-    assert read_zarr(tmp_path / "a").tobytes() == array.tobytes()
-
-
-def test_bfloat16_is_widened_exactly(tmp_path):
-    bits = np.array([0x3F80, 0xC000, 0x3EAA, 0x0000, 0x7F7F], np.uint16)
-    write_zarr(tmp_path / "a", bits, (2,))
-    expected = torch.from_numpy(bits.view(np.int16)).view(torch.bfloat16).float().numpy()
-    assert read_zarr(tmp_path / "a").tolist() == expected.tolist()
-    assert expected[:3].tolist() == [1.0, -2.0, 0.33203125]
-
-
-@pytest.mark.parametrize("kind", ["float32", "bfloat16"])
-def test_small_arrays_may_stand_in_the_tree_itself(tmp_path, kind):
-    source = write_t5x(tmp_path / "c", {"a/scale": np.ones(3, np.float32)})
-    tree = msgpack.unpackb((source / "checkpoint").read_bytes())
-    values = np.array([1, 2], "<f4").tobytes()
-    if kind == "bfloat16":
-        values = np.array([0x3F80, 0x4000], "<u2").tobytes()
-    tree["optimizer"]["target"]["b"] = msgpack.ExtType(1, msgpack.packb(((2,), kind, values)))
-    (source / "checkpoint").write_bytes(msgpack.packb(tree))
-    assert read_t5x(source)[0]["b"].tolist() == [1.0, 2.0]
 
 
 KERNEL = "decoder/layers_1/mlp/wo/kernel"
@@ -313,25 +182,6 @@ def test_a_folder_that_the_tree_does_not_name_is_left_over(tmp_path, randomised)
     write_zarr(source / "target.decoder.other", np.zeros(2, np.float32), (2,))
     with pytest.raises(UserError, match=r"target\.decoder\.other is left over"):
         convert(source, tmp_path / "out.safetensors", 2)
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"compressor": {"id": "blosc"}}, "compressor is 'blosc'; expected 'gzip' or 'none'"),
-        ({"dtype": "<f8"}, "dtype is '<f8'"),
-        ({"order": "F"}, "order is 'F'"),
-        ({"zarr_format": 3}, "zarr_format is 3"),
-        ({"chunks": (0, 7)}, "makes no sense"),
-        ({"shape": (1 << 20, 1 << 20)}, "larger than any array"),
-    ],
-)
-def test_zarr_of_another_kind_is_refused_by_name(tmp_path, changes, message):
-    write_zarr(tmp_path / "a", np.zeros((5, 7), np.float32), (5, 7))
-    facts = json.loads((tmp_path / "a" / ".zarray").read_text())
-    (tmp_path / "a" / ".zarray").write_text(json.dumps(facts | changes))
-    with pytest.raises(UserError, match=message):
-        read_zarr(tmp_path / "a")
 
 
 class Trap:
