@@ -41,7 +41,8 @@ def write_report(
     Returns:
         What was found, build by build.
     Raises:
-        UserError: no finished build there, one that has lost a shard, or no folder for the page.
+        UserError: no finished build there, one that has lost a shard, or a page that
+            cannot be written.
     """
     if not out.parent.is_dir() or out.is_dir():
         seen = "is a folder" if out.is_dir() else f"lies in {out.parent}, which does not exist"
@@ -49,7 +50,10 @@ def write_report(
     builds = find_builds(folder)
     pictures = max(1, PICTURES // len(builds))
     surveys = [survey(build, pictures, on_window) for build in builds]
-    write_durably(out, page(surveys).encode())
+    try:
+        write_durably(out, page(surveys).encode())
+    except OSError as error:
+        raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
     return surveys
 
 

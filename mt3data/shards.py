@@ -107,11 +107,18 @@ def temporary(path: Path) -> Path:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Writes a file so that after a crash it is either whole or absent."""
+    """Writes a file so that after a crash it is either whole or absent.
+
+    Where it cannot be written, nothing is left behind.
+    """
     part = temporary(path)
-    file = part.open("wb")
-    file.write(data)
-    sync_and_rename(file, part, path)
+    try:
+        with part.open("wb") as file:
+            file.write(data)
+            sync_and_rename(file, part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
 
 
 def write_listed(path: Path, data: bytes) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The report: one page that loads nothing, says what the build holds, and trusts no name."""
 
+import errno
 import struct
 import zlib
 from html.parser import HTMLParser
@@ -259,6 +260,21 @@ def test_a_mistake_is_one_line(
     assert result.exit_code == 2
     assert complaint in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(
+    builds: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    result = run("report", builds / "plain", "--out", tmp_path / "a.html")
+    assert result.exit_code == 2
+    assert (
+        result.stderr == f"Error: {tmp_path}/a.html: cannot be written (No space left on device)\n"
+    )
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_lost_shard_is_one_line(builds: Path, tmp_path: Path) -> None:
