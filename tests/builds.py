@@ -64,7 +64,7 @@ class Build:
     def folder(self) -> Path:
         return self.out / "slakh"
 
-    def end(self, timeout: float = 120) -> tuple[int, str]:
+    def end(self, timeout: float = 300) -> tuple[int, str]:
         """Waits for the driver; its exit code, and all that it printed."""
         try:
             printed = self.process.communicate(timeout=timeout)[0]
@@ -74,7 +74,7 @@ class Build:
         self.seconds = time.monotonic() - self.started
         return self.process.returncode, printed
 
-    def wait_for(self, happened: Callable[[], Any], timeout: float = 60) -> Any:
+    def wait_for(self, happened: Callable[[], Any], timeout: float = 120) -> Any:
         """Waits until something has happened in a build that still runs; returns what."""
         deadline = time.monotonic() + timeout
         while not (what := happened()):
