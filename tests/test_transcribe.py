@@ -1,5 +1,8 @@
 """mt3train.transcribe: a recording of any length becomes notes."""
 
+import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -220,3 +223,13 @@ def test_a_real_recording_at_48_khz_in_stereo_goes_through():
 def test_arrays_that_are_no_audio_are_refused(samples, message):
     with pytest.raises(UserError, match=message):
         transcribe(tiny_model(), info(), samples)
+
+
+@pytest.mark.slow
+def test_a_recording_of_two_hours_stays_below_2_gb():
+    """In a process of its own, since memory is counted per process."""
+    script = Path(__file__).parents[1] / "benchmarks" / "decode.py"
+    words = [sys.executable, script, "--hours", "2", "--threads", "1"]
+    done = subprocess.run(list(map(str, words)), capture_output=True, text=True, check=True)
+    found = re.search(r"7200 s of audio.* 3516 segments.* at most ([\d,]+) MB", done.stdout)
+    assert found and int(found[1].replace(",", "")) < 2000, done.stdout

@@ -1,0 +1,173 @@
+"""Speed of decoding, beside decoding without a cache and Hugging Face's generate with its cache.
+
+    python benchmarks/decode.py                  # some 3 minutes; needs the extra [bench]
+    python benchmarks/decode.py --hours 2        # memory of a long recording, a small model
+
+MT3's sizes, random weights, 128 tokens forced in every segment. Tokens per CPU-second are counted
+in process time on one thread, encoding apart, the best of two rounds that take turns; everything
+starts from the same encoded frames. Without a cache every 16th step is timed and counted 16 times.
+Hugging Face's T5 has the same sizes, and a bias of relative positions, which MT3 lacks.
+Transcribing is from a file to notes, 64 tokens forced per segment, on two threads unless --threads
+says otherwise (two threads on a machine that is busy are slower than one: they wait for each other).
+"""
+
+import argparse
+import resource
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+
+from mt3data.vocabulary import EOS_ID
+from mt3train.checkpoint import CheckpointInfo
+from mt3train.decode import DecodeOptions, SegmentDecoder
+from mt3train.model import MT3, ModelConfig
+from mt3train.transcribe import Decoding, transcribe
+
+BATCHES = (1, 8, 32)
+TOKENS, SAMPLED, ROUNDS, FRAMES = 128, 16, 2, 256
+SMALL = ModelConfig(
+    emb_dim=256, num_heads=4, num_encoder_layers=3, num_decoder_layers=3, mlp_dim=512
+)
+
+
+def random_model(config: ModelConfig) -> MT3:
+    """One that never ends a segment: EOS has the logit 0, and some of the others are positive."""
+    torch.manual_seed(0)
+    model = MT3(config).eval()
+    with torch.no_grad():
+        model.decoder.logits_dense.weight[EOS_ID] = 0.0
+    return model
+
+
+def cpu_seconds(work: Callable[[], object]) -> float:
+    """Process time of a call."""
+    started = time.process_time()
+    work()
+    return time.process_time() - started
+
+
+def ours(model: MT3, encoded_BFD: Tensor) -> Callable[[], object]:
+    """Decoding as `mt3train transcribe` does it."""
+    decoder = SegmentDecoder(model, DecodeOptions(len(encoded_BFD), TOKENS), FRAMES)
+    decoder.encoded = lambda mels: torch.stack(mels)  # type: ignore[assignment, method-assign]
+
+    def work() -> None:
+        found = list(decoder.decode(iter(encoded_BFD)))
+        assert sum(len(one.tokens) for one in found) == len(encoded_BFD) * TOKENS
+
+    return work
+
+
+def without_cache(model: MT3, encoded_BFD: Tensor) -> float:
+    """CPU-seconds, all steps counted, where each runs the decoder over all tokens so far."""
+    seconds = 0.0
+    with torch.inference_mode():
+        cross = model.decoder.cross(encoded_BFD)
+        for length in range(SAMPLED, TOKENS + 1, SAMPLED):
+            inputs = torch.randint(3, 1000, (len(encoded_BFD), length - SAMPLED // 2))
+            seconds += SAMPLED * cpu_seconds(lambda i=inputs: model.decoder(i, cross))
+    return seconds
+
+
+def hugging_face(config: ModelConfig) -> Callable[[Tensor], Callable[[], object]]:
+    """Its T5 of these sizes, decoding greedily with its cache."""
+    from transformers import T5Config, T5ForConditionalGeneration
+    from transformers.modeling_outputs import BaseModelOutput
+
+    model = T5ForConditionalGeneration(T5Config(
+        vocab_size=config.vocab_size, d_model=config.emb_dim, d_kv=config.head_dim,
+        d_ff=config.mlp_dim, num_layers=config.num_encoder_layers,
+        num_decoder_layers=config.num_decoder_layers, num_heads=config.num_heads,
+        feed_forward_proj="gated-gelu", tie_word_embeddings=False, decoder_start_token_id=0,
+        pad_token_id=0, eos_token_id=EOS_ID,
+    )).eval()  # fmt: skip
+
+    def prepared(encoded_BFD: Tensor) -> Callable[[], object]:
+        def work() -> None:
+            said = model.generate(
+                encoder_outputs=BaseModelOutput(encoded_BFD), max_new_tokens=TOKENS,
+                min_new_tokens=TOKENS, num_beams=1, do_sample=False, use_cache=True,
+            )  # fmt: skip
+            assert said.shape == (len(encoded_BFD), TOKENS + 1)
+
+        return work
+
+    return prepared
+
+
+def compare() -> None:
+    """The table of decoders."""
+    torch.set_num_threads(1)
+    model = random_model(ModelConfig())
+    generate = hugging_face(model.config)
+    mel = torch.randn(8, FRAMES, 512)
+    with torch.inference_mode():
+        encoding = min(cpu_seconds(lambda: model.encode(mel[:1])) for _ in range(3))
+        encoded = model.encode(mel).repeat(max(BATCHES) // 8, 1, 1).clone()
+    print(f"encoding a segment: {1000 * encoding:.0f} ms of one core\n")
+    print(f"{'tokens per CPU-second':24}" + "".join(f"{f'batch {b}':>12}" for b in BATCHES))
+    rates: dict[str, list[float]] = {"ours": [], "Hugging Face, cache": [], "no cache": []}
+    for batch in BATCHES:
+        given, total = encoded[:batch].clone(), batch * TOKENS
+        works = {"ours": ours(model, given), "Hugging Face, cache": generate(given)}
+        best = dict.fromkeys(works, np.inf)
+        for _ in range(ROUNDS):
+            for name, work in works.items():
+                best[name] = min(best[name], cpu_seconds(work))
+        best["no cache"] = without_cache(model, given)
+        for name, seconds in best.items():
+            rates[name].append(total / seconds)
+    for name, values in rates.items():
+        print(f"{name:24}" + "".join(f"{value:12.0f}" for value in values))
+    for name in list(rates)[1:]:
+        ratios = [mine / other for mine, other in zip(rates["ours"], rates[name], strict=True)]
+        print(f"{'times ' + name:24}" + "".join(f"{ratio:12.1f}" for ratio in ratios))
+
+
+def transcribe_noise(
+    config: ModelConfig, seconds: float, tokens: int, batch: int, threads: int
+) -> None:
+    """Real-time factor and memory of a recording of noise, written and read in blocks."""
+    torch.set_num_threads(threads)
+    model, rng = random_model(config), np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "noise.wav"
+        with soundfile.SoundFile(path, "w", 16000, 1, "PCM_16") as file:
+            for start in np.arange(0, seconds, 10):
+                n_samples = int(16000 * min(10, seconds - start))
+                file.write((0.1 * rng.standard_normal(n_samples)).astype(np.float32))
+        started, busy = time.perf_counter(), time.process_time()
+        info = CheckpointInfo(model=config)
+        result = transcribe(model, info, path, Decoding(batch), max_length=tokens)
+        took, busy = time.perf_counter() - started, time.process_time() - busy
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    parameters = sum(p.numel() for p in model.parameters()) / 1e6
+    print(
+        f"{seconds:.0f} s of audio, {parameters:.1f} M parameters, {tokens} tokens in each of "
+        f"{result.n_segments} segments, batch {batch}, {threads} threads: {took:.1f} s, "
+        f"{seconds / took:.1f} x real time, {busy:.1f} CPU-seconds; at most {peak:,.0f} MB in the process"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--hours", type=float, help="only transcribe a recording of that length")
+    parser.add_argument("--threads", type=int, default=2, help="for transcribing")
+    given = parser.parse_args()
+    hours, threads = given.hours, given.threads
+    if hours:
+        transcribe_noise(SMALL, 3600 * hours, 16, 8, threads)
+        return
+    compare()
+    print()
+    transcribe_noise(ModelConfig(), 49.15, 64, 8, threads)
+
+
+if __name__ == "__main__":
+    main()
