@@ -5,8 +5,7 @@ import signal
 
 import pytest
 import torch.distributed as dist
-from test_train_faults import after, plain
-from worlds import World, config
+from worlds import World, after, config, plain
 
 from mt3data.errors import UserError
 from mt3train.checkpoint import checkpoints

@@ -18,6 +18,7 @@ import numpy as np
 from mt3data.reader import Batch, pad_tokens
 from mt3data.spectrogram import SpectrogramConfig
 from mt3data.vocabulary import VocabularyConfig
+from mt3train.checkpoint import weights_path
 from mt3train.config import Config, DataConfig, OptimConfig
 from mt3train.log import TIMES, read_metrics
 from mt3train.model import ModelConfig
@@ -31,6 +32,7 @@ MODEL = ModelConfig(
     dropout_rate=0.1,
 )  # fmt: skip
 PLAIN = dataclasses.replace(MODEL, dropout_rate=0.0)
+SOON = 20.0  # seconds in which a run has to end
 
 
 class Made:
@@ -107,8 +109,13 @@ class World:
             )
             for rank in range(size)
         ]
-        for process in self.processes:
+        files = [folder / f"rank-{rank}.txt" for rank in range(size)]
+        for process, file in zip(self.processes, files, strict=True):
+            file.unlink(missing_ok=True)
             process.start()
+        end = time.monotonic() + 60.0  # the first world waits for the server to import torch
+        while not all(file.exists() for file in files) and time.monotonic() < end:
+            time.sleep(0.01)
 
     def codes(self, seconds: float = 60.0) -> list[int | None]:
         """Exit codes; a process that is still there after so many seconds is killed: None."""
@@ -124,6 +131,30 @@ class World:
     def said(self, rank: int) -> str:
         """What a rank wrote to stdout and stderr."""
         return (self.folder / f"rank-{rank}.txt").read_text()
+
+
+def plain(rank: int, run: Path, changes: dict[str, Any]) -> tuple[Config, Made, None]:
+    """Nothing happens to this run."""
+    return config(run, **changes), Made(), None
+
+
+def ended(
+    folder: Path, prepare: Callable, *arguments: Any, size: int = 2
+) -> tuple[list[int | None], list[str]]:
+    """Exit codes of a world, and what its ranks said."""
+    world = World(folder, size, prepare, *arguments)
+    codes = world.codes(SOON)
+    return codes, [world.said(rank) for rank in range(size)]
+
+
+def errors(said: str) -> list[str]:
+    """The lines by which a run was ended."""
+    return [line for line in said.splitlines() if line.startswith("error:")]
+
+
+def after(step: int) -> str:
+    """The name of a checkpoint."""
+    return weights_path(Path(), step).name
 
 
 def _work(
