@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any
 
 from mt3data.errors import UserError
@@ -64,12 +65,18 @@ def _run_here(
 ) -> Generator[Any, None, None]:
     from joblib.externals.loky import get_reusable_executor
 
+    workers = min(workers, len(jobs))
     pool = get_reusable_executor(
-        min(workers, len(jobs)), timeout=IDLE_SECONDS, initializer=_follow, initargs=(os.getpid(),)
+        workers, timeout=IDLE_SECONDS, initializer=_follow, initargs=(os.getpid(),)
     )
+    left, waiting = iter(jobs), set[Future[Any]]()
     try:
-        waiting = {pool.submit(task, *job) for job in jobs}
-        while waiting:
+        while True:
+            # No more at a time: at its end loky stumbles over jobs that it did not yet queue.
+            room = 2 * workers - len(waiting)
+            waiting |= {pool.submit(task, *job) for job in islice(left, room)}
+            if not waiting:
+                return
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
                 yield future.result()
