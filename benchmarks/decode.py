@@ -8,7 +8,7 @@ in process time on one thread, encoding apart, the best of two rounds that take 
 starts from the same encoded frames. Without a cache every 16th step is timed and counted 16 times.
 Hugging Face's T5 has the same sizes, and a bias of relative positions, which MT3 lacks.
 Transcribing is from a file to notes, 64 tokens forced per segment, on two threads unless --threads
-says otherwise (two threads on a machine that is busy are slower than one: they wait for each other).
+says otherwise (on a machine that is busy two are slower than one: they wait for each other).
 """
 
 import argparse

@@ -55,7 +55,7 @@ def plot(runs: tuple[Path, ...], out: Path) -> None:
 @main.command()
 @click.argument("source", type=FOLDER)
 @click.option("-o", "--out", type=FOLDER, required=True, help="The .safetensors file to write.")
-@click.option("--heads", type=int, help="Heads of its attention; by default heads of 64 columns.")
+@click.option("--heads", type=int, help="Heads of its attention, unless it has MT3's sizes.")
 def convert(source: Path, out: Path, heads: int | None) -> None:
     """Makes a checkpoint of a T5X checkpoint's folder, or of mt3-pytorch's mt3.pth.
 

@@ -26,8 +26,7 @@ FORMATS = {"mid": (".mid", ".midi"), "json": (".json",), "csv": (".csv",)}
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=FOLDER)
 @CHECKPOINT
-@click.option("-o", "--out", type=FOLDER, required=True,
-              help="A file; with several recordings, or without an ending of --format, a folder.")  # fmt: skip
+@click.option("-o", "--out", type=FOLDER, required=True, help="A file, or a folder for several.")
 @click.option(
     "--format", "kind", type=click.Choice(list(FORMATS)), help="Default: as --out ends; mid."
 )

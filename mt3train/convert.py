@@ -15,6 +15,7 @@ import pickle
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,6 @@ PUBLISHED = {
         VocabularyConfig(num_velocity_bins=127, encoding="noties", granularity="flat"), 512,
     ),
 }  # fmt: skip
-HEAD_DIM = 64  # of both; kernels do not show into how many heads their columns are split
 
 # mt3-pytorch's names, piece by piece, and ours. Two arrays are there under two names.
 PTH_ALIASES = {
@@ -94,7 +94,7 @@ def convert(source: str | Path, out: str | Path, num_heads: int | None = None) -
     Args:
         source: folder of a T5X checkpoint, or a .pth file of mt3-pytorch.
         out: the .safetensors file to write.
-        num_heads: heads of its attention; None: heads of 64 columns, as in the published models.
+        num_heads: heads of its attention; None: 6, if it has the published models' sizes.
     Raises:
         UserError: the source is missing, damaged, pickled code, or not exactly an MT3 model.
     """
@@ -136,24 +136,12 @@ def infer(
     Raises:
         UserError: arrays are missing that tell the sizes, or nobody published such a model.
     """
-
-    def size(name: str, axis: int) -> int:
-        tensor = tensors.get(name)
-        if tensor is None or tensor.ndim != 2:
-            raise UserError(f"{source} is no MT3 model: it has no matrix {name}")
-        return tensor.shape[axis]
-
-    vocab_size, inner = size("decoder.token_embedder.weight", 0), size(
-        "decoder.layers.0.self_attention.query.weight", 0
-    )  # fmt: skip
-    known = {num_embeddings(vocabulary): name for name, (vocabulary, _) in PUBLISHED.items()}
-    if vocab_size not in known:
-        sizes = " or ".join(f"{n} ({name})" for n, name in known.items())
-        raise UserError(f"{source}: a vocabulary of {vocab_size} words; expected {sizes}")
-    num_heads = num_heads or max(1, inner // HEAD_DIM)
-    if inner % num_heads:
-        raise UserError(f"{source}: {inner} columns of attention are not {num_heads} equal heads")
-    vocabulary, frames = PUBLISHED[known[vocab_size]]
+    size = partial(_size, source, tensors)
+    vocab_size = size("decoder.token_embedder.weight", 0)
+    inner = size("decoder.layers.0.self_attention.query.weight", 0)
+    family = _family(source, vocab_size)
+    vocabulary, frames = PUBLISHED[family]
+    num_heads = _heads(source, inner, num_heads)
     model = ModelConfig(
         vocab_size=vocab_size,
         emb_dim=size("decoder.token_embedder.weight", 1),
@@ -169,7 +157,39 @@ def infer(
         raise UserError(
             f"{source}: frames of {model.n_mels} values; expected {info.spectrogram.n_mels} mel bins"
         )
-    return known[vocab_size], info
+    return family, info
+
+
+def _size(source: Path, tensors: Mapping[str, Tensor], name: str, axis: int) -> int:
+    """Rows (0) or columns (1) of a matrix that every MT3 model has."""
+    tensor = tensors.get(name)
+    if tensor is None or tensor.ndim != 2:
+        raise UserError(f"{source} is no MT3 model: it has no matrix {name}")
+    return tensor.shape[axis]
+
+
+def _heads(source: Path, inner: int, wanted: int | None) -> int:
+    """How many heads: kernels do not show it, so it is known of the published sizes alone."""
+    published = ModelConfig()
+    if wanted is None and inner != published.num_heads * published.head_dim:
+        raise UserError(
+            f"{source}: attention has {inner} columns, the published models "
+            f"{published.num_heads * published.head_dim} in {published.num_heads} heads; arrays do "
+            "not show into how many heads they are split, so say --heads"
+        )
+    heads = wanted or published.num_heads
+    if inner % heads:
+        raise UserError(f"{source}: {inner} columns of attention are not {heads} equal heads")
+    return heads
+
+
+def _family(source: Path, vocab_size: int) -> str:
+    """The published model that has so many words."""
+    known = {num_embeddings(vocabulary): name for name, (vocabulary, _) in PUBLISHED.items()}
+    if vocab_size not in known:
+        sizes = " or ".join(f"{n} ({name})" for n, name in known.items())
+        raise UserError(f"{source}: a vocabulary of {vocab_size} words; expected {sizes}")
+    return known[vocab_size]
 
 
 def from_t5x(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -234,9 +254,7 @@ def read_pth(path: Path) -> Mapping[str, Any]:
         ) from None
     except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
         said = str(error).splitlines()[0][:150]
-        raise UserError(
-            f"{path} is not a whole file of torch.save ({said}); copy it again"
-        ) from None
+        raise UserError(f"{path} is no whole file of torch.save ({said}); copy it again") from None
     if not isinstance(state, Mapping):
         raise UserError(f"{path} holds a {type(state).__name__}; expected a state dict")
     return state
@@ -281,8 +299,8 @@ def _require_same(
     wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
     if left_over := sorted(theirs[name] for name in tensors.keys() - wanted.keys()):
         raise UserError(
-            f"{source}: {len(left_over)} arrays are left over, such as {left_over[0]}; an MT3 model "
-            "has no such parameter"
+            f"{source}: {len(left_over)} arrays are left over, such as {left_over[0]}; MT3 has "
+            "no such parameter"
         )
     if missing := sorted(wanted.keys() - tensors.keys()):
         raise UserError(

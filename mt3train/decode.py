@@ -38,7 +38,7 @@ class DecodeOptions:
         forbidden: tokens that are never said.
         precision: "bf16", "float32", or "auto": bf16 on a GPU that has it, else as the weights are.
             Logits are always computed in the precision of the weights.
-        compile: torch.compile the decoder, on a GPU with CUDA graphs; worth its minute for long work.
+        compile: torch.compile the decoder, on a GPU with CUDA graphs; takes a minute at first.
     """
 
     batch: int = 8

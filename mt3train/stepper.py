@@ -69,12 +69,13 @@ class Stepper:
         self.time_T = torch.arange(max_length, device=self.device)
         self.positions = [0] * slots  # the same as position_R, known without asking the device
         self.compiled = compiled
-        self._run: Callable[..., Tensor] = self._logits
-        if compiled:
-            for buffer in (b for pair in (*self.own, *self.cross) for b in pair):
-                torch._dynamo.mark_static_address(buffer)  # lets a CUDA graph write to it
-            mode = "reduce-overhead" if self.device.type == "cuda" else "default"
-            self._run = torch.compile(self._logits, mode=mode, dynamic=False)
+        self._run = self._compile() if compiled else self._logits
+
+    def _compile(self) -> Callable[..., Tensor]:
+        for buffer in (buffer for pair in (*self.own, *self.cross) for buffer in pair):
+            torch._dynamo.mark_static_address(buffer)  # lets a CUDA graph write to it
+        mode = "reduce-overhead" if self.device.type == "cuda" else "default"
+        return torch.compile(self._logits, mode=mode, dynamic=False)
 
     def fill(self, slot: int, encoded_FD: Tensor) -> None:
         """Put a segment, given as its encoded frames, into a slot, at position 0."""

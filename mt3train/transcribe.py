@@ -57,6 +57,13 @@ class Decoding:
     precision: str = "auto"
     compile: bool = False
 
+    def options(self, vocabulary: VocabularyConfig, max_length: int) -> DecodeOptions:
+        """What the decoder needs of it, for tokens of this vocabulary."""
+        forbidden = self.only.forbidden(vocabulary) if self.only else ()
+        return DecodeOptions(
+            self.batch, max_length, self.beams, forbidden, self.precision, self.compile
+        )
+
 
 @dataclass(frozen=True)
 class Transcription:
@@ -138,19 +145,18 @@ def transcribe_segments(
     if first is None:
         return Transcription(Notes.empty(), 0, 0, 0)
     only = decoding.only
-    options = DecodeOptions(
-        decoding.batch, max_length, decoding.beams,
-        only.forbidden(vocabulary) if only else (), decoding.precision, decoding.compile,
-    )  # fmt: skip
+    options = decoding.options(vocabulary, max_length)
     was_training = model.training
     decoder = SegmentDecoder(model, options, len(first[1]))
     find = by_grammar if decoding.grammar else _find
     decoded: list[tuple[float, np.ndarray]] = []
-    for start_frame, tokens in find(decoder, vocabulary, chain([first], remaining), only):
-        decoded.append((segment_start(start_frame, vocabulary), tokens.astype(np.int16)))
-        if on_segment:
-            on_segment(len(decoded))
-    model.train(was_training)
+    try:
+        for start_frame, tokens in find(decoder, vocabulary, chain([first], remaining), only):
+            decoded.append((segment_start(start_frame, vocabulary), tokens.astype(np.int16)))
+            if on_segment:
+                on_segment(len(decoded))
+    finally:
+        model.train(was_training)
     result = decode_segments(decoded, vocabulary)
     notes = only.select(result.notes, vocabulary) if only else result.notes
     return Transcription(notes.sorted(), len(decoded), result.invalid, result.dropped)

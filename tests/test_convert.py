@@ -136,8 +136,10 @@ def test_a_checkpoint_that_is_not_exactly_mt3_is_refused_by_name(
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_heads_that_do_not_divide_the_columns_are_refused(tmp_path, randomised):
+def test_heads_that_are_not_known_or_do_not_divide_the_columns_are_refused(tmp_path, randomised):
     source = write_t5x(tmp_path / "c", arrays_of(randomised))
+    with pytest.raises(UserError, match="attention has 8 columns, .* 384 in 6 heads.* say --heads"):
+        convert(source, tmp_path / "out.safetensors")
     with pytest.raises(UserError, match="8 columns of attention are not 3 equal heads"):
         convert(source, tmp_path / "out.safetensors", 3)
 
@@ -200,7 +202,7 @@ def test_a_pickled_payload_is_refused_and_not_run(tmp_path, randomised):
     with pytest.raises(UserError, match="is refused: it refers to"):
         convert(tmp_path / "mt3.pth", tmp_path / "out.safetensors", 2)
     (tmp_path / "plain.pth").write_bytes(pickle.dumps(Trap(tmp_path / "sprung")))
-    with pytest.raises(UserError, match="refused|not a whole file"):
+    with pytest.raises(UserError, match="refused|no whole file"):
         convert(tmp_path / "plain.pth", tmp_path / "out.safetensors", 2)
     assert not (tmp_path / "sprung").exists()
 

@@ -1,5 +1,6 @@
 """mt3train.transcribe: a recording of any length becomes notes."""
 
+import contextlib
 import re
 import subprocess
 import sys
@@ -157,6 +158,15 @@ def test_chosen_instruments_are_the_only_ones(grammar):
         model, info(frames=32), samples, Decoding(grammar=grammar, only=only), max_length=60
     )
     assert set(some.notes.program) <= set(range(32, 40)) and not some.notes.is_drum.any()
+
+
+@pytest.mark.parametrize("samples", [noise(9000), np.array([0.1, np.nan] * 4000, np.float32)])
+def test_the_model_s_mode_is_left_as_it_was(samples):
+    """Also where the audio turns out to be unusable."""
+    model = tiny_model().train()
+    with contextlib.suppress(UserError):
+        transcribe(model, info(frames=32), samples, max_length=3)
+    assert model.training
 
 
 def test_by_the_grammar_nothing_is_invalid_or_dropped():
