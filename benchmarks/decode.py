@@ -1,6 +1,6 @@
 """Speed of decoding, beside decoding without a cache and Hugging Face's generate with its cache.
 
-    python benchmarks/decode.py                  # some 3 minutes; needs the extra [bench]
+    OMP_WAIT_POLICY=PASSIVE python benchmarks/decode.py    # some 3 minutes; needs the extra [bench]
     python benchmarks/decode.py --hours 2        # memory of a long recording, a small model
 
 MT3's sizes, random weights, 128 tokens forced in every segment. Tokens per CPU-second are counted

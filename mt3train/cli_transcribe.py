@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -46,6 +47,8 @@ def transcribe(
 
     Example: mt3train transcribe song.wav --checkpoint runs/mt3 -o song.mid
     """
+    # Threads that wait must not spin: where other programs run too, that takes 4 times as long.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
     require_positive("--batch", batch)
     if beams < 0:
         raise UserError(f"--beams {beams}: expected 0 or more")
