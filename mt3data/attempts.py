@@ -28,6 +28,7 @@ from mt3data.errors import UserError
 from mt3data.plan import PlannedTrack
 
 LEAST_LIMIT_SECONDS, LIMIT_PER_SECOND = 600.0, 2.0  # a track takes a hundredth of that
+MOST_LIMIT_SECONDS = 1e9  # of what a system's timer takes
 DEATHS = 2
 
 

@@ -103,7 +103,7 @@ def synth(
     show_default=True,
 )
 @click.option("--no-download", is_flag=True, help="Fetch nothing where the dataset is absent.")
-@click.option("--max-failures", default=0, show_default=True,
+@click.option("--max-failures", type=click.IntRange(min=0), default=0, show_default=True,
               help="Tracks that may be quarantined before the exit code is 1.")  # fmt: skip
 @click.option("--track-timeout", default=0.0, metavar="SECONDS",
               help="What a track may take; default: twice its length, at least 600.")  # fmt: skip
@@ -130,17 +130,24 @@ def build(
     Examples: mt3data build demo --out shards/ ; mt3data build slakh --root data/ --out shards/ ;
     mt3data build folder --root recordings/ --name mine
     """
+    from mt3data.attempts import MOST_LIMIT_SECONDS
     from mt3data.claim import beside
+    from mt3data.engine import require_engine
     from mt3data.plan import BuildConfig, checked_name, make_plan
     from mt3data.rows import read_bad
     from mt3data.vocabulary import VocabularyConfig
     from mt3data.windows import WindowConfig
 
-    if min(tracks, subsets, track_timeout) < 0 or workers < 1:
+    if min(tracks, subsets) < 0 or workers < 1:
         raise UserError(
-            f"--tracks {tracks}, --subsets {subsets}, --track-timeout {track_timeout:g}, --workers "
-            f"{workers}: expected 0 or more, and at least 1 worker"
+            f"--tracks {tracks}, --subsets {subsets}, --workers {workers}: expected 0 or more, and at "
+            "least 1 worker"
         )
+    if not 0 <= track_timeout <= MOST_LIMIT_SECONDS:
+        raise UserError(
+            f"--track-timeout {track_timeout:g}: expected 0 to {MOST_LIMIT_SECONDS:g} seconds"
+        )
+    require_engine(engine)
     try:
         vocabulary = VocabularyConfig(velocity_bins, encoding=encoding, granularity=granularity)
         sound = tuple(members.split(","))

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import threading
 import time
@@ -25,6 +26,7 @@ from typing import Any
 from mt3data.errors import UserError
 
 LOCAL = "local"
+ADDRESS = re.compile(r"((tcp|tls|ucx|wss?)://)?[^/\s]+:[0-9]+/?")
 IDLE_SECONDS = 300  # after which a local worker ends; the next build in this process may use it
 FOLLOW_SECONDS = 1.0
 CONNECT_SECONDS = 10
@@ -37,6 +39,18 @@ Report = Callable[[str], None]
 
 class WorkersLost(Exception):
     """Workers died without a result; what they had is to be done again."""
+
+
+def require_engine(engine: str) -> None:
+    """Raises a UserError for what is neither "local" nor the address of a scheduler.
+
+    dask would take 20 s to say so, and print a traceback of its own.
+    """
+    if engine != LOCAL and not ADDRESS.fullmatch(engine):
+        raise UserError(
+            f"--engine {engine}: expected local, or the address of a dask scheduler such as "
+            "tcp://host:8786"
+        )
 
 
 def run(
@@ -54,6 +68,7 @@ def run(
         UserError: a cluster that cannot be used.
         Whatever the task raises. Other tasks are then cancelled, and local workers stopped.
     """
+    require_engine(engine)
     if engine == LOCAL:
         yield from _run_here(workers, task, jobs)
     else:
@@ -170,7 +185,7 @@ def _client(address: str) -> Iterator[Any]:
         raise UserError(
             f"--engine {address}: dask is not installed; pip install 'mt3kit[dask]'"
         ) from error
-    for name in ("distributed", "distributed.client"):
+    for name in ("distributed", "distributed.client", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:
         client = Client(address, timeout=CONNECT_SECONDS, set_as_default=False)

@@ -23,6 +23,7 @@ from builds import (
 )
 
 from mt3data.attempts import Run, environment
+from mt3data.engine import require_engine
 from mt3data.engine import run as run_tasks
 from mt3data.errors import UserError
 
@@ -144,13 +145,26 @@ def test_without_dask_the_line_says_what_to_install(monkeypatch: pytest.MonkeyPa
         results("tcp://127.0.0.1:8786")
 
 
-@pytest.mark.parametrize("engine", ["tcp://127.0.0.1:1", "spark", "127.0.0.1"])
-def test_an_address_where_no_scheduler_answers_is_named(
+def test_an_address_where_no_scheduler_answers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mt3data.engine.CONNECT_SECONDS", 0.3)
+    with pytest.raises(
+        UserError, match="--engine tcp://127.0.0.1:1: no dask scheduler answers there"
+    ):
+        results("tcp://127.0.0.1:1")
+
+
+@pytest.mark.parametrize("engine", ["spark", "127.0.0.1", "", "tcp://", "http://host:80", "a b:1"])
+def test_what_is_no_address_is_refused_at_once(
     monkeypatch: pytest.MonkeyPatch, engine: str
 ) -> None:
-    monkeypatch.setattr("mt3data.engine.CONNECT_SECONDS", 0.3)
-    with pytest.raises(UserError, match=f"--engine {engine}: no dask scheduler answers there"):
+    monkeypatch.setitem(sys.modules, "distributed", None)  # is not asked
+    with pytest.raises(UserError, match=f"--engine {engine}: expected local, or the address"):
         results(engine)
+
+
+@pytest.mark.parametrize("engine", ["local", "tcp://host:8786", "host:8786", "tls://[::1]:8786/"])
+def test_what_may_be_an_address_is_accepted(engine: str) -> None:
+    require_engine(engine)
 
 
 def test_a_cluster_without_workers_is_waited_for_and_then_given_up(
