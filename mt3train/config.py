@@ -19,7 +19,7 @@ from mt3train.model import MAX_POSITIONS, ModelConfig
 CONFIGS = Path(__file__).parent / "configs"
 INFINITY = math.inf
 RANGES: dict[str, tuple[float, float]] = {  # smallest and largest value, both allowed
-    "seed": (0, INFINITY), "steps": (1, INFINITY), "batch": (1, INFINITY),
+    "seed": (0, 2**32 - 1), "steps": (1, INFINITY), "batch": (1, INFINITY),
     "micro_batch": (1, INFINITY), "threads": (0, INFINITY), "log_every": (1, INFINITY),
     "save_every": (1, INFINITY), "keep": (1, INFINITY), "eval_every": (0, INFINITY),
     "eval_segments": (1, INFINITY), "f1_every": (0, INFINITY), "f1_tracks": (1, INFINITY),
@@ -46,7 +46,7 @@ class DataConfig:
     eval: str = ""  # builds of the evaluation loss; empty: those of `train`
     eval_split: str = "validation"
     frames: int = 256  # length of a segment
-    max_target_length: int = 1024  # segments with more tokens (EOS included, less 1) are skipped
+    max_target_length: int = 1024  # segments with more tokens, EOS included, are skipped
     mixture: str = ""  # of manifests/mixtures: only its sets, at its temperature; empty: all builds
     temperature: float = 10 / 3  # of the mixture of datasets, where `mixture` names none
     weights: dict[str, float] = field(default_factory=dict)  # share of each build, by its folder's
@@ -117,7 +117,7 @@ class Config:
         values = dict(_flatten(as_dict(self)))
         for key, (low, high) in RANGES.items():
             if not low <= values[key] <= high or math.isinf(values[key]):
-                expected = f"at least {low:g}" if math.isinf(high) else f"{low:g} to {high:g}"
+                expected = f"at least {low:g}" if math.isinf(high) else f"{low:g} to {high:.12g}"
                 raise UserError(f"{key}={values[key]}; expected {expected}")
         for key in ("model.dropout_rate", "optim.label_smoothing"):
             if not 0.0 <= values[key] < 1.0:
