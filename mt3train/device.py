@@ -19,10 +19,11 @@ def own_device() -> torch.device:
     if not torch.cuda.is_available():
         return torch.device("cpu")
     local, n_devices = int(os.environ.get("LOCAL_RANK", 0)), torch.cuda.device_count()
-    if local >= n_devices:
+    n_processes = int(os.environ.get("LOCAL_WORLD_SIZE", local + 1))
+    if n_processes > n_devices:  # so on all of them: the first one is who tells it
         raise UserError(
-            f"process {local} of this machine finds {n_devices} GPUs; start one process per GPU:"
-            f" torchrun --nproc_per_node={n_devices}"
+            f"{n_processes} processes on this machine find {n_devices} GPUs; start one process per"
+            f" GPU: torchrun --nproc_per_node={n_devices}"
         )
     torch.cuda.set_device(local)
     return torch.device("cuda", local)

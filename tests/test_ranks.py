@@ -53,11 +53,13 @@ def test_work_that_fails_in_a_share_is_told_once():
         stopped.pace()
 
 
-def test_more_processes_than_gpus_are_refused(monkeypatch):
-    monkeypatch.setenv("LOCAL_RANK", "3")
+@pytest.mark.parametrize("rank", ["0", "3"])
+def test_more_processes_than_gpus_are_refused_by_each_of_them(monkeypatch, rank):
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
-    with pytest.raises(UserError, match="process 3 of this machine finds 2 GPUs; .*per_node=2"):
+    with pytest.raises(UserError, match="4 processes on this machine find 2 GPUs; .*per_node=2"):
         own_device()
 
 
