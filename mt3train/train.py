@@ -103,13 +103,14 @@ def train_together(
     data = config.data
     order = [config.seed, config.batch, shards.n_records, builds]  # what fixes every batch
     order += [data.reader, data.mix_examples, data.temperature, data.weights]
-    done, saved = 0, -1
+    done, saved, outcome = 0, -1, "stopped, the same command goes on"
     progress: dict[str, Any] = {"sums": dict.fromkeys(SUMS, 0.0), "evaluated": 0, "best": None}
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
     if restored:
         done = saved = restored.step
         progress = restored.progress
-        scaler.load_state_dict(progress["scaler"])
+        if progress["scaler"]:  # none of a run that was not in fp16 then
+            scaler.load_state_dict(progress["scaler"])
     if len(set(ranks.gather(done))) > 1:
         raise UserError(f"{run}: not all processes find the same checkpoints; share this folder")
     sums = progress["sums"]
@@ -169,6 +170,7 @@ def train_together(
             if done % config.save_every == 0 and done > max(saved, 0):
                 save()
             if done >= config.steps:
+                outcome = "done"
                 break
 
             batch, n_tokens, n_skipped = next_batch(batches, done, ranks, log)
@@ -227,7 +229,7 @@ def train_together(
         save()
     log.close()
     path = checkpoint.weights_path(run, saved)
-    log.say(f"{path}: {'done' if done >= config.steps else 'stopped, the same command goes on'}")
+    log.say(f"{path}: {outcome}")
     return path
 
 

@@ -66,10 +66,11 @@ def evaluation_loss(
     """
     dtype = next(model.parameters()).dtype
     size = min(config.batch, config.eval_segments, segments.n_records)
+    n_steps = min(config.eval_segments, segments.n_records) // size
     sums = np.zeros(3)
     model.eval()
     with ranks.sharing():
-        for step in range(min(config.eval_segments, segments.n_records) // size):
+        for step in range(n_steps if ranks.rank < size else 0):  # the others have no segment
             for micro in read_step(segments, step, size, config, ranks.rank, ranks.world):
                 mel, targets = to_device(micro, ranks.device, dtype)
                 logits = model(mel, targets)

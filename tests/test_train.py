@@ -159,6 +159,17 @@ def test_an_overflow_in_fp16_leaves_out_its_update_and_halves_the_scale(tmp_path
     assert lines[0]["overflows"] == 1 and lines[-1]["overflows"] == 0
 
 
+def test_a_run_goes_on_in_another_precision(tmp_path, monkeypatch):
+    for steps, precision in ((2, "float32"), (4, "fp16"), (6, "float64")):
+        with monkeypatch.context() as patched:
+            if precision == "fp16":
+                in_fp16(patched, 2.0**10)
+                precision = "float32"
+            ended = train(config(tmp_path, steps=steps, precision=precision), Made())
+    assert {value.dtype for value in load_file(ended).values()} == {torch.float64}
+    assert [line["step"] for line in metrics(tmp_path)] == [2, 4, 6]
+
+
 def test_gradients_that_overflow_at_any_scale_end_the_run(tmp_path, monkeypatch):
     in_fp16(monkeypatch, 4.0)
     monkeypatch.setattr(

@@ -87,6 +87,20 @@ def test_a_run_stopped_while_tracks_are_transcribed_begins_with_them_again(shard
         assert world.codes(20.0) == [0, 0], world.said(0)
         assert read_info(run).step == 2
         assert len([line for line in metrics(run) if "onset_f1" in line]) == n_lines
+        outcome = "done" if n_lines else "stopped, the same command goes on"
+        assert world.said(0).endswith(f"checkpoint-00000002.safetensors: {outcome}\n")
+
+
+def with_one_segment(rank, run):
+    return config(run, steps=1, eval_every=1, eval_segments=1), Made(), Made()
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_rank_without_a_segment_to_evaluate_waits_for_those_that_have_one(tmp_path, size):
+    world = World(tmp_path, size, with_one_segment, tmp_path / "run")
+    assert world.codes(20.0) == [0] * size, world.said(0)
+    (line,) = [line for line in metrics(tmp_path / "run") if "eval_loss" in line]
+    assert 6.0 < line["eval_loss"] < 9.0
 
 
 def failing(rank, run, shards):
