@@ -22,12 +22,13 @@ from typing import Any
 
 from mt3data.assemble import assemble
 from mt3data.attempts import Run, new_run, track_of
-from mt3data.claim import LOG, claimed, finished, is_done, read_tracks_table
+from mt3data.claim import LOG, claimed, finished, is_done
 from mt3data.disk import require_space
 from mt3data.engine import LOCAL, WorkersLost
 from mt3data.engine import run as run_tasks
 from mt3data.errors import UserError
 from mt3data.plan import Plan, ShardPlan
+from mt3data.records import track_rows
 from mt3data.worker import STATE, do_shard
 
 # Deaths of workers, without a shard done between them, that no track can have caused.
@@ -96,7 +97,7 @@ def _complete(plan: Plan) -> Summary | None:
     # A run that was killed just after it wrote the manifest leaves its state.
     for leftover in plan.folder.glob(f"{STATE}*"):
         shutil.rmtree(leftover, ignore_errors=True)
-    return _summary(plan, manifest, read_tracks_table(plan.folder), already_complete=True)
+    return _summary(plan, manifest, track_rows(plan.folder), already_complete=True)
 
 
 def _summary(

@@ -59,9 +59,10 @@ def check(
         UserError: not a finished build.
     """
     manifest = read_manifest(folder)
+    if not has_its_fingerprint(manifest):  # and all else would be compared with them
+        return [f"{MANIFEST}: its settings or tracks have changed (the fingerprint differs); get it "
+                "again, then check the rest"]  # fmt: skip
     faults, damaged = list(_check_names(folder, manifest)), set()
-    if not has_its_fingerprint(manifest):
-        faults.append(f"{MANIFEST}: its settings or tracks have changed (the fingerprint differs)")
     for entry in manifest["files"]:
         found = _check_file(folder, entry)
         faults += found

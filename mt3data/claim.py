@@ -14,6 +14,7 @@ from typing import Any
 from mt3data.disk import locked
 from mt3data.errors import UserError
 from mt3data.plan import Plan, ShardPlan
+from mt3data.records import track_rows
 from mt3data.shards import MANIFEST, canonical_json, write_durably
 from mt3data.worker import STATE
 
@@ -53,7 +54,7 @@ def finished(plan: Plan) -> dict[str, Any] | None:
     manifest = _read(folder / MANIFEST)
     _require_files(folder, manifest)
     if plan.config.bad:
-        rows = {row["track"]: row for row in read_tracks_table(folder)}
+        rows = {row["track"]: row for row in track_rows(folder)}
         for planned in (planned for shard in plan.shards for planned in shard.tracks):
             if not _agrees(rows[planned.track.id], planned.bad):
                 raise UserError(
@@ -140,13 +141,6 @@ def is_done(folder: Path, shard: ShardPlan) -> bool:
 
 def _agrees(row: dict[str, Any], bad: tuple[str, str] | None) -> bool:
     return bad is None or (row["stage"], row["error"]) == bad
-
-
-def read_tracks_table(folder: Path) -> list[dict[str, Any]]:
-    """The rows of tracks.parquet."""
-    import pyarrow.parquet as pq
-
-    return pq.read_table(folder / "tracks.parquet").to_pylist()
 
 
 def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ import numpy as np
 
 from mt3data.errors import UserError
 from mt3data.notes import Notes
-from mt3data.shards import read_manifest, read_npy
+from mt3data.shards import index_schema, read_manifest, read_npy
 
 OPEN_SHARDS = 128  # per split; systems allow 1,024 open files by default
 
@@ -52,10 +53,8 @@ class Index:
     """
 
     def __init__(self, path: Path) -> None:
-        import pyarrow.parquet as pq
-
         self._path, self._columns = path, dict[str, Any]()
-        with pq.ParquetFile(path) as file:
+        with opened_table(path) as file:
             self._n_rows, self.names = file.metadata.num_rows, file.schema_arrow.names
 
     def __len__(self) -> int:
@@ -86,12 +85,27 @@ class Index:
 
     def _read(self, name: str) -> Any:
         import pyarrow as pa
-        import pyarrow.parquet as pq  # read_table would import pyarrow.dataset, for 0.3 s
 
-        with pq.ParquetFile(self._path) as file:
+        with opened_table(self._path) as file:
             column = file.read(columns=[name], use_threads=False)[name]
         pa.default_memory_pool().release_unused()  # what unpacking took: as much as the column
         return column
+
+
+@contextmanager
+def opened_table(path: Path) -> Iterator[Any]:
+    """A parquet file of a build for reading; a UserError where it is missing or damaged."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq  # its read_table would import pyarrow.dataset, for 0.3 s
+
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (OSError, pa.ArrowException) as error:
+        raise UserError(
+            f"{path}: missing or damaged ({error}); `mt3data check` tells what else is wrong with "
+            "the build"
+        ) from error
 
 
 def _numbers(array: Any) -> np.ndarray:
@@ -159,6 +173,12 @@ class ShardSet:
                     f"{path} {seen}; the manifest says {shard['bytes']:,}. Run `mt3data check {folder}`"
                 )
         self.index = Index(folder / "index" / f"{split}.parquet")
+        wanted = index_schema(self.manifest["members"]).names
+        if lost := [name for name in wanted if name not in self.index]:
+            raise UserError(
+                f"{folder / 'index' / split}.parquet has no column {lost[0]}, so it is of another "
+                f"build; run `mt3data check {folder}`"
+            )
         self._shard_of, self._shards = self.index.codes("shard")
         shards = {shard["name"] for shard in self.manifest["shards"] if shard["split"] == split}
         if foreign := sorted(set(self._shards) - shards):
@@ -277,12 +297,17 @@ def references(folder: Path, split: str) -> dict[str, Notes]:
     path = folder / f"references-{split}.parquet"
     if not path.is_file():
         return {}
-    import pyarrow.parquet as pq
-
-    table = pq.read_table(path)
+    with opened_table(path) as file:
+        table = file.read()
     columns = {name: table[name].to_numpy() for name in table.column_names}
     names, first, counts = np.unique(columns.pop("track"), return_index=True, return_counts=True)
     return {  # the rows of a track stand together
         str(name): Notes.from_columns({c: column[i : i + n] for c, column in columns.items()})
         for name, i, n in zip(names, first, counts, strict=True)
     }
+
+
+def track_rows(folder: Path) -> list[dict[str, Any]]:
+    """The rows of a build's tracks.parquet."""
+    with opened_table(folder / "tracks.parquet") as file:
+        return list(file.read().to_pylist())

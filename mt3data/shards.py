@@ -27,6 +27,7 @@ import re
 import uuid
 from collections.abc import Iterable
 from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -237,8 +238,12 @@ def parse_manifest(data: bytes, where: str) -> dict[str, Any]:
     try:
         manifest = json.loads(data)
         version = manifest["schema"]
-        files = [str(entry["name"]) for entry in [*manifest["shards"], *manifest.get("files", ())]]
-        lost = {shard["split"] for shard in manifest["shards"]} - set(manifest["splits"])
+        described = [
+            itemgetter("name", "bytes", "sha256")(entry)
+            for entry in [*manifest["shards"], *manifest["files"]]
+        ]
+        of_shards = [itemgetter("split", "records")(shard) for shard in manifest["shards"]]
+        lost = {split for split, _ in of_shards} - set(manifest["splits"])
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{where}: not a manifest of a build ({error!r}); get it again") from error
     if version != SCHEMA_VERSION:
@@ -247,8 +252,8 @@ def parse_manifest(data: bytes, where: str) -> dict[str, Any]:
         raise UserError(
             f"{where}: has shards of {', '.join(sorted(lost))}, which is no split of it"
         )
-    for name in files:
-        if not FILE_NAME.fullmatch(name):
+    for name, *_ in described:
+        if not FILE_NAME.fullmatch(str(name)):
             raise UserError(
                 f"{where}: names {name!r}; expected files of the build, such as "
                 "train-00000-of-00001.tar, and will open nothing else. Get the build again"
@@ -259,7 +264,7 @@ def parse_manifest(data: bytes, where: str) -> dict[str, Any]:
 def has_its_fingerprint(manifest: dict[str, Any]) -> bool:
     """Whether the settings and tracks of a manifest are those that its fingerprint was taken of."""
     identity = {name: value for name, value in manifest.items() if name not in OUTCOME}
-    return hashlib.sha256(canonical_json(identity)).hexdigest() == manifest["fingerprint"]
+    return hashlib.sha256(canonical_json(identity)).hexdigest() == manifest.get("fingerprint")
 
 
 def find_builds(pattern: str | Path) -> list[Path]:

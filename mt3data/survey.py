@@ -17,7 +17,7 @@ import numpy as np
 
 from mt3data.align import MIN_CONFIDENCE
 from mt3data.notes import Notes
-from mt3data.records import ShardSet
+from mt3data.records import ShardSet, opened_table, track_rows
 from mt3data.shards import read_manifest, read_npy
 from mt3data.spectrogram import SpectrogramConfig, log_mel
 from mt3data.tokens import FRAMES_PER_SECOND
@@ -133,12 +133,10 @@ def survey(folder: Path, pictures: int, on_window: Callable[[], object] = lambda
     Raises:
         UserError: no finished build, or one that has lost a shard.
     """
-    import pyarrow.parquet as pq
-
     splits = {split: ShardSet(folder, split) for split in read_manifest(folder)["splits"]}
     index = _index(folder, list(splits))
     sample = _sample(splits, index, on_window)
-    tracks = pq.read_table(folder / "tracks.parquet").to_pylist()
+    tracks = track_rows(folder)
     names = {row["track"]: row["name"] for row in tracks}
     shown = [_shown(splits, index, row, names) for row in _to_show(index, pictures)]
     return Survey(
@@ -169,10 +167,11 @@ def _index(folder: Path, splits: list[str]) -> dict[str, Any]:
     `track` counts `track_ids`; `pairs`, shape (2, n), are record and program for each that occurs.
     """
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    path = folder / "index"
-    tables = [pq.read_table(path / f"{split}.parquet", columns=INDEX_COLUMNS) for split in splits]
+    tables = []
+    for split in splits:
+        with opened_table(folder / "index" / f"{split}.parquet") as file:
+            tables.append(file.read(columns=INDEX_COLUMNS))
     if not tables:
         nothing = np.zeros(0, np.int64)
         return dict.fromkeys((*INDEX_COLUMNS, "split", "row", "track_ids"), nothing) | {

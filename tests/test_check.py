@@ -331,7 +331,7 @@ def test_every_float16_is_told_finite_or_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [('"edge":"segment"', '"edge":"segmfnt"'), ('"fmin":20.0', '"fmin":21.0'), ("Track00002", "Track00042")]
+    ("old", "new"), [('"edge":"segment"', '"edge":"segmfnt"'), ('"fmin":20.0', '"fmin":21.0'), ("Track00002", "Track00042"), ('"num_velocity_bins"', '"bins"'), ('"fingerprint"', '"print"')]
 )  # fmt: skip
 def test_a_setting_that_was_changed_in_the_manifest_is_found(
     copy: Path, old: str, new: str
@@ -339,13 +339,22 @@ def test_a_setting_that_was_changed_in_the_manifest_is_found(
     path = copy / "manifest.json"
     assert old in path.read_text()
     path.write_text(path.read_text().replace(old, new))
-    assert check(copy, fast=True)[0] == (
-        "manifest.json: its settings or tracks have changed (the fingerprint differs)"
-    )
+    assert check(copy) == [
+        "manifest.json: its settings or tracks have changed (the fingerprint differs); get it again, "
+        "then check the rest"
+    ]
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"schema": 1}', '{"schema": 1, "shards": [{}], "splits": {}}'])  # fmt: skip
 def test_a_manifest_that_is_none_is_one_line(copy: Path, text: str) -> None:
     (copy / "manifest.json").write_text(text)
     with pytest.raises(UserError, match="manifest.json: not a manifest of a build"):
+        check(copy)
+
+
+@pytest.mark.parametrize("lost", ["files", "shards", "splits", "sha256", "bytes", "records"])
+def test_a_manifest_that_lacks_something_is_one_line(copy: Path, lost: str) -> None:
+    path = copy / "manifest.json"
+    path.write_text(path.read_text().replace(f'"{lost}":', '"other":', 1))
+    with pytest.raises(UserError, match=rf"manifest.json: not a manifest of a build .*'{lost}'"):
         check(copy)

@@ -1,12 +1,14 @@
 """IndexedShards: what a batch holds follows from (seed, step) alone."""
 
 import multiprocessing
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import fakes
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from mt3data.build import build
@@ -189,8 +191,6 @@ def test_segments_longer_than_the_records_are_refused(segments: Path) -> None:
 
 
 def test_a_shard_of_another_size_is_noticed_when_it_is_opened(long: Path, tmp_path: Path) -> None:
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(long, copy)
     shard = next(copy.glob("*.tar"))
@@ -199,6 +199,26 @@ def test_a_shard_of_another_size_is_noticed_when_it_is_opened(long: Path, tmp_pa
         IndexedShards([copy])
     shard.unlink()
     with pytest.raises(UserError, match="is missing"):
+        IndexedShards([copy])
+
+
+@pytest.mark.parametrize(
+    ("harm", "complaint"),
+    [("lost", ": missing or damaged"), ("cut", ": missing or damaged"), ("foreign", " has no column mel_crc32")],
+)  # fmt: skip
+def test_an_index_that_cannot_be_used_is_named(
+    long: Path, tmp_path: Path, harm: str, complaint: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(long, copy)
+    index = copy / "index" / "train.parquet"
+    if harm == "lost":
+        index.unlink()
+    elif harm == "cut":
+        index.write_bytes(index.read_bytes()[:100])
+    else:  # of a build with other members
+        pq.write_table(pq.read_table(index).drop_columns(["mel_crc32"]), index)
+    with pytest.raises(UserError, match=rf"train\.parquet{complaint}"):
         IndexedShards([copy])
 
 
@@ -265,8 +285,6 @@ def test_a_reader_goes_on_in_a_process_that_was_forked(long_track: Path) -> None
 
 
 def test_a_shard_that_ends_early_while_it_is_read_is_an_error(long: Path, tmp_path: Path) -> None:
-    import shutil
-
     shutil.copytree(long, tmp_path / "copy")
     shards = IndexedShards([tmp_path / "copy"])
     (shard,) = (tmp_path / "copy").glob("train-*.tar")

@@ -98,7 +98,8 @@ def test_a_shard_stays_open_while_something_refers_to_it(tmp_path: Path) -> None
 )  # fmt: skip
 def test_a_manifest_may_name_files_of_its_own_folder_only(tmp_path: Path, name: str) -> None:
     manifest = {"schema": SCHEMA_VERSION, "splits": {"train": {}}, "files": [],
-                "shards": [{"name": name, "split": "train", "bytes": 0, "records": 0}]}  # fmt: skip
+                "shards": [{"name": name, "split": "train", "bytes": 0, "records": 0,
+                            "sha256": ""}]}  # fmt: skip
     (tmp_path / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match="names .*; expected files of the build, such as"):
         ShardSet(tmp_path, "train")

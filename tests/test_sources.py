@@ -29,7 +29,8 @@ def test_without_a_build_the_command_that_makes_one_is_named(tmp_path):
 def builds_of(folder, *datasets):
     for name in datasets:
         (folder / name).mkdir()
-        manifest = {"schema": SCHEMA_VERSION, "dataset": name, "splits": {}, "shards": []}
+        manifest = {"schema": SCHEMA_VERSION, "dataset": name, "splits": {}, "shards": [],
+                    "files": []}  # fmt: skip
         (folder / name / "manifest.json").write_text(json.dumps(manifest))
     return find_builds(folder)
 
