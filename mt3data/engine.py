@@ -78,10 +78,11 @@ def run(
 def _run_here(
     workers: int, task: Task, jobs: Sequence[tuple[Any, ...]]
 ) -> Generator[Any, None, None]:
-    from joblib.externals.loky import get_reusable_executor
+    # joblib keeps one pool per process; this is its own way to it, so that Parallel can follow.
+    from joblib.executor import get_memmapping_executor
 
     workers = min(workers, len(jobs))
-    pool = get_reusable_executor(
+    pool = get_memmapping_executor(
         workers, timeout=IDLE_SECONDS, initializer=_follow, initargs=(os.getpid(),)
     )
     left, waiting = iter(jobs), set[Future[Any]]()
