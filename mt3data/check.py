@@ -140,7 +140,7 @@ def _rows_by_shard(index: Index, shards: list[str]) -> dict[str, ShardRows]:
     numbers, names = index.codes("shard")
     order = np.argsort(numbers, kind="stable")
     ends = np.searchsorted(numbers[order], np.arange(len(names)), side="right")
-    rows = dict(zip(names, np.split(order, ends[:-1]), strict=True))
+    rows = dict(zip(names, np.split(order, ends)[:-1], strict=True))
     return {shard: ShardRows(index, rows.get(shard, order[:0])) for shard in shards}
 
 

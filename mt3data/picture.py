@@ -125,5 +125,6 @@ def _find(folder: Path, key: str) -> tuple[ShardSet, int]:
         keys += source.index["key"]
     near = difflib.get_close_matches(key, keys, n=2, cutoff=0.3) or keys[:2]
     raise UserError(
-        f"{folder} has no record {key!r}; it has {len(keys)}, such as {' and '.join(near)}"
+        f"{folder} has no record {key!r}; it has {len(keys)}{', such as ' if near else ''}"
+        f"{' and '.join(near)}"
     )

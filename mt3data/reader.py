@@ -91,10 +91,9 @@ class IndexedShards:
         self.sources = [ShardSet(build, split) for build in self.builds]
         self.seed = seed
         self._sizes = np.array([len(source) for source in self.sources])
-        if not self.sources or not self._sizes.all():
-            raise UserError(
-                f"no records in split {split!r} of {', '.join(map(str, self.builds)) or 'nothing'}"
-            )
+        empty = [str(source.folder) for source in self.sources if not len(source)]
+        if empty or not self.sources:
+            raise UserError(f"no records in split {split!r} of {', '.join(empty) or 'nothing'}")
         self._agreed = agree([(s.folder, s.manifest) for s in self.sources], member)
         self.spectrogram, self.vocabulary = self._agreed.spectrogram, self._agreed.vocabulary
         self.edge, self.window_frames = self._agreed.edge, self._agreed.window_frames

@@ -17,7 +17,9 @@ import pytest
 from mt3data.build import build
 from mt3data.check import _all_finite, check
 from mt3data.errors import UserError
+from mt3data.picture import draw_record
 from mt3data.plan import BuildConfig, make_plan
+from mt3data.reader import IndexedShards
 from mt3data.records import ShardSet
 from mt3data.windows import WindowConfig
 
@@ -105,6 +107,20 @@ def test_a_stray_file_or_a_lost_index_is_one_fault(copy: Path) -> None:
 def test_a_whole_build_has_no_faults(whole: Path) -> None:
     assert check(whole) == []
     assert check(whole, fast=True) == []
+
+
+def test_a_build_without_records_is_whole_and_an_empty_source_of_a_mixture_is_named(
+    whole: Path, tmp_path: Path
+) -> None:
+    root = fakes.slakh_tree(tmp_path / "root", "demo", SPLITS, seconds=3.0)
+    config = BuildConfig("demo", root, tmp_path, windows=WindowConfig(256),
+                         bad=dict.fromkeys(SPLITS, ("listed", "left out")))  # fmt: skip
+    empty = build(make_plan(config)).folder
+    assert check(empty) == check(empty, fast=True) == []
+    with pytest.raises(UserError, match=f"^no records in split 'train' of {empty}$"):
+        IndexedShards([whole, empty])
+    with pytest.raises(UserError, match="has no record 'x'; it has 0$"):
+        draw_record(empty, "x", tmp_path / "x.png")
 
 
 def test_fast_does_not_read_bodies(copy: Path) -> None:
