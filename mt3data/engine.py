@@ -21,6 +21,7 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
 from contextlib import contextmanager
 from itertools import islice
+from multiprocessing import resource_tracker
 from typing import Any
 
 from mt3data.errors import UserError
@@ -90,7 +91,8 @@ def _run_here(
         while True:
             # No more at a time: at its end loky stumbles over jobs that it did not yet queue.
             room = 2 * workers - len(waiting)
-            waiting |= {pool.submit(task, *job) for job in islice(left, room)}
+            with _sigint_waits():
+                waiting |= {pool.submit(task, *job) for job in islice(left, room)}
             if not waiting:
                 return
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
@@ -104,13 +106,25 @@ def _run_here(
         raise
 
 
-def _follow(driver: int) -> None:
-    """Sets up a worker that obeys its driver alone, and does not outlive it.
+@contextmanager
+def _sigint_waits() -> Iterator[None]:
+    """Puts off Ctrl-C; for good in processes that are started meanwhile, as they inherit that.
 
-    A terminal sends Ctrl-C to all; workers that raised too would print tracebacks. After kill -9 of
-    the driver, loky's workers would wait for more work for ever.
+    A terminal sends Ctrl-C to all, and workers that are just loading would print tracebacks.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    resource_tracker.ensure_running()  # the first process would start it, and that lets signals in
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _follow(driver: int) -> None:
+    """Sees to it that a worker does not outlive its driver.
+
+    After kill -9 of the driver, loky's workers would wait for more work for ever.
+    """
 
     def watch() -> None:
         while os.getppid() == driver:

@@ -1,6 +1,7 @@
 """Processes on this machine; clusters are in test_cluster.py, deaths in test_faults.py."""
 
 import operator
+import signal
 
 from joblib import Parallel, delayed
 
@@ -15,3 +16,12 @@ def test_results_come_as_they_are_done_and_joblib_can_use_processes_afterwards()
     assert Parallel(n_jobs=2)(delayed(operator.neg)(n) for n in range(3)) == [0, -1, -2]
     assert list(run(LOCAL, 2, operator.mul, [(3, 4)], told.append)) == [12]
     assert told == []
+
+
+def test_ctrl_c_is_no_matter_of_workers_from_their_first_moment_on() -> None:
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    jobs = [(signal.SIG_BLOCK, ())] * 3  # which signals are blocked there?
+    blocked = list(run(LOCAL, 2, signal.pthread_sigmask, jobs, print))
+    assert [signal.SIGINT in there for there in blocked] == [True] * 3
+    assert signal.pthread_sigmask(signal.SIG_BLOCK, ()) == before
+    assert signal.SIGINT not in before
