@@ -14,6 +14,7 @@ import json
 import math
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -125,9 +126,12 @@ class Log:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, the last of which a kill may have cut short."""
-    lines = path.read_text().splitlines() if path.is_file() else []
-    return [json.loads(line) for line in lines if line.endswith("}")]
+    """The lines of a metrics.jsonl, less what a kill cut short or a power failure left of zeros."""
+    whole = []
+    for line in path.read_bytes().splitlines() if path.is_file() else []:
+        with suppress(ValueError):
+            whole.append(json.loads(line))
+    return [line for line in whole if isinstance(line, dict) and "step" in line]
 
 
 def _tensorboard(folder: Path, done: int) -> Any:

@@ -34,7 +34,8 @@ def test_the_line_for_people_says_the_same(tmp_path, capsys):
 
 def test_a_line_that_a_kill_cut_short_is_dropped_and_infinity_is_null(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1, "loss": 2.0}\n{"step": 3, "loss": 1.0}\n{"step": 4, "lo')
+    zeros = "\0" * 40 + '{"step": 2, "loss": 1.5}\n'
+    path.write_text(zeros + '{"step": 1, "loss": 2.0}\n{"step": 3, "loss": 1.0}\n{"step": 4, "lo')
     log = Log(config(tmp_path), done=2, rank=0, device=CPU)
     log.write_evaluation(3, {"eval_loss": float("inf")})
     log.close()
