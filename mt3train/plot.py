@@ -61,6 +61,7 @@ def plot(runs: Sequence[Path], out: Path) -> list[str]:
         axes.axis("off")
     handles = [_handle(number, str(run)) for number, run in enumerate(runs)]
     figure.legend(handles=handles, loc="outside upper center", ncols=min(3, len(runs)))
+    out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=110)
     return [f"{run}: {len(lines)} lines, to step {lines[-1]['step']}"
             for run, lines in lines_of.items()]  # fmt: skip

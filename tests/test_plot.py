@@ -57,7 +57,7 @@ def test_every_run_has_its_curves_and_a_missing_number_is_no_point(tmp_path, mon
 
 def test_the_command_says_what_it_drew(tmp_path):
     run = a_run(tmp_path / "run", TRAINED, LATER)
-    done = CliRunner().invoke(main, ["plot", str(run), "--out", str(tmp_path / "c.svg")])
+    done = CliRunner().invoke(main, ["plot", str(run), "--out", str(tmp_path / "new" / "c.svg")])
     assert done.exit_code == 0
     assert done.stderr == f"{run}: 2 lines, to step 4\n" and done.stdout.endswith("c.svg\n")
 
