@@ -41,6 +41,10 @@ from mt3train.sources import Segments, open_evaluation, open_shards
 from mt3train.validation import evaluate, is_better
 
 SUMS = ("loss", "tokens", "correct", "skipped", "overflows")  # of the steps since the last line
+ORDER = (  # what fixes every batch, in the order of progress["order"]
+    "seed", "batch", "records", "builds", "data.reader", "data.mix_examples", "data.temperature",
+    "data.weights",
+)  # fmt: skip
 SMALLEST_SCALE = 1.0  # of the loss in fp16; gradients that overflow below it are not a matter of it
 MEET_SECONDS = 1.0  # how often ranks that wait for data meet, so that a signal is heard
 
@@ -101,7 +105,7 @@ def train_together(
             initialize(model, config.init.from_, info)
     builds = [path.name for path in shards.builds]
     data = config.data
-    order = [config.seed, config.batch, shards.n_records, builds]  # what fixes every batch
+    order = [config.seed, config.batch, shards.n_records, builds]
     order += [data.reader, data.mix_examples, data.temperature, data.weights]
     done, saved, outcome = 0, -1, "stopped, the same command goes on"
     progress: dict[str, Any] = {"sums": dict.fromkeys(SUMS, 0.0), "evaluated": 0, "best": None}
@@ -133,8 +137,10 @@ def train_together(
         log.say(f"{what}; set aside, going on from step {done}")
         set_aside(file)
     if restored and progress["order"] != order:
+        then = zip(ORDER, progress["order"], order, strict=True)
+        were = [f"{key}={was}" for key, was, now in then if was != now]
         log.say(
-            f"seed, batch or data are no longer those of the steps before ({progress['order']}):"
+            f"the steps before had {', '.join(were)}, now other data come or in another order:"
             " until the next epoch begins, records may come twice or not at all"
         )
     if (config.eval_every or config.f1_every) and evaluation is None:
