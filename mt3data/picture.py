@@ -42,7 +42,7 @@ def draw_record(folder: Path, key: str, out: Path) -> list[str]:
         raise UserError("pictures need matplotlib; pip install 'mt3kit[viz]'") from error
     source, row = _find(folder, key)
     spectrogram = SpectrogramConfig(**source.manifest["spectrogram"])
-    mel, tokens = _mel_of(source, row, spectrogram), read_npy(source.member(row, "tokens"))
+    mel, tokens = mel_of(source, row, spectrogram), read_npy(source.member(row, "tokens"))
     notes = Notes.from_array(read_npy(source.member(row, "notes")))
     words = describe(tokens, VocabularyConfig(**source.manifest["vocabulary"]))
     start = int(source.index["start_frame"][row]) / FRAMES_PER_SECOND
@@ -71,7 +71,7 @@ def draw_record(folder: Path, key: str, out: Path) -> list[str]:
     return [facts, *textwrap.wrap(" · ".join(words), 100), f"picture: {out}"]
 
 
-def _mel_of(source: ShardSet, row: int, config: SpectrogramConfig) -> np.ndarray:
+def mel_of(source: ShardSet, row: int, config: SpectrogramConfig) -> np.ndarray:
     """The log-mel of a record, or of its audio: float32, 0.0 behind the end of the track."""
     if "mel" in source.manifest["members"]:
         return read_npy(source.member(row, "mel")).astype(np.float32)

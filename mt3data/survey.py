@@ -17,9 +17,10 @@ import numpy as np
 
 from mt3data.align import MIN_CONFIDENCE
 from mt3data.notes import Notes
+from mt3data.picture import mel_of
 from mt3data.records import ShardSet, opened_table, track_rows
 from mt3data.shards import read_manifest, read_npy
-from mt3data.spectrogram import SpectrogramConfig, log_mel
+from mt3data.spectrogram import SpectrogramConfig
 from mt3data.tokens import FRAMES_PER_SECOND
 
 SAMPLE = 2000  # windows whose notes are read: half a second, or 20 s from a slow disk
@@ -272,11 +273,8 @@ def _shown(
 ) -> Shown:
     split, frames = str(index["split"][row]), _real_frames(index, row)
     source = splits[split]
-    if "mel_offset" in source.index:
-        mel = read_npy(_member(splits, index, row, "mel")).astype(np.float32)
-    else:
-        audio = read_npy(_member(splits, index, row, "audio")).astype(np.float32) / 32767
-        mel = log_mel(audio, SpectrogramConfig(**source.manifest["spectrogram"]))
+    spectrogram = SpectrogramConfig(**source.manifest["spectrogram"])
+    mel = mel_of(source, int(index["row"][row]), spectrogram)
     start = int(index["start_frame"][row]) / FRAMES_PER_SECOND
     notes = Notes.from_array(read_npy(_member(splits, index, row, "notes")))
     end = start + frames / FRAMES_PER_SECOND

@@ -206,13 +206,11 @@ def test_other_members_in_the_same_folder_are_refused(source: Path, audio: Path)
 
 def test_a_picture_of_audio_shows_its_mel(audio: Path, mel: Path) -> None:
     pytest.importorskip("matplotlib")
-    from mt3data.picture import _mel_of
+    from mt3data.picture import mel_of
     from mt3data.spectrogram import SpectrogramConfig
 
     shown, wanted = (
-        _mel_of(
-            shards, shards.index["key"].index("demo-Track00001-p0-0000800"), SpectrogramConfig()
-        )
+        mel_of(shards, shards.index["key"].index("demo-Track00001-p0-0000800"), SpectrogramConfig())
         for shards in (ShardSet(audio, "train"), ShardSet(mel, "train"))
     )
     assert shown.shape == wanted.shape == (800, 512)
