@@ -84,6 +84,8 @@ def synth(
               help="fixed: repair what is verified as wrong; paper: as MT3 did, with subsets of stems.")  # fmt: skip
 @click.option("--subsets", default=0, metavar="N",
               help="N random subsets of stems in place of each training mix; --profile paper: 10.")  # fmt: skip
+@click.option("--least-stems", type=click.IntRange(min=1), default=4, show_default=True, metavar="N",
+              help="Stems of the smallest subset; 1: soloists too.")  # fmt: skip
 @click.option("--members", type=click.Choice(["mel", "audio", "mel,audio"]), default="mel",
               show_default=True, help="The sound in a record: log-mel, audio at 16 kHz, or both.")  # fmt: skip
 @click.option("--align", type=click.Choice(["measure", "off", "shift", "dtw"]), default="measure",
@@ -115,7 +117,7 @@ def synth(
 def build(
     dataset: str, root: Path, out: Path, splits: tuple[str, ...], split_scheme: str | None,
     tracks: int, window: int, edge: str | None, passes: int, profile: str, subsets: int,
-    members: str, align: str, seed: int, workers: int, engine: str,
+    least_stems: int, members: str, align: str, seed: int, workers: int, engine: str,
     velocity_bins: int, encoding: str, granularity: str, no_download: bool, max_failures: int,
     track_timeout: float, bad_list: Path | None, force: bool, dry_run: bool, name: str,
 ) -> None:  # fmt: skip
@@ -160,7 +162,7 @@ def build(
         root = _demo_root(root) if dry_run else _render_demo(root, tracks, seed, workers)
     config = BuildConfig(
         dataset, root, out, splits, tracks, split_scheme, windows, workers, name, profile, subsets,
-        engine, track_timeout, read_bad(bad_list) if bad_list else {},
+        least_stems, engine, track_timeout, read_bad(bad_list) if bad_list else {},
     )  # fmt: skip
     if name:
         checked_name(config)

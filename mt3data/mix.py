@@ -22,24 +22,28 @@ from mt3data.track import Stem, Track
 
 PAPER_SUBSETS, LEAST_STEMS = 10, 4  # MT3, B.2
 LAW = (
-    f"size uniform from {LEAST_STEMS} to all stems, members uniform without replacement, distinct "
-    "while possible; fewer stems: all; gain 1"
+    "size uniform from {} to all stems, members uniform without replacement, distinct while "
+    "possible; fewer stems: all; gain 1"
 )
 TRIES = 100  # draws until a subset is taken though it came before
 MAX_QUARTETS = 32  # of one song; the paper's mean is 6
 
 
-def subsets(stem_ids: Sequence[str], seed: int, track: str, count: int) -> tuple[tuple[str, ...], ...]:  # fmt: skip
+def subsets(
+    stem_ids: Sequence[str], seed: int, track: str, count: int, least: int = LEAST_STEMS
+) -> tuple[tuple[str, ...], ...]:
     """Draws the stems of `count` passes, by the law above.
 
     Args:
         stem_ids: of the track, in order.
         seed, track: what the draw depends on, beside the stems.
+        count: passes.
+        least: stems of the smallest subset.
     Returns:
         For each pass its stems, in the order of stem_ids.
     """
     generator = random.Random(f"{seed}|{track}|subsets")
-    least = min(LEAST_STEMS, len(stem_ids))
+    least = min(least, len(stem_ids))
     drawn: list[tuple[str, ...]] = []
     for _ in range(count):
         for _ in range(TRIES):
@@ -52,12 +56,12 @@ def subsets(stem_ids: Sequence[str], seed: int, track: str, count: int) -> tuple
     return tuple(drawn)
 
 
-def with_subsets(track: Track, seed: int, count: int) -> Track:
+def with_subsets(track: Track, seed: int, count: int, least: int = LEAST_STEMS) -> Track:
     """The track with passes over subsets of its stems; as it is where it has none, or has passes."""
     ids = [stem.id for stem in track.stems if stem.audio]
     if not ids or track.passes or track.failure or track.split != "train":
         return track
-    return replace(track, passes=subsets(ids, seed, track.id, count))
+    return replace(track, passes=subsets(ids, seed, track.id, count, least))
 
 
 def quartets(groups: Sequence[Sequence[Stem]], song: str) -> list[tuple[Stem, ...]]:

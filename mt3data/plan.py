@@ -24,7 +24,7 @@ from mt3data import __version__
 from mt3data.audio import audio_info
 from mt3data.errors import UserError
 from mt3data.manifest import Manifest, load, names
-from mt3data.mix import LAW, PAPER_SUBSETS, with_subsets
+from mt3data.mix import LAW, LEAST_STEMS, PAPER_SUBSETS, with_subsets
 from mt3data.rows import bytes_of_sources, failed_row, passes_said
 from mt3data.shards import SCHEMA_VERSION, canonical_json
 from mt3data.spectrogram import n_frames_of
@@ -53,6 +53,7 @@ class BuildConfig:
         profile: "fixed" repairs what is verified as wrong, "paper" is what MT3 did: known errors are
             kept, and Slakh's training tracks are PAPER_SUBSETS subsets of their stems.
         subsets: so many subsets of stems for each training track that has stems; 0: by profile.
+        least_stems: of a subset.
         name: what the build is called where it is not the dataset; for the user's own folders.
         engine: "local", or the address of a dask scheduler.
         track_timeout: seconds after which a track's worker is stopped; 0: by the track's length.
@@ -70,6 +71,7 @@ class BuildConfig:
     name: str = ""
     profile: str = "fixed"
     subsets: int = 0
+    least_stems: int = LEAST_STEMS
     engine: str = "local"
     track_timeout: float = 0.0
     bad: Mapping[str, tuple[str, str]] = field(default_factory=dict)
@@ -151,7 +153,8 @@ def make_plan(config: BuildConfig) -> Plan:
     subsets = config.subsets or (PAPER_SUBSETS if config.profile == "paper" else 0)
     chosen = _choose(tracks, config)
     if subsets:
-        chosen = [with_subsets(track, config.windows.seed, subsets) for track in chosen]
+        seed, least = config.windows.seed, config.least_stems
+        chosen = [with_subsets(track, seed, subsets, least) for track in chosen]
     sizes = {track.id: bytes_of_sources(track) for track in chosen}
     bad = _listed(chosen, config.bad)
     usable, rejected = [], []
@@ -169,7 +172,8 @@ def make_plan(config: BuildConfig) -> Plan:
         "split_scheme": config.split_scheme or manifest.default_scheme,
         **_settings(config.windows),
         "profile": config.profile,
-        "subsets": {"passes": subsets, "law": LAW} if any(t.passes for t in chosen) else None,
+        "subsets": {"passes": subsets, "law": LAW.format(config.least_stems)}
+        if any(t.passes for t in chosen) else None,
         "tracks": [
             [t.id, t.split, t.trim, passes_said(t), *sizes[t.id]] for t in chosen
         ],

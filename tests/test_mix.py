@@ -37,6 +37,11 @@ def test_a_subset_holds_four_to_all_stems_each_size_as_often() -> None:
     assert min(first.values()) > 150
 
 
+def test_the_smallest_subset_can_be_one_stem() -> None:
+    drawn = mix.subsets(IDS, 0, "t", 2000, least=1)
+    assert set(map(len, drawn)) == set(range(1, 9))
+
+
 def test_subsets_are_distinct_ordered_and_follow_from_seed_and_track() -> None:
     drawn = mix.subsets(IDS, 0, "t", 10)
     assert len(set(drawn)) == 10
@@ -91,13 +96,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def three(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A build with three subsets, of at least two stems so that they differ."""
-    patch = pytest.MonkeyPatch()
-    patch.setattr(mix, "LEAST_STEMS", 2)
     config = BuildConfig("demo", source, tmp_path_factory.mktemp("out"), windows=WindowConfig(256),
-                         subsets=3)  # fmt: skip
-    folder = build(make_plan(config)).folder
-    patch.undo()
-    return folder
+                         subsets=3, least_stems=2)  # fmt: skip
+    return build(make_plan(config)).folder
 
 
 def rows_of(folder: Path) -> dict[str, dict[str, list[str]]]:
