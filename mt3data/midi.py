@@ -132,18 +132,33 @@ def apply_sustain(notes: Notes, control_changes: list[tuple[float, int, int, int
 
 
 def write_midi(notes: Notes, path: str | Path) -> None:
-    """Writes notes as a MIDI file, one track per instrument, named after its program.
-
-    Times are rounded to 1 ms, and a shorter note lasts 1 ms. The file appears under its name only
-    when it is complete. Two things MIDI cannot say: of equal pitches that overlap in one instrument,
-    a reader ends the first at the first note-off (decoded notes never do that); and beyond 15
-    instruments and drums, channels are shared, which players that go by channel alone get wrong.
+    """Writes notes as a MIDI file, which appears under its name only when it is complete.
 
     Args:
-        notes: in any order.
+        notes: in any order; see `midi_bytes`.
         path: of the file; one that is there is replaced.
     Raises:
         OSError: the file cannot be written.
+    """
+    path = Path(path)
+    part = path.with_name(path.name + ".part")
+    try:
+        part.write_bytes(midi_bytes(notes))
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def midi_bytes(notes: Notes) -> bytes:
+    """Notes as a MIDI file, one track per instrument, named after its program.
+
+    Times are rounded to 1 ms, and a shorter note lasts 1 ms. Two things MIDI cannot say: of equal
+    pitches that overlap in one instrument, a reader ends the first at the first note-off (decoded
+    notes never do that); and beyond 15 instruments and drums, channels are shared, which players
+    that go by channel alone get wrong.
+
+    Args:
+        notes: in any order.
     """
     import pretty_midi
 
@@ -160,13 +175,9 @@ def write_midi(notes: Notes, path: str | Path) -> None:
         ):  # fmt: skip
             track.notes.append(pretty_midi.Note(velocity, pitch, onset, offset))
         midi.instruments.append(track)
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    try:
-        midi.write(str(part))
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    file = io.BytesIO()
+    midi.write(file)
+    return file.getvalue()
 
 
 def _from_sequence(sequence: Any) -> Notes:
