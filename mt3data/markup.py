@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import html
 from collections.abc import Iterable, Sequence
+from importlib import resources
 
 MAX_ROWS = 200  # of a table; what is left out is counted under it
 VOID = ("meta", "br")  # elements of HTML that have no end
@@ -42,6 +43,31 @@ def element(name: str, /, *children: object, **attributes: object) -> Html:
 def joined(children: Iterable[object]) -> Html:
     """Children one after the other, escaped as `element` does."""
     return Html("".join(map(_markup, children)))
+
+
+def document(title: str, policy: str, style: str, *body: object) -> Html:
+    """A whole page for phones and screens, in a light and a dark scheme.
+
+    Args:
+        title: of the window.
+        policy: content security policy, which says all that the page may load and run.
+        style: the style sheet, see `style_sheet`.
+        body: its children.
+    """
+    head = element(
+        "head", element("meta", charset="utf-8"),
+        element("meta", http_equiv="Content-Security-Policy", content=policy),
+        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        element("meta", name="color-scheme", content="light dark"),
+        element("title", title), element("style", Html(style)),
+    )  # fmt: skip
+    return Html(f"<!doctype html>\n{element('html', head, element('body', *body), lang='en')}\n")
+
+
+def style_sheet(package: str, name: str) -> str:
+    """The colours and type of all pages, then the style sheet of one, a file of a package."""
+    both = resources.files("mt3data") / "base.css", resources.files(package) / name
+    return "".join(file.read_text(encoding="utf-8") for file in both)
 
 
 def table(

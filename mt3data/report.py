@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from mt3data import charts, figures
 from mt3data.align import MIN_SHIFT_SECONDS
 from mt3data.disk import size
 from mt3data.errors import UserError
-from mt3data.markup import Html, element, joined, table
+from mt3data.markup import Html, document, element, joined, style_sheet, table
 from mt3data.shards import find_builds, write_durably
 from mt3data.survey import DRUMS, Survey, n_reads, survey
 
@@ -66,25 +65,17 @@ def page(surveys: Sequence[Survey]) -> str:
     """The whole page."""
     alone = len(surveys) == 1
     title = surveys[0].manifest["title"] if alone else f"{len(surveys)} builds"
-    style = (resources.files("mt3data") / "report.css").read_text(encoding="utf-8")
-    head = element(
-        "head", element("meta", charset="utf-8"),
-        element("meta", http_equiv="Content-Security-Policy", content=POLICY),
-        element("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        element("meta", name="color-scheme", content="light dark"),
-        element("title", f"{title} · mt3data report"), element("style", Html(style)),
-    )  # fmt: skip
     version = ", ".join(sorted({each.manifest["version"] for each in surveys}))
-    body = element(
-        "body", element("header", element("p", "Training shards for MT3", class_="muted"),
-                        element("h1", title)),
+    return document(
+        f"{title} · mt3data report", POLICY, style_sheet("mt3data", "report.css"),
+        element("header", element("p", "Training shards for MT3", class_="muted"),
+                element("h1", title)),
         element("main", _totals(surveys), None if alone else _overview(surveys),
                 [_build(each, n, alone) for n, each in enumerate(surveys)]),
         element("footer", element("p", f"Made by mt3kit {version} from the manifest, the index, the "
                 "table of tracks and the records of the shards. The page loads nothing from "
                 "elsewhere.", class_="muted")),
     )  # fmt: skip
-    return f"<!doctype html>\n{element('html', head, body, lang='en')}\n"
 
 
 # --- the parts of the page -----------------------------------------------------------------------
