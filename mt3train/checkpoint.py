@@ -32,6 +32,7 @@ SCHEMA = 1  # of the metadata
 METADATA_KEY = "mt3kit"
 WEIGHTS, OPTIMIZER = ".safetensors", ".optimizer.safetensors"
 BEST = "best.safetensors"
+HALF_MAX = torch.finfo(torch.float16).max  # 65,504
 INPUT_AND_OUTPUT = ("vocabulary", "spectrogram", "edge")  # what weights cannot do without
 
 
@@ -78,10 +79,28 @@ class CheckpointInfo:
         return None
 
 
-def save_weights(path: Path, model: MT3, info: CheckpointInfo) -> None:
-    """Write a model's weights and their description to one file."""
+def save_weights(path: Path, model: MT3, info: CheckpointInfo, half: bool = False) -> None:
+    """Write a model's weights and their description to one file.
+
+    Args:
+        half: as float16, in half the bytes; readers get float32 again.
+    Raises:
+        UserError: it cannot be written, or a weight has no float16.
+    """
     metadata = {"schema": SCHEMA, **dataclasses.asdict(info)}
-    _write(path, dict(model.state_dict()), metadata)
+    tensors = dict(model.state_dict())
+    if half:
+        tensors = {name: _to_half(name, tensor) for name, tensor in tensors.items()}
+    _write(path, tensors, metadata)
+
+
+def _to_half(name: str, tensor: Tensor) -> Tensor:
+    largest = float(tensor.abs().max())
+    if not largest <= HALF_MAX:  # NaN too
+        raise UserError(
+            f"{name} holds {largest:g}; half precision ends at {HALF_MAX:g}: write it without --half"
+        )
+    return tensor.to(torch.float16)
 
 
 def save(
@@ -180,7 +199,7 @@ def weights_file(path: Path) -> Path:
 
 
 def read_weights(file: Path, with_tensors: bool = True) -> tuple[CheckpointInfo, dict[str, Tensor]]:
-    """What a file of weights says of itself, and its tensors.
+    """What a file of weights says of itself, and its tensors; those in half precision as float32.
 
     Raises:
         Damaged: it was cut short. UserError: it is not a checkpoint of ours.
@@ -198,7 +217,7 @@ def read_weights(file: Path, with_tensors: bool = True) -> tuple[CheckpointInfo,
         )
     except (KeyError, TypeError) as error:
         raise UserError(f"{file} holds no model: its metadata lacks {error}") from None
-    return info, tensors
+    return info, {n: t.float() if t.dtype == torch.float16 else t for n, t in tensors.items()}
 
 
 def require_shapes(file: Path, model: MT3, tensors: dict[str, Tensor]) -> None:

@@ -56,11 +56,15 @@ def plot(runs: tuple[Path, ...], out: Path) -> None:
 @click.argument("source", type=FOLDER)
 @click.option("-o", "--out", type=FOLDER, required=True, help="The .safetensors file to write.")
 @click.option("--heads", type=int, help="Heads of its attention, unless it has MT3's sizes.")
-def convert(source: Path, out: Path, heads: int | None) -> None:
-    """Makes a checkpoint of a T5X checkpoint's folder, or of mt3-pytorch's mt3.pth.
+@click.option(
+    "--half", is_flag=True, help="Half precision: half the bytes, 3 digits of each weight."
+)
+def convert(source: Path, out: Path, heads: int | None, half: bool) -> None:
+    """Makes a checkpoint of a T5X checkpoint's folder, of mt3-pytorch's mt3.pth, or of a run.
 
     It reads MT3 and the ISMIR 2021 piano model, without JAX, T5X or unpickling. Their licence is
-    unstated; none of them come with this package.
+    unstated; none of them come with this package. Of a run it takes the newest checkpoint, without
+    what only training needs.
 
     Example: mt3train convert checkpoints/mt3 -o mt3.safetensors
     """
@@ -68,10 +72,10 @@ def convert(source: Path, out: Path, heads: int | None) -> None:
 
     if heads is not None:
         require_positive("--heads", heads)
-    done = run(source, out, heads)
+    done = run(source, out, heads, half)
     click.echo(
-        f"{out}: {done.family}, {done.n_parameters:,} parameters, step {done.info.step}, "
-        f"sha256 of the arrays {done.sha256}"
+        f"{out}: {done.family}, {done.n_parameters:,} parameters, {out.stat().st_size:,} bytes, "
+        f"step {done.info.step}, sha256 of the arrays {done.sha256}"
     )
 
 

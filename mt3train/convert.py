@@ -1,7 +1,8 @@
-"""Weights of others made ours: T5X checkpoints of the original, and mt3-pytorch's state dict.
+"""Weights made ours: T5X checkpoints of the original, mt3-pytorch's state dict, smaller copies.
 
     mt3train convert checkpoint_1000000/ -o mt3.safetensors
     mt3train convert mt3.pth -o mt3.safetensors
+    mt3train convert runs/mine -o mine.safetensors --half      (ours, in half the bytes)
 
 The original (magenta/mt3) keeps kernels as [in, out], torch as [out, in]; mt3-pytorch
 (kunato/mt3-pytorch) named the same numbers as Hugging Face's T5. Nothing else is changed, and the
@@ -25,7 +26,8 @@ from torch import Tensor
 
 from mt3data.errors import UserError
 from mt3data.vocabulary import VocabularyConfig, num_embeddings
-from mt3train.checkpoint import CheckpointInfo, save_weights
+from mt3train import checkpoint
+from mt3train.checkpoint import CheckpointInfo
 from mt3train.model import MT3, ModelConfig
 from mt3train.t5x import read_t5x
 
@@ -75,7 +77,7 @@ class Converted:
     """What a conversion found.
 
     Attributes:
-        family: "mt3" or "ismir2021".
+        family: "mt3" or "ismir2021"; "mt3train" for a checkpoint that was ours before.
         info: what the weights mean, as the new file says it.
         n_parameters: numbers in all arrays.
         sha256: of names and values, see `checksum`; equal weights give equal checksums, whichever
@@ -88,30 +90,43 @@ class Converted:
     sha256: str
 
 
-def convert(source: str | Path, out: str | Path, num_heads: int | None = None) -> Converted:
-    """Write another project's weights as a checkpoint of ours.
+def convert(
+    source: str | Path, out: str | Path, num_heads: int | None = None, half: bool = False
+) -> Converted:
+    """Write weights as a checkpoint of ours.
 
     Args:
-        source: folder of a T5X checkpoint, or a .pth file of mt3-pytorch.
+        source: a T5X checkpoint's folder, mt3-pytorch's .pth file, a checkpoint or a run of ours.
         out: the .safetensors file to write.
         num_heads: heads of its attention; None: 6, if it has the published models' sizes.
+        half: store float16. The checksum is that of the weights as they will be read.
     Raises:
-        UserError: the source is missing, damaged, pickled code, or not exactly an MT3 model.
+        UserError: the source is missing, damaged, pickled code, not exactly MT3, or beyond float16.
     """
-    source = Path(source)
+    source, out = Path(source), Path(out)
+    if source.suffix == checkpoint.WEIGHTS or (source.is_dir() and checkpoint.checkpoints(source)):
+        if num_heads is not None:
+            raise UserError(f"{source} says how many heads it has; leave out --heads")
+        family, (model, info) = "mt3train", checkpoint.load_model(source)
+    else:
+        family, model, info = _read_foreign(source, num_heads)
+    checkpoint.save_weights(out, model, info, half)
+    written = checkpoint.read_weights(out)[1]
+    return Converted(family, info, sum(t.numel() for t in written.values()), checksum(written))
+
+
+def _read_foreign(source: Path, num_heads: int | None) -> tuple[str, MT3, CheckpointInfo]:
     if source.is_dir():
         arrays, step = read_t5x(source)
         tensors, theirs = from_t5x(arrays)
     else:
-        step = 0
-        tensors, theirs = from_pth(read_pth(source), source)
+        step, (tensors, theirs) = 0, from_pth(read_pth(source), source)
     family, info = infer(source, tensors, num_heads, step)
     with torch.device("meta"):  # no time spent on initial values
         model = MT3(info.model)
     _require_same(source, model, tensors, theirs)
     model.load_state_dict(tensors, assign=True)
-    save_weights(Path(out), model, info)
-    return Converted(family, info, sum(t.numel() for t in tensors.values()), checksum(tensors))
+    return family, model, info
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:

@@ -16,7 +16,7 @@ import torch
 from foreign import SMALL, arrays_of, pth_state, randomised_model, write_t5x, write_zarr
 
 from mt3data.errors import UserError
-from mt3train.checkpoint import load_model
+from mt3train.checkpoint import CheckpointInfo, load_model, save_weights, weights_path
 from mt3train.convert import checksum, convert, from_t5x, infer
 from mt3train.model import MT3
 
@@ -235,6 +235,55 @@ def test_a_damaged_pth_file_is_refused(tmp_path, randomised, damage):
         convert(tmp_path / "mt3.pth", tmp_path / "out.safetensors", 2)
 
 
+@pytest.fixture
+def run_folder(tmp_path, randomised) -> Path:
+    """A run with one checkpoint, of step 5."""
+    file = weights_path(tmp_path / "run", 5)
+    file.parent.mkdir()
+    save_weights(file, randomised, CheckpointInfo(step=5, model=SMALL, edge="track", frames=128))
+    return file.parent
+
+
+def test_half_precision_takes_half_the_bytes_and_keeps_what_the_run_said(tmp_path, run_folder):
+    out = tmp_path / "half.safetensors"
+    done = convert(run_folder, out, half=True)
+    (file,) = run_folder.iterdir()
+    assert done.family == "mt3train" and done.info == load_model(file)[1]
+    # Twice as many bytes with float32, but for the header that names arrays.
+    assert 2 * out.stat().st_size - file.stat().st_size < 0.2 * file.stat().st_size
+    (original, _), (rounded, info) = load_model(file), load_model(out)
+    assert info == done.info and done.sha256 == checksum(rounded.state_dict())
+    assert done.sha256 != checksum(original.state_dict())
+    for name, value in original.state_dict().items():
+        held = rounded.state_dict()[name]
+        assert held.dtype == torch.float32
+        assert torch.equal(held, value.half().float())
+        assert (
+            (held - value).abs() <= value.abs() / 2048 + 2.0**-25
+        ).all()  # 11 bits, or subnormal
+
+
+def test_a_copy_in_full_precision_has_the_same_weights_and_checksum(tmp_path, run_folder):
+    done = convert(run_folder, tmp_path / "copy.safetensors")
+    assert done.sha256 == checksum(load_model(run_folder)[0].state_dict())
+
+
+@pytest.mark.parametrize("value, seen", [(1e5, "100000"), (-70000.0, "70000"), (np.nan, "nan")])
+def test_a_weight_beyond_half_precision_is_refused_by_name(tmp_path, run_folder, value, seen):
+    model, info = load_model(run_folder)
+    with torch.no_grad():
+        model.encoder.encoder_norm.scale[1] = value
+    save_weights(tmp_path / "big.safetensors", model, info)
+    with pytest.raises(UserError, match=rf"encoder_norm\.scale holds {seen}; half .* 65504"):
+        convert(tmp_path / "big.safetensors", tmp_path / "out.safetensors", half=True)
+    assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_heads_of_a_checkpoint_of_ours_are_known(tmp_path, run_folder):
+    with pytest.raises(UserError, match="says how many heads it has; leave out --heads"):
+        convert(run_folder, tmp_path / "out.safetensors", num_heads=2)
+
+
 def test_the_command_prints_count_and_checksum_and_mistakes_take_one_line(tmp_path, randomised):
     source = write_t5x(tmp_path / "c", arrays_of(randomised))
 
@@ -245,7 +294,11 @@ def test_the_command_prints_count_and_checksum_and_mistakes_take_one_line(tmp_pa
     done = run(source, "-o", tmp_path / "a.safetensors", "--heads", 2)
     assert done.returncode == 0, done.stderr
     count = sum(p.numel() for p in randomised.parameters())
-    assert re.search(rf"mt3, {count:,} parameters, step 7, sha256 .* [0-9a-f]{{64}}$", done.stdout)
+    size = (tmp_path / "a.safetensors").stat().st_size
+    assert re.search(
+        rf"mt3, {count:,} parameters, {size:,} bytes, step 7, sha256 .* [0-9a-f]{{64}}$",
+        done.stdout,
+    )
     wrong = run(tmp_path / "nowhere.pth", "-o", tmp_path / "b.safetensors")
     assert wrong.returncode == 2
     assert wrong.stderr.count("\n") == 1 and "no such file" in wrong.stderr
