@@ -30,7 +30,7 @@ class Agreement:
     member: str
 
     def check_crops(self, frames: int) -> None:
-        """Refuses crops that the records cannot give.
+        """Refuses crops of so many frames where the records cannot give them.
 
         Raises:
             UserError: crops longer than the records, or random crops of a mel of edge "segment".

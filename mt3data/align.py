@@ -75,12 +75,14 @@ def measure(
         config: of the log-mel.
         window_frames: where the mel was transformed in windows that see zeros behind their end
             (edge "segment"), their length; else 0.
+    Returns:
+        NOT_MEASURED where nothing can be told.
     """
     return measure_attacks(attacks(bands, config, window_frames), notes, config)
 
 
 def measure_attacks(strength: np.ndarray, notes: Notes, config: SpectrogramConfig) -> Alignment:
-    """As `measure`, from what `attacks` returned."""
+    """As `measure`, from the strength that `attacks` returned."""
     radius = round(SEARCH_SECONDS * config.frames_per_second)
     rows, onsets = evidence(strength, notes, config, radius)
     if not len(rows):
@@ -228,7 +230,7 @@ def _peak_of(
 
 
 def summit(curve: np.ndarray, best: int) -> float:
-    """Position of a maximum between samples: the vertex of the parabola through three of them."""
+    """Where a curve is highest between its samples: the vertex of the parabola around sample `best`."""
     if not 0 < best < len(curve) - 1:
         return float(best)
     before, at, after = curve[best - 1 : best + 2]

@@ -32,6 +32,8 @@ def assemble(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Writes index, tracks, references and card from the state records; the manifest last.
 
+    Args:
+        environment: of every worker alike, see `attempts.environment`.
     Returns:
         The manifest, and the rows of tracks.parquet.
     """

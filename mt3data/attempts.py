@@ -131,7 +131,13 @@ def track_of(marker: Path) -> str:
 
 @contextmanager
 def new_run(state: Path, root: Path, track_timeout: float) -> Iterator[Run]:
-    """A run whose markers lie in a new folder below `state`; those of earlier runs are removed."""
+    """A run whose markers lie in a new folder below `state`; those of earlier runs are removed.
+
+    Args:
+        state: the folder of a build's state records.
+        root: the dataset, which every worker must find there.
+        track_timeout: seconds that a track may take; 0: as long as `Run.limit_seconds` says.
+    """
     for old in state.glob("run-*"):
         remove_at_once(old)
     folder = state / f"run-{uuid.uuid4().hex}"

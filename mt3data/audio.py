@@ -101,7 +101,7 @@ def to_int16(samples: np.ndarray) -> np.ndarray:
 
 
 def from_int16(stored: np.ndarray) -> np.ndarray:
-    """16-bit integers as float32 samples, full scale 1.0."""
+    """What `to_int16` stored, as float32 samples with full scale 1.0."""
     return stored.astype(np.float32) / np.float32(INT16_FULL_SCALE)
 
 

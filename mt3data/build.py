@@ -56,6 +56,8 @@ def build(
         plan: see `make_plan`.
         on_shard: called for each finished shard, those of earlier runs included.
         report: told in one line what the user should know while it runs.
+    Returns:
+        What was built, by this run or by an earlier one, and which tracks are not in it.
     Raises:
         UserError: the folder holds another build, another run is at work in it, or something that
             is no build; a finished build there has lost files; there is no room, or no worker that

@@ -41,7 +41,7 @@ class Histogram:
         title, x, y: of the chart and of its axes, units included.
         edges: of the bins, ascending; one more than heights.
         heights: of the bars.
-        ticks: positions on the x axis and what stands there.
+        ticks: positions on the x axis, in its unit, and what stands there.
         said: what a reader should take from it, for those who do not see it.
         mark: a position to mark, and what it means.
     """
@@ -57,12 +57,12 @@ class Histogram:
 
 
 def number(value: float) -> str:
-    """A round number as an axis says it: "1,000", "−0.5"."""
+    """A round value as an axis says it: "1,000", "−0.5"."""
     return f"{value:,.10g}".replace("-", "\N{MINUS SIGN}")
 
 
 def nice_step(span: float, parts: int) -> float:
-    """The smallest of 1, 2, 5, 10, 20 ... that covers span in at most so many parts."""
+    """The smallest step of 1, 2, 5, 10, 20 ... that covers span in at most so many parts."""
     if span <= 0:
         return 1.0
     power = 10.0 ** math.floor(math.log10(span / parts))
@@ -70,14 +70,17 @@ def nice_step(span: float, parts: int) -> float:
 
 
 def round_ticks(low: float, high: float, parts: int = 6) -> list[tuple[float, str]]:
-    """Round numbers from low to high, and how to write them."""
+    """About so many (parts) round numbers from low to high, and how to write them."""
     step = nice_step(high - low, parts)
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
     return [(k * step, number(k * step)) for k in range(first, last + 1)]
 
 
 def binned(values: np.ndarray, parts: int = 40) -> tuple[np.ndarray, np.ndarray]:
-    """Edges at round numbers, and how many values lie in each bin; whole numbers have whole bins."""
+    """Edges of at most parts + 1 bins, and how many values lie in each.
+
+    The edges are round numbers; whole numbers have whole bins.
+    """
     low, high = float(values.min()), float(values.max())
     step = nice_step(high - low, parts)
     if np.issubdtype(values.dtype, np.integer):
@@ -88,7 +91,7 @@ def binned(values: np.ndarray, parts: int = 40) -> tuple[np.ndarray, np.ndarray]
 
 
 def histogram(chart: Histogram, height: int = 190) -> Html:
-    """A histogram with labelled axes."""
+    """A histogram with labelled axes, `height` pixels high."""
     bottom, top = height - 34, TOP
     low, high = chart.edges[0], chart.edges[-1]
     peak = float(chart.heights.max()) or 1.0
@@ -151,6 +154,7 @@ def window(shown: Shown, config: SpectrogramConfig, said: str, height: int = 280
 
     Args:
         said: the description for those who do not see it.
+        height: of the picture, in pixels.
     """
     bottom, seconds = height - 34, shown.end - shown.start
     width, tall = WIDTH - LEFT - RIGHT, bottom - TOP
@@ -202,7 +206,7 @@ def _note_lines(
 
 
 def pitch_name(pitch: int) -> str:
-    """Name and octave: 60 is C4, middle C."""
+    """Name and octave of a pitch: 60 is C4, middle C."""
     return f"{'C C♯ D D♯ E F F♯ G G♯ A A♯ B'.split()[pitch % 12]}{pitch // 12 - 1}"
 
 

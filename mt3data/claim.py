@@ -125,7 +125,7 @@ def beside(plan: Plan) -> Plan:
 
 
 def is_done(folder: Path, shard: ShardPlan) -> bool:
-    """Whether a shard is whole, and without the tracks that are to be left out."""
+    """Whether a shard in the folder is whole, and without the tracks that are to be left out."""
     path, tar = folder / STATE / f"{shard.name}.json", folder / shard.name
     if not path.is_file() or not tar.is_file():
         return False

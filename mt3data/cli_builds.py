@@ -94,7 +94,7 @@ def report(folder: Path, out: Path) -> None:
 
 
 def print_info(folder: Path, manifest: dict[str, Any]) -> None:
-    """Prints the manifest of a build as a line and a table, a row for each split."""
+    """Prints the manifest of the build in a folder as a line and a table, a row for each split."""
     click.echo(
         f"{folder}: {manifest['title']}, window {manifest['window']}, edge {manifest['edge']}, "
         f"{len(manifest['shards'])} shards, {sum(s['bytes'] for s in manifest['shards']) / 1e6:,.1f} MB, "

@@ -95,7 +95,7 @@ def _fetch_shards(address: str, cache: Path | None) -> Path:
 
 
 def download_first(dataset: str, root: Path) -> None:
-    """Downloads what a build lacks; a --root that does not exist is taken for a typing error."""
+    """Downloads what a dataset lacks; a --root that does not exist is taken for a typing error."""
     from mt3data.disk import size
     from mt3data.download import Wishes, dataset_folder, needs_download, wanted_sources
     from mt3data.manifest import load

@@ -163,7 +163,11 @@ class Decoded:
 def decode_segments(
     segments: Sequence[tuple[float, np.ndarray]], config: VocabularyConfig
 ) -> Decoded:
-    """Decodes the segments of one track, given as (start in seconds, tokens) in any order.
+    """The notes of one track, decoded from its segments.
+
+    Args:
+        segments: (start in seconds, tokens) of each, in any order.
+        config: the vocabulary of the tokens.
 
     Source: mt3/metrics_utils.py event_predictions_to_ns, decode_and_combine_predictions.
     """

@@ -21,7 +21,17 @@ def free_bytes(folder: Path) -> int:
 def require_space(
     folder: Path, n_bytes: int, purpose: str, option: str = "--root", advice: str = ""
 ) -> None:
-    """Raises UserError, with needed and free bytes, where a disk has too little room."""
+    """Sees that a disk has room, before anything is written.
+
+    Args:
+        folder: where files will be written.
+        n_bytes: how much they need.
+        purpose: what for, in the message: "for shards".
+        option: with which another place can be chosen.
+        advice: how else to get on; ends the message.
+    Raises:
+        UserError: there is less room; it says how many bytes are needed and free.
+    """
     free = free_bytes(folder)
     if n_bytes > free:
         raise UserError(

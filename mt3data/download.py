@@ -74,7 +74,7 @@ PLAIN = Wishes()
 
 
 def wanted_sources(manifest: Manifest, only: Sequence[str] = ()) -> list[Source]:
-    """The sources to fetch: those named by id or group, or all that are not optional.
+    """The sources to fetch: `only` those named by id or group, or all that are not optional.
 
     Raises:
         UserError: the dataset has no source of that name, or none at all.

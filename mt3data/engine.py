@@ -43,7 +43,7 @@ class WorkersLost(Exception):
 
 
 def require_engine(engine: str) -> None:
-    """Raises a UserError for what is neither "local" nor the address of a scheduler.
+    """Raises a UserError for an engine that is neither "local" nor the address of a scheduler.
 
     dask would take 20 s to say so, and print a traceback of its own.
     """

@@ -45,7 +45,7 @@ class EventTable:
 
     @staticmethod
     def of(notes: Notes, config: VocabularyConfig, part: np.ndarray | None = None) -> EventTable:
-        """Orders the events of notes as the original does.
+        """The events of notes in the order of the original.
 
         Equal times are ordered offsets first, then by (is_drum, program, pitch); times are
         compared before they are quantised, and quantised with banker's rounding.

@@ -62,7 +62,7 @@ def file_name(source: Source) -> str:
 
 
 def sums_of(path: Path) -> Sums:
-    """Reads a file for its size and checksums."""
+    """Size and checksums of a file, which is read for them."""
     with (
         path.open("rb") as file,
         progress(path.stat().st_size / MB, f"check {path.name}", "MB") as bar,
@@ -85,7 +85,7 @@ def expected_bytes(source: Source) -> int:
 
 
 def difference(source: Source, sums: Sums) -> str:
-    """How what was read differs from what was published, both values said; "" if it does not."""
+    """How the sums of what was read differ from those published, both said; "" if they do not."""
     expected = {"bytes": expected_bytes(source), "md5": source.md5, "sha256": source.sha256}
     return "; ".join(
         f"{key} is {sums[key]}, expected {value}"
@@ -102,6 +102,9 @@ def fetch(source: Source, target: Path, patience: Patience = PATIENT) -> Sums:
     Args:
         source: its url is tried first, then its mirrors, also where a file came and was wrong.
         target: file to write; its folder exists.
+        patience: how long to wait, and how often to try again.
+    Returns:
+        Size and checksums of the file.
     Raises:
         UserError: nobody serves the file, or what came differs (it is kept as NAME.bad).
     """

@@ -93,7 +93,7 @@ def lags(found: Survey) -> Html:
 
 
 def window(shown: Shown, manifest: dict[str, Any]) -> Html:
-    """One window with its notes, and what it is in the caption."""
+    """One window with its notes, and what it is in the caption; the manifest is its build's."""
     names = [instrument_name(int(voice)) for voice in np.unique(voices(shown.notes))]
     said = (
         f"{len(shown.notes)} notes between {shown.start:.2f} and {shown.end:.2f} s, played by "
@@ -128,7 +128,7 @@ def of_sample(found: Survey) -> str:
 
 
 def signed(value: float, digits: int) -> str:
-    """A number with its sign, "+1.2" or "−0.4"."""
+    """A value with its sign and so many digits after the point: "+1.2" or "−0.4"."""
     return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 

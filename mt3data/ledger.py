@@ -28,7 +28,7 @@ def dataset_folder(manifest: Manifest, root: Path) -> Path:
 
 
 def read_record(folder: Path) -> dict[str, dict[str, Any]]:
-    """What was downloaded whole: source id -> bytes, checksums, select, members."""
+    """What was downloaded whole into a folder: source id -> bytes, checksums, select, members."""
     path = folder / STATE / RECORD
     if not path.is_file():
         return {}
@@ -36,7 +36,7 @@ def read_record(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def log_path(folder: Path, source_id: str) -> Path:
-    """The log of the members that were unpacked from a source."""
+    """The log of the members that were unpacked from a source into the dataset's folder."""
     return folder / STATE / f"{source_id}.members.jsonl"
 
 
@@ -92,7 +92,7 @@ class MemberLog:
             self._write(head)
 
     def add(self, entry: dict[str, Any]) -> None:
-        """Enters a member, durably."""
+        """Enters a member, durably; for the keys of an entry see `read_log`."""
         self.entries[entry["index"]] = entry
         self._write(json.dumps(entry, sort_keys=True))
 

@@ -213,7 +213,7 @@ def names() -> list[str]:
 
 
 def load(name: str) -> Manifest:
-    """Reads one manifest.
+    """The manifest of the dataset of this name.
 
     Raises:
         UserError: there is no manifest of this name; the message names the nearest one.

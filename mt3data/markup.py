@@ -41,7 +41,7 @@ def element(name: str, /, *children: object, **attributes: object) -> Html:
 
 
 def joined(children: Iterable[object]) -> Html:
-    """Children one after the other, escaped as `element` does."""
+    """Children in their order, escaped as `element` does."""
     return Html("".join(map(_markup, children)))
 
 

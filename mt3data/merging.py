@@ -110,7 +110,14 @@ def merge(
 def say_changes(
     ids: np.ndarray, mix: np.ndarray, config: VocabularyConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Events of mixes without the programs and velocities that repeat the one said last."""
+    """Events of mixes without the programs and velocities that repeat the one said last.
+
+    Args:
+        ids: of the events, mix after mix.
+        mix: the number of the mix to which each belongs.
+    Returns:
+        Both, for the events that stay.
+    """
     kind, is_said = _kinds(ids, config), np.ones(len(ids), dtype=bool)
     for state in (VELOCITY, PROGRAM):
         places = np.flatnonzero(kind == state)

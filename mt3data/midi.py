@@ -44,7 +44,11 @@ def read_midi(source: str | Path | bytes, *, sustain: bool = True) -> Notes:
 
 
 def read_midi_and_count(source: str | Path | bytes, *, sustain: bool = True) -> tuple[Notes, int]:
-    """As `read_midi`, and the number of note-ons: more than notes where pretty_midi drops some."""
+    """As `read_midi`, and the number of note-ons: more than notes where pretty_midi drops some.
+
+    Raises:
+        UserError: see `read_midi`.
+    """
     name = "MIDI data" if isinstance(source, bytes) else str(source)
     try:
         data = source if isinstance(source, bytes) else Path(source).read_bytes()

@@ -57,7 +57,14 @@ def subsets(
 
 
 def with_subsets(track: Track, seed: int, count: int, least: int = LEAST_STEMS) -> Track:
-    """The track with passes over subsets of its stems; as it is where it has none, or has passes."""
+    """The track with passes over random subsets of its stems.
+
+    It stays as it is where it has no stems, has passes already, or is not for training.
+
+    Args:
+        count: how many subsets.
+        least: stems of the smallest one.
+    """
     ids = [stem.id for stem in track.stems if stem.audio]
     if not ids or track.passes or track.failure or track.split != "train":
         return track
@@ -74,7 +81,7 @@ def quartets(groups: Sequence[Sequence[Stem]], song: str) -> list[tuple[Stem, ..
 
 
 def mixes(track: Track, rate: int) -> list[np.ndarray]:
-    """The audio of every pass of a track with passes: sums of its stems, float32, equally long.
+    """The audio of every pass of a track: sums of its stems at `rate`, float32, equally long.
 
     Every stem is decoded once and added wherever it belongs, in the order of the stems.
     """

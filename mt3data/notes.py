@@ -67,7 +67,10 @@ class Notes:
 
     @staticmethod
     def from_columns(columns: Mapping[str, Sequence[float]]) -> Notes:
-        """From a mapping with NoteSequence's names (`start`, `end`) or ours (`onset`, `offset`)."""
+        """Notes from columns named as in NoteSequence (`start`, `end`) or here (`onset`, `offset`).
+
+        Times are seconds in either case.
+        """
         onset = columns["onset"] if "onset" in columns else columns["start"]
         offset = columns["offset"] if "offset" in columns else columns["end"]
         rest = (columns[name] for name in list(COLUMNS)[2:])
@@ -75,13 +78,17 @@ class Notes:
 
     @staticmethod
     def from_array(array: np.ndarray) -> Notes:
-        """From the float64 matrix [n, 7] of a shard's `notes.npy`."""
+        """Notes from the float64 array [n, 7] of a shard's `notes.npy`.
+
+        Raises:
+            ValueError: the array has another shape.
+        """
         if array.ndim != 2 or array.shape[1] != len(COLUMNS):
             raise ValueError(f"notes have shape {array.shape}; expected (n, {len(COLUMNS)})")
         return Notes(*array.T)
 
     def to_array(self) -> np.ndarray:
-        """As the float64 matrix [n, 7] that a shard's `notes.npy` holds, columns in this order."""
+        """The float64 array [n, 7] that a shard's `notes.npy` holds, columns in this order."""
         return np.stack([getattr(self, name).astype(np.float64) for name in COLUMNS], axis=1)
 
     def sorted(self) -> Notes:
@@ -141,7 +148,7 @@ def successive(notes: Notes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def moved_by(notes: Notes, seconds: float) -> Notes:
-    """Notes moved in time; what would begin or end before time 0 does so there."""
+    """Notes moved by so many seconds; what would begin or end before time 0 does so there."""
     if not seconds:
         return notes
     onset, offset = (np.maximum(column + seconds, 0.0) for column in (notes.onset, notes.offset))
@@ -149,7 +156,7 @@ def moved_by(notes: Notes, seconds: float) -> Notes:
 
 
 def trim_overlapping(notes: Notes) -> Notes:
-    """Ends each note where the next one of the same pitch, program and kind begins.
+    """Notes that end where the next one of the same pitch, program and kind begins.
 
     Notes that thereby lose all length are dropped; the rest keep their order. Notes of one
     program are one instrument here, whatever their instrument number, so two stems of one class

@@ -72,7 +72,10 @@ def draw_record(folder: Path, key: str, out: Path) -> list[str]:
 
 
 def mel_of(source: ShardSet, row: int, config: SpectrogramConfig) -> np.ndarray:
-    """The log-mel of a record, or of its audio: float32, 0.0 behind the end of the track."""
+    """The log-mel of the record in a row of the index: float32, 0.0 behind the end of the track.
+
+    It is computed where the records have audio in its place.
+    """
     if "mel" in source.manifest["members"]:
         return read_npy(source.member(row, "mel")).astype(np.float32)
     frames, start, track_frames = (
@@ -110,7 +113,7 @@ def _draw_notes(
 
 
 def mel_bin(hertz: np.ndarray, config: SpectrogramConfig) -> np.ndarray:
-    """Position of a frequency, in Hz, on the axis of mel bins (HTK formula)."""
+    """Positions of frequencies, in hertz, on the axis of mel bins (HTK formula)."""
     mel = 1127 * np.log1p(hertz / 700)
     low, high = 1127 * np.log1p(np.array([config.fmin, config.fmax]) / 700)
     return (mel - low) / (high - low) * (config.n_mels + 1)

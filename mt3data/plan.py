@@ -135,7 +135,7 @@ class Plan:
 
 
 def make_plan(config: BuildConfig) -> Plan:
-    """Decides the content of every shard from headers alone.
+    """The content of every shard, decided from headers and labels alone.
 
     Tracks of the training split are ordered by a hash of (seed, track), those of other splits by
     id; they fill shards greedily. Windows of a track stay together.

@@ -156,7 +156,7 @@ def held(plan: Plan, rng: random.Random) -> list[Event]:
 
 
 def broken(plan: Plan, rng: random.Random, low: int, step: float) -> list[Event]:
-    """Broken chords: a pattern of chord tones over two octaves, `step` beats apart."""
+    """Broken chords: a pattern of chord tones over three octaves from `low` up, `step` beats apart."""
     pattern = rng.choice(((0, 1, 2, 3, 4, 3, 2, 1), (0, 2, 1, 2), (0, 2, 4, 5), (5, 4, 3, 2, 1, 0),
                           (0, 0, 2, 2, 4, 4, 2, 2)))  # fmt: skip
     events = []
@@ -175,7 +175,12 @@ def broken(plan: Plan, rng: random.Random, low: int, step: float) -> list[Event]
 
 def melody(plan: Plan, rng: random.Random, pitches: tuple[int, int],
             slow: bool = False) -> list[Event]:  # fmt: skip
-    """Two rhythmic motifs with their contours, which return over changing chords; with rests."""
+    """Two rhythmic motifs with their contours, which return over changing chords; with rests.
+
+    Args:
+        pitches: the lowest and the highest.
+        slow: longer notes, as for a second voice.
+    """
     low, high = pitches
     lengths = (1.0, 2.0, 3.0, 1.5) if slow else (0.5, 0.5, 0.25, 1.0, 1.5, 0.75, 2.0)
     motifs = []

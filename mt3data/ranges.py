@@ -30,8 +30,10 @@ class RangedFile(io.RawIOBase):
     ) -> None:
         """Asks the first of urls that serves ranges for the length of the file.
 
+        Args:
+            expected_bytes: the length that it must have; 0 where it is not known.
         Raises:
-            UserError: no mirror serves the file by ranges.
+            UserError: no mirror serves the file by ranges; Refused by one, the next is asked.
         """
         self._patience, self._session = patience, session(patience)
         self._position = self._start = 0
@@ -64,7 +66,7 @@ class RangedFile(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Moves to a place; nothing is fetched."""
+        """Moves to a place, as `io.RawIOBase.seek`; nothing is fetched."""
         base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self.total}[whence]
         self._position = max(0, base + offset)
         return self._position
@@ -74,7 +76,7 @@ class RangedFile(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Fetches one range.
+        """Fills the beginning of buffer, fetching one range if need be; returns the bytes, 0 at the end.
 
         Raises:
             UserError: the server stopped serving this file, or the file changed.

@@ -158,6 +158,7 @@ class IndexedShards:
         """Some members of a global batch by their number, 0 to global_batch - 1; see `batch`.
 
         Args:
+            members: their numbers.
             out: the mel or audio goes into its first rows and the batch refers to them; a new array
                 costs a tenth more. Shape (at least members, ...) as in Batch.
         """

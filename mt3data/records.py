@@ -192,13 +192,16 @@ class ShardSet:
         return len(self.index)
 
     def member(self, row: int, name: str) -> bytes:
-        """The bytes of one member ("mel", "audio", "tokens", "notes" or "json") of a record."""
+        """The bytes of one member of the record in a row of the index.
+
+        Its name is "mel", "audio", "tokens", "notes" or "json".
+        """
         ((data, read),) = self.members(np.array([row]), name)
         read.run()
         return bytes(data)
 
     def members(self, rows: np.ndarray, name: str) -> list[tuple[bytearray, Read]]:
-        """For each of some records a member's bytes, and the read that will bring them."""
+        """For the record in each of some rows: room for its member of a name, and the read that fills it."""
         planned = []
         where = (self._shard_of[rows].tolist(), self.index[f"{name}_offset"][rows].tolist(),
                  self.index[f"{name}_size"][rows].tolist(), rows.tolist())  # fmt: skip
@@ -211,10 +214,11 @@ class ShardSet:
     def crops(
         self, rows: np.ndarray, name: str, first: np.ndarray, into: Sequence[memoryview]
     ) -> list[Read]:
-        """The reads that bring a stretch of an array of fixed shape ("mel", "audio") of each record.
+        """The reads that bring a stretch of an array of fixed shape from each record.
 
         Args:
-            rows: the records.
+            rows: of the index, one for each record.
+            name: of the array, "mel" or "audio".
             first: byte of each array's data at which to begin.
             into: the buffers to fill.
         """

@@ -88,7 +88,7 @@ def render(midi: bytes, soundfont: bytes) -> np.ndarray:
 
 @lru_cache(maxsize=2)
 def soundfont_bytes(path: Path) -> bytes:
-    """Reads a SoundFont once per process.
+    """The content of a SoundFont, which is read once per process.
 
     Raises:
         UserError: the file is missing or no SoundFont.
@@ -105,7 +105,7 @@ def soundfont_bytes(path: Path) -> bytes:
 def write_track(
     midi: pretty_midi.PrettyMIDI, folder: Path, soundfont: Path, *, track: str, source: str
 ) -> Rendered:
-    """Renders all instruments of a piece and writes the files of one track into folder.
+    """Renders all instruments of a piece, writes the files of one track and returns what was made.
 
     Instruments without notes get no stem. Programs without a Slakh class get an entry in
     metadata.yaml and no audio, and are listed in `left_out`.

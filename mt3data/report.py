@@ -57,7 +57,7 @@ def write_report(
 
 
 def n_windows(folder: Path) -> int:
-    """How many windows `write_report` will count notes in."""
+    """How many windows of the builds in a folder `write_report` will count notes in."""
     return sum(map(n_reads, find_builds(folder)))
 
 

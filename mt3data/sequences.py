@@ -17,6 +17,9 @@ def import_note_seq() -> SimpleNamespace:
 
     Its __init__ imports bokeh, pandas and IPython, which costs every worker 2 s and 125 MB. It is
     left out until somebody asks the package for something else.
+
+    Raises:
+        ModuleNotFoundError: note_seq is not installed.
     """
     if "note_seq" not in sys.modules:
         spec = importlib.util.find_spec("note_seq")

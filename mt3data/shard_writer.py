@@ -31,7 +31,9 @@ MAX_KEY_BYTES = 80  # tar names end at 100
 
 
 def record_key(dataset: str, track: str, pass_number: int, start_frame: int) -> str:
-    """KEY of a record: unique in its build, and without the dots at which webdataset would cut it.
+    """KEY of the record of a dataset, track, pass and first frame.
+
+    It is unique in its build, and without the dots at which webdataset would cut it.
 
     Raises:
         ValueError: a name with other characters than [A-Za-z0-9_-], or a key over 80 bytes.

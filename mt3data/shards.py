@@ -61,7 +61,7 @@ def npy_bytes(array: np.ndarray) -> bytes:
 
 
 def npy_parts(array: np.ndarray) -> tuple[bytes, memoryview]:
-    """Header and data of a .npy file, the data without a copy."""
+    """Header and data of an array as a .npy file, the data without a copy."""
     array = np.ascontiguousarray(array)
     return _npy_header(array.dtype, array.shape), array.reshape(-1).view(np.uint8).data
 
@@ -77,7 +77,7 @@ def _npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
 
 
 def read_npy(data: bytes) -> np.ndarray:
-    """The array in the bytes of a version 1.0 .npy file, read-only; never unpickles.
+    """The array in the data of a version 1.0 .npy file, read-only; never unpickles.
 
     Raises:
         ValueError: other bytes than that, Python objects, or fewer bytes than the shape wants.
@@ -108,7 +108,7 @@ def temporary(path: Path) -> Path:
 
 
 def write_durably(path: Path, data: bytes) -> None:
-    """Writes a file so that after a crash it is either whole or absent.
+    """Writes data to a file so that after a crash it is either whole or absent.
 
     Where it cannot be written, nothing is left behind.
     """
@@ -194,7 +194,7 @@ def references_schema() -> Any:
 
 
 def write_table(path: Path, rows: Iterable[dict[str, Any]], schema: Any) -> dict[str, Any]:
-    """Writes rows as parquet, durably; returns name, bytes and sha256 of the file."""
+    """Writes rows of a pyarrow schema as parquet, durably; returns name, bytes and sha256 of the file."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -206,7 +206,7 @@ def write_table(path: Path, rows: Iterable[dict[str, Any]], schema: Any) -> dict
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a finished build.
+    """The manifest of the finished build in a folder.
 
     Raises:
         UserError: no manifest (not a build, or an unfinished one), or one that cannot be read.
@@ -227,7 +227,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def parse_manifest(data: bytes, where: str) -> dict[str, Any]:
-    """The manifest of a build from the bytes of manifest.json.
+    """The manifest of a build from the data of its manifest.json.
 
     Args:
         where: the file's path or address, for messages.

@@ -100,7 +100,8 @@ def records_per_rank(
 ) -> list[int]:  # fmt: skip
     """How many records `stream` yields to each of `world` processes in an epoch.
 
-    They differ, as shards do: an epoch has as many steps as the least of them allows.
+    They differ, as shards do: an epoch has as many steps as the least of them allows. Builds, split and
+    seed are those of `stream`.
     """
     shards = epoch_shards(builds, split, seed=seed, epoch=epoch, patience=patience)
     return [sum(shard.records for shard in shards[rank::world]) for rank in range(world)]
@@ -109,7 +110,11 @@ def records_per_rank(
 def epoch_shards(
     builds: Sequence[str | Path], split: str, *, seed: int, epoch: int, patience: Patience = PATIENT
 ) -> list[Shard]:
-    """The shards of a split of all builds, in the order of an epoch; see `stream`."""
+    """The shards of a split of all builds, in the order of an epoch; see `stream`.
+
+    Raises:
+        UserError: a build cannot be opened, or has no such split.
+    """
     shards: list[Shard] = []
     for base, manifest in opened(builds, patience):
         if split not in manifest["splits"]:
@@ -127,7 +132,7 @@ def epoch_shards(
 
 
 def is_address(build: str | Path) -> bool:
-    """Whether this is an http(s) address; paths and file: addresses are not.
+    """Whether a build is given by an http(s) address; paths and file: addresses are not.
 
     Raises:
         UserError: anything else that looks like an address, or like a command ("pipe:").
@@ -142,13 +147,13 @@ def is_address(build: str | Path) -> bool:
 
 
 def local_path(build: str | Path) -> Path:
-    """The path that a path or a file: address names."""
+    """The path of a build that is given by a path or a file: address."""
     text = str(build)
     return Path(url2pathname(urlsplit(text).path) if text.startswith("file:") else text)
 
 
 def read_remote(url: str, patience: Patience = PATIENT) -> bytes:
-    """A small remote file.
+    """The content of a small remote file at a url.
 
     Raises:
         UserError: it is not served.

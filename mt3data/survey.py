@@ -125,7 +125,7 @@ class Survey:
 
 
 def survey(folder: Path, pictures: int, on_window: Callable[[], object] = lambda: None) -> Survey:
-    """Counts what one build holds.
+    """What one build holds, counted.
 
     Args:
         folder: the build.
@@ -146,7 +146,7 @@ def survey(folder: Path, pictures: int, on_window: Callable[[], object] = lambda
 
 
 def n_reads(folder: Path) -> int:
-    """How many windows `survey` will take for its sample."""
+    """How many windows of a build `survey` will take for its sample."""
     return min(SAMPLE, sum(split["records"] for split in read_manifest(folder)["splits"].values()))
 
 

@@ -116,7 +116,11 @@ class Track:
         return Notes.concat([part for _, part in parts]), problems
 
     def load_parts(self) -> tuple[list[tuple[str, Notes]], tuple[str, ...]]:
-        """The notes of each stem that has MIDI, with its id; and problems, as `load_labels`."""
+        """The notes of each stem that has MIDI, with its id; and problems, as `load_labels`.
+
+        Raises:
+            UserError: the MIDI of a stem cannot be read.
+        """
         parts: list[tuple[str, Notes]] = []
         problems, pitched = list(self.problems), 0
         for stem in self.stems:

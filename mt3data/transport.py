@@ -269,7 +269,7 @@ def _pass_over(body: Any, n_bytes: int) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """The innermost cause in words, without the objects that urllib3 and requests wrap around it."""
+    """The innermost cause of an error in words, not the objects that urllib3 and requests wrap it in."""
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
     reason = getattr(error, "reason", None)

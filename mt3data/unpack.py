@@ -140,7 +140,11 @@ def unpack_zip(
 
 
 def zip_sizes(file: Path | BinaryIO, place: Placement) -> dict[str, int]:
-    """Bytes of each selected member of a zip, by path; reads the directory alone."""
+    """Bytes of each selected member of a zip file, by path; reads its directory alone.
+
+    Raises:
+        DamagedArchive: it has no directory, or an unsafe one.
+    """
     try:
         with zipfile.ZipFile(file) as archive:
             sizes = {
@@ -241,7 +245,10 @@ def _unpack(
 def write_file(
     content: IO[bytes], target: Path, on_bytes: Callable[[int], None] = lambda n: None
 ) -> tuple[int, str]:
-    """Writes NAME.part, makes it durable and renames it; returns its size and sha256."""
+    """Writes content to a file, durable and whole or not at all; returns its size and sha256.
+
+    `on_bytes` is called with the size of each block written.
+    """
     part = target.with_name(target.name + ".part")
     with part.open("wb") as file:
         written = copy_and_hash(content, file, on_bytes)
@@ -254,7 +261,10 @@ def write_file(
 def copy_and_hash(
     content: IO[bytes], file: IO[bytes] | None, on_bytes: Callable[[int], None]
 ) -> tuple[int, str]:
-    """Reads content to its end, into file if there is one; returns the size and sha256."""
+    """Reads content to its end, into file if there is one; returns the size and sha256.
+
+    `on_bytes` is called with the size of each block.
+    """
     digest, n_bytes = hashlib.sha256(), 0
     while block := content.read(BLOCK_BYTES):
         digest.update(block)

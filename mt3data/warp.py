@@ -63,7 +63,7 @@ class Warp:
         return np.interp(seconds, self.label, self.audio) + (seconds - beyond)
 
     def inverse(self, seconds: np.ndarray) -> np.ndarray:
-        """Label times of audio times."""
+        """Label times of audio times, seconds."""
         return Warp(self.audio, self.label)(seconds)
 
     def apply(self, notes: Notes) -> Notes:
@@ -245,7 +245,11 @@ def _unit(sounding: np.ndarray, struck: np.ndarray) -> np.ndarray:
 def refine(
     strength: np.ndarray, notes: Notes, config: SpectrogramConfig, found: Warp
 ) -> Warp | None:
-    """The warp corrected by the lag that remains around each knot; None when too few are sure."""
+    """The warp `found`, corrected by the lag that remains around each knot; None when too few are sure.
+
+    Args:
+        strength: of every pitch, see `attacks`.
+    """
     radius = round(REFINE_SECONDS * config.frames_per_second)
     rows, onsets = evidence(strength, found.apply(notes), config, radius)
     if not len(rows):

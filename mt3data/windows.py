@@ -127,7 +127,7 @@ class Window:
 
 
 def window_starts(track_frames: int, pass_number: int, track: str, config: WindowConfig) -> range:
-    """First frames of the windows of one pass.
+    """First frames of the windows of one pass, by its number, over a track of so many frames.
 
     The phase of pass k > 0 is drawn from a hash of (seed, track, k), uniform over one window.
     """
@@ -204,7 +204,7 @@ def label(cuts: Iterable[Cut], notes: Notes, config: WindowConfig) -> Iterator[W
 def windows_of(
     samples: np.ndarray, notes: Notes, track: str, passes: int, config: WindowConfig
 ) -> Iterator[Window]:
-    """All windows of a track: `cut` for so many passes, then `label`."""
+    """All windows of a track: `cut` its samples for so many passes, then `label`."""
     samples = pad_to_frames(samples, config.spectrogram.hop)
     return label((cut(samples, track, k, config) for k in range(passes)), notes, config)
 
@@ -232,7 +232,7 @@ def window_mel(samples: np.ndarray, start: int, config: WindowConfig) -> np.ndar
 def window_audio(samples: np.ndarray, start: int, config: WindowConfig) -> np.ndarray:
     """Audio of the window that begins at a frame, and what its last frame hears beyond it.
 
-    Args: as window_mel.
+    Args: as `window_mel`.
     Returns:
         int16, shape (frames * hop + context,), full scale 32767, 0 behind the end of the track.
     """
@@ -244,7 +244,7 @@ def window_audio(samples: np.ndarray, start: int, config: WindowConfig) -> np.nd
 
 
 def window_notes(notes: Notes, start: int, n_frames: int, track_frames: int) -> Notes:
-    """The notes that a window must carry for any crop inside it to be tokenised exactly.
+    """The notes that the window from frame `start` on must carry for exact tokens of any crop in it.
 
     These are the notes that sound or begin in the window, with a margin for the rounding of times
     to steps; in a track's last window all later notes; and, for each pitch and program, earlier

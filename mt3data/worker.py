@@ -34,7 +34,7 @@ _ONE_AT_A_TIME = threading.Lock()
 
 
 def do_shard(plan: ShardPlan, folder: Path, windows: WindowConfig, run: Run) -> dict[str, Any]:
-    """The task that an engine hands to a worker, with one thread.
+    """The task that an engine hands to a worker: one shard, written into folder on one thread.
 
     Returns:
         What the build's log says of it: shard, host, pid, seconds and failures.
@@ -65,7 +65,7 @@ def do_shard(plan: ShardPlan, folder: Path, windows: WindowConfig, run: Run) -> 
 def write_shard(
     plan: ShardPlan, folder: Path, windows: WindowConfig, run: Run
 ) -> list[dict[str, str]]:
-    """Builds one shard and, when it is durable, its state record.
+    """Builds one shard in the build's folder and, when it is durable, its state record.
 
     Returns:
         For each track that failed its id and stage, and what is to be told of it.

@@ -69,6 +69,7 @@ class JamsLabels:
 
     @property
     def files(self) -> tuple[Path, ...]:
+        """The file that `load` reads."""
         return (self.path,)
 
     def load(self) -> tuple[Notes, tuple[str, ...]]:

@@ -46,7 +46,7 @@ class Row:
     failure: str
 
     def missing(self, audio: Path) -> str:
-        """Why a track of this recording and these labels cannot be used; "" when it can."""
+        """Why a track of this recording (audio) and these labels cannot be used; "" when it can."""
         absent = [path.name for path in (audio, *self.labels) if not path.is_file()]
         return self.failure or (f"no {', no '.join(absent)}" if absent else "")
 
@@ -154,6 +154,7 @@ class MidiLabels:
 
     @property
     def files(self) -> tuple[Path, ...]:
+        """The file that `load` reads."""
         return (self.path,)
 
     def load(self) -> tuple[Notes, tuple[str, ...]]:

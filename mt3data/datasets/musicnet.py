@@ -56,6 +56,7 @@ class CsvLabels:
 
     @property
     def files(self) -> tuple[Path, ...]:
+        """The file that `load` reads."""
         return (self.path,)
 
     def load(self) -> tuple[Notes, tuple[str, ...]]:

@@ -73,6 +73,7 @@ class PartLabels:
 
     @property
     def files(self) -> tuple[Path, ...]:
+        """The files that `load` reads."""
         return self.paths
 
     def load(self) -> tuple[Notes, tuple[str, ...]]:
