@@ -107,15 +107,15 @@ def temporary(path: Path) -> Path:
     return path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex}")
 
 
-def write_durably(path: Path, data: bytes) -> None:
-    """Writes data to a file so that after a crash it is either whole or absent.
+def write_durably(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Writes data, whole or in pieces, to a file so that after a crash it is whole or absent.
 
-    Where it cannot be written, nothing is left behind.
+    Where it cannot be written, or a piece cannot be made, nothing is left behind.
     """
     part = temporary(path)
     try:
         with part.open("wb") as file:
-            file.write(data)
+            file.writelines([data] if isinstance(data, bytes) else data)
             sync_and_rename(file, part, path)
     except BaseException:
         part.unlink(missing_ok=True)
