@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 FOLDER = click.Path(path_type=Path)
 CHECKPOINT = click.option(
-    "--checkpoint", type=FOLDER, required=True,
-    help="A .safetensors file, or the folder of a run (its newest checkpoint).",
+    "--checkpoint", type=FOLDER,
+    help="A .safetensors file, or the folder of a run (its newest checkpoint); default: the demo "
+    "weights of this package.",
 )  # fmt: skip
 BATCH = click.option("--batch", default=8, show_default=True, help="Segments decoded at once.")
 ROWS = {  # of `score`: what a line is called, and its score
@@ -48,7 +49,7 @@ LONGER = 1.25  # an estimate that ends so much later, or earlier, may belong to 
 @click.option("--json", "as_json", is_flag=True, help="Means, intervals and every track as JSON.")
 @click.option("--csv", "as_csv", is_flag=True, help="A line for each track and score.")
 def evaluate(
-    folder: Path, checkpoint: Path, split: str, tracks: int | None, batch: int, workers: int,
+    folder: Path, checkpoint: Path | None, split: str, tracks: int | None, batch: int, workers: int,
     out: Path | None, as_json: bool, as_csv: bool,
 ) -> None:  # fmt: skip
     """Scores a model on a split of one build, or of every build in FOLDER, from shards alone.
@@ -200,12 +201,19 @@ def _remark_on_length(reference: Notes, estimate: Notes) -> None:
                    "of one recording?", err=True)  # fmt: skip
 
 
-def load_checkpoint(checkpoint: Path) -> tuple[MT3, CheckpointInfo]:
-    """The model of a checkpoint, on the GPU if there is one."""
+def load_checkpoint(checkpoint: Path | None) -> tuple[MT3, CheckpointInfo]:
+    """The model of a checkpoint, on the GPU if there is one.
+
+    None: the demo weights, of which one line on stderr says what they are.
+    """
     import torch
 
     from mt3train.checkpoint import load_model
+    from mt3train.demo_weights import demo_weights
 
+    if checkpoint is None:
+        checkpoint, told = demo_weights()
+        click.echo(told, err=True)
     model, info = load_model(checkpoint)
     return (model.cuda() if torch.cuda.is_available() else model), info
 

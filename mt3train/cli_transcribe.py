@@ -37,15 +37,15 @@ FORMATS = {"mid": (".mid", ".midi"), "json": (".json",), "csv": (".csv",)}
 @click.option("--grammar", is_flag=True, help="Say only what can follow; see mt3train/grammar.py.")
 @click.option("--compile", "compiled", is_flag=True, help="torch.compile: a minute, then faster.")
 def transcribe(
-    files: tuple[Path, ...], checkpoint: Path, out: Path, kind: str | None, batch: int, beams: int,
-    programs: str | None, grammar: bool, compiled: bool,
+    files: tuple[Path, ...], checkpoint: Path | None, out: Path, kind: str | None, batch: int,
+    beams: int, programs: str | None, grammar: bool, compiled: bool,
 ) -> None:  # fmt: skip
     """Writes the notes of recordings as MIDI, JSON or CSV files.
 
     FILES may be of any format that libsndfile reads and of any length, or folders of them. A
     recording that cannot be read is reported and the others go on.
 
-    Example: mt3train transcribe song.wav --checkpoint runs/mt3 -o song.mid
+    Example: mt3train transcribe song.wav -o song.mid
     """
     # Threads that wait must not spin: where other programs run too, that takes 4 times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded

@@ -27,13 +27,15 @@ import numpy as np
 import torch
 
 from mt3data.errors import UserError
+from mt3data.notes import Notes
 from mt3data.records import TrackRecords, read_tracks
+from mt3data.vocabulary import VocabularyConfig
 from mt3train.checkpoint import CheckpointInfo
 from mt3train.instruments import InstrumentScores, instrument_scores
 from mt3train.metrics import MEASURES, PROFILES, SCORES, transcription_scores
 from mt3train.model import MT3
 from mt3train.segments import require_fit, segments_of
-from mt3train.transcribe import Decoding, transcribe_segments
+from mt3train.transcribe import Decoding, Transcription, transcribe_segments
 
 COLUMNS = {  # heading: score
     "onset": "onset_f1", "+offset": "onset_offset_f1", "+program": "program_f1", "drums": "drum_f1",
@@ -153,22 +155,35 @@ def score_track(
         model, info.vocabulary, segments_of(records, info), Decoding(batch),
         max_length=info.max_target_length, on_segment=on_batch,
     )  # fmt: skip
-    granularity, scores = info.vocabulary.granularity, {}
+    return score_notes(records.track, records.notes, found, info.vocabulary)
+
+
+def score_notes(
+    track: str, reference: Notes, found: Transcription, vocabulary: VocabularyConfig
+) -> TrackScores:
+    """Compare what was found in one track with what is there.
+
+    Args:
+        track: its short id.
+        reference: its notes before overlaps were trimmed.
+        found: from `transcribe` or `transcribe_segments`.
+        vocabulary: of the model that found it.
+    """
+    granularity, scores = vocabulary.granularity, {}
     for profile in PROFILES:
         scores[profile] = transcription_scores(
-            records.notes, found.notes, profile=profile,
-            has_offsets=info.vocabulary.encoding != "onsets",
-        )  # fmt: skip
+            reference, found.notes, profile=profile, has_offsets=vocabulary.encoding != "onsets"
+        )
         for measure in MEASURES:
             scores[profile][f"program_{measure}"] = scores[profile][
                 f"program_{granularity}_{measure}"
             ]
     return TrackScores(
-        track=records.track,
+        track=track,
         scores=scores["fixed"],
         paper=scores["paper"],
-        instruments=instrument_scores(records.notes, found.notes, granularity),
-        n_reference=len(records.notes),
+        instruments=instrument_scores(reference, found.notes, granularity),
+        n_reference=len(reference),
         n_estimate=len(found.notes),
         n_segments=found.n_segments,
         invalid=found.invalid,

@@ -22,7 +22,7 @@ MT3TRAIN = (
     "model loss optim config checkpoint t5x convert features mixing streamed sources data resume device ranks log "
     "stepper search grammar decode ruled transcribe matching pianoroll instruments metrics segments "
     "evaluate results validation train plot demo "
-    "note_files cli_scores cli_transcribe cli"
+    "note_files demo_weights cli_scores cli_transcribe cli"
 ).split()
 # Adapters: two that others build on, then all in the order of their names; a new one needs no line here.
 SHARED = ["slakh", "listed"]
