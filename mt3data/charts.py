@@ -43,7 +43,7 @@ class Histogram:
         heights: of the bars.
         ticks: positions on the x axis, in its unit, and what stands there.
         said: what a reader should take from it, for those who do not see it.
-        mark: a position to mark, and what it means.
+        mark: a position to mark, in the unit of x, and what it means.
     """
 
     title: str
@@ -57,7 +57,7 @@ class Histogram:
 
 
 def number(value: float) -> str:
-    """A round value as an axis says it: "1,000", "−0.5"."""
+    """A round value as an axis says it, without its unit: "1,000", "−0.5"."""
     return f"{value:,.10g}".replace("-", "\N{MINUS SIGN}")
 
 

@@ -31,7 +31,7 @@ Sums = dict[str, Any]  # {"bytes": ..., "md5": ..., "sha256": ...} of what was r
 
 
 class Metered:
-    """Passes a stream on while it counts, hashes and shows the progress of what is read."""
+    """Passes a stream on while it counts and hashes what is read, and moves a progress bar."""
 
     def __init__(self, stream: Readable, bar: Any) -> None:
         self._stream, self._bar = stream, bar

@@ -128,7 +128,7 @@ def of_sample(found: Survey) -> str:
 
 
 def signed(value: float, digits: int) -> str:
-    """A value with its sign and so many digits after the point: "+1.2" or "−0.4"."""
+    """A value in any unit, with its sign and so many digits after the point: "+1.2" or "−0.4"."""
     return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
 
 

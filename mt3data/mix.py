@@ -6,6 +6,8 @@ is a stem; the size of a subset is uniform between 4 and all the stems; its memb
 replacement; no subset comes twice while there are others; a track of fewer than 4 stems is taken
 whole. Audio is the plain sum of the stems' published audio, gain 1, as Slakh's own mixes are said to
 be (not yet checked against its files).
+
+Source: MT3's paper, appendix B.2.
 """
 
 from __future__ import annotations

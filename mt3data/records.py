@@ -53,6 +53,7 @@ class Index:
     """
 
     def __init__(self, path: Path) -> None:
+        """Opens the parquet file of an index."""
         self._path, self._columns = path, dict[str, Any]()
         with opened_table(path) as file:
             self._n_rows, self.names = file.metadata.num_rows, file.schema_arrow.names
@@ -79,7 +80,7 @@ class Index:
         return self._columns[name]
 
     def codes(self, name: str) -> tuple[np.ndarray, list[str]]:
-        """A column of few different strings, as their numbers and the strings; not kept."""
+        """The column of a name, of few different strings: their numbers and the strings; not kept."""
         array = self._read(name).unify_dictionaries().combine_chunks()
         return _numbers(array.indices), array.dictionary.to_pylist()
 
@@ -114,7 +115,7 @@ def _numbers(array: Any) -> np.ndarray:
 
 
 class ShardFile:
-    """A shard that is open for reading until nothing refers to it any more."""
+    """A shard, given by its path, that is open for reading until nothing refers to it any more."""
 
     def __init__(self, path: Path) -> None:
         self.descriptor = os.open(path, os.O_RDONLY)
@@ -297,7 +298,7 @@ def read_tracks(folder: str | Path, split: str) -> Iterator[TrackRecords]:
 
 
 def references(folder: Path, split: str) -> dict[str, Notes]:
-    """The untrimmed notes of each track of an evaluation split; none for other splits."""
+    """The untrimmed notes of each track of a build's evaluation split; none for other splits."""
     path = folder / f"references-{split}.parquet"
     if not path.is_file():
         return {}

@@ -31,7 +31,7 @@ MAX_KEY_BYTES = 80  # tar names end at 100
 
 
 def record_key(dataset: str, track: str, pass_number: int, start_frame: int) -> str:
-    """KEY of the record of a dataset, track, pass and first frame.
+    """KEY of the record of a dataset, track, pass (by its number) and first frame.
 
     It is unique in its build, and without the dots at which webdataset would cut it.
 

@@ -62,6 +62,8 @@ def segment_start(frame: int, config: VocabularyConfig, rounding: str = "exact")
         rounding: "exact"; or "float32" (mt3/tasks.py postprocess, mt3/inference.py) and "float64"
             (the original's notebook), which compute t - t % step in floating point and so fall one
             step low for many frames that lie on the grid.
+    Raises:
+        ValueError: another rounding.
     """
     if rounding == "exact":
         return first_step(frame, config) / config.steps_per_second
@@ -104,6 +106,8 @@ def encode_many(
     Returns:
         Vocabulary ids, int16 [n, longest], EOS last and PAD_ID behind it; and how many there are
         in each row, int32 [n].
+    Raises:
+        ValueError: a crop without frames, or one that begins outside its track.
     """
     for start, n, track in zip(start_frame, n_frames, track_frames, strict=True):
         if n < 1 or not 0 <= start < max(track, 1):

@@ -43,7 +43,9 @@ class Labels(Protocol):
     """
 
     @property
-    def files(self) -> tuple[Path, ...]: ...
+    def files(self) -> tuple[Path, ...]:
+        """The files that `load` reads."""
+        ...
 
     def load(self) -> tuple[Notes, tuple[str, ...]]:
         """The notes, untrimmed, and what was noticed while reading, one sentence each."""

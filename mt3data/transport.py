@@ -112,7 +112,7 @@ class RemoteFile(io.RawIOBase):
         return True
 
     def readinto(self, buffer: Any) -> int:
-        """Fills the beginning of buffer; 0 means the end of the file, and the true one.
+        """Fills the beginning of buffer and returns how far; 0: the end of the file, and the true one.
 
         Raises:
             UserError: no mirror serves the rest, or the file changed meanwhile.
@@ -216,10 +216,19 @@ def ask(
     http: requests.Session, url: str, offset: int, *, last: int | None = None, validator: str = "",
     expected_bytes: int = 0, patience: Patience,
 ) -> Answer:  # fmt: skip
-    """Requests a file from an offset on, or bytes offset..last of it, and reads the answer's head.
+    """The answer, read up to its body, to a request for bytes offset..last of a file, or all from there.
 
     The answer may begin at 0 where the server has no ranges or the file is not the one of
     validator. Where the offset is exactly the end of the file, the body is empty.
+
+    Args:
+        http: the session to use.
+        url: of the file.
+        validator: of the file that an earlier answer was about; "": any.
+        expected_bytes: the length that the file must have; 0: any.
+    Raises:
+        ConnectionError: the server is busy, so it may be asked again.
+        Refused: it does not serve this file, or not these bytes of it.
     """
     headers = {}
     if offset or last is not None:

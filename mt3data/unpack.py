@@ -164,6 +164,8 @@ def unpack_tar_gz(
     Members in the log are read again and compared, but not written. The stream is read beyond the
     last member so that a checksum of all of it can be taken.
 
+    Args:
+        on_bytes: called with the size of each block that is read.
     Returns:
         How many members were selected.
     Raises:
@@ -245,7 +247,7 @@ def _unpack(
 def write_file(
     content: IO[bytes], target: Path, on_bytes: Callable[[int], None] = lambda n: None
 ) -> tuple[int, str]:
-    """Writes content to a file, durable and whole or not at all; returns its size and sha256.
+    """Writes content to target, durable and whole or not at all; returns its size and sha256.
 
     `on_bytes` is called with the size of each block written.
     """

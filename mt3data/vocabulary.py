@@ -200,7 +200,7 @@ def velocity_to_bin(velocity: np.ndarray, num_velocity_bins: int) -> np.ndarray:
 
 
 def bin_to_velocity(velocity_bin: int, num_velocity_bins: int) -> int:
-    """The MIDI velocity of a bin of so many velocity bins. Source: mt3/vocabularies.py bin_to_velocity."""
+    """The MIDI velocity of a bin of num_velocity_bins. Source: mt3/vocabularies.py bin_to_velocity."""
     return int(MAX_VELOCITY * velocity_bin / num_velocity_bins)
 
 

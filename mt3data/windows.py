@@ -127,7 +127,7 @@ class Window:
 
 
 def window_starts(track_frames: int, pass_number: int, track: str, config: WindowConfig) -> range:
-    """First frames of the windows of one pass, by its number, over a track of so many frames.
+    """First frames of the windows of the pass of this number over a track of so many frames.
 
     The phase of pass k > 0 is drawn from a hash of (seed, track, k), uniform over one window.
     """

@@ -219,6 +219,6 @@ def load_checkpoint(checkpoint: Path | None) -> tuple[MT3, CheckpointInfo]:
 
 
 def require_positive(option: str, value: int) -> None:
-    """Raises UserError for a value below 1."""
+    """Raises UserError for an option whose value is below 1."""
     if value < 1:
         raise UserError(f"{option} {value}: expected at least 1")

@@ -66,8 +66,8 @@ class OptimConfig:
     decay: str = "constant"  # or "cosine", to a tenth at the last step
     weight_decay: float = 0.0  # adamw only
     clip_norm: float = 0.0  # largest norm of the mean-token gradient; 0: no clipping
-    z_loss: float = 1e-4
-    label_smoothing: float = 0.0
+    z_loss: float = 1e-4  # weight of log(Z)^2 in the loss
+    label_smoothing: float = 0.0  # share of the target that all other tokens get
 
 
 @dataclass(frozen=True)

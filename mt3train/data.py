@@ -63,7 +63,7 @@ def read_step(
 def micro_batches(
     batch: Batch, size: int, data: DataConfig, spectrogram: SpectrogramConfig
 ) -> list[MicroBatch]:
-    """Cut one rank's members into micro-batches of similar lengths and about equal cost.
+    """One rank's members, cut into micro-batches of similar lengths and about equal cost.
 
     Cost is counted in positions, frames and padded targets together. A micro-batch has at most as
     many as `size` segments padded to data.max_target_length would have, which bounds its memory;
@@ -135,7 +135,7 @@ def to_device(micro: MicroBatch, device: torch.device, dtype: torch.dtype) -> tu
 
 
 class Ahead:
-    """Calls load(step) in a thread for the step after the one asked for.
+    """Calls load(step) in a thread for the step after the one asked for, up to the `last`.
 
     `load` must depend on the step alone. The thread is a daemon: a run that has to end does not
     wait for a disk that does not answer.

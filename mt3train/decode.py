@@ -125,7 +125,7 @@ class SegmentDecoder:
             yield from batch.advance()
 
     def encoded(self, mels: list[np.ndarray | Tensor]) -> Tensor:
-        """Encoded frames [B, F, D] of segments."""
+        """Encoded frames [B, F, D] of segments, given by their mels [F, M]."""
         mel_BFM = torch.stack([torch.as_tensor(mel) for mel in mels]).to(self.device, self.dtype)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bf16):
             return self.model.encode(mel_BFM)

@@ -30,7 +30,13 @@ def own_device() -> torch.device:
 
 
 def choose_precision(wanted: str, device: torch.device) -> str:
-    """What "auto" stands for; on a CPU without bf16 instructions bf16 is many times slower."""
+    """The wanted precision, or what "auto" stands for on this device.
+
+    On a CPU without bf16 instructions bf16 is many times slower.
+
+    Raises:
+        UserError: fp16 on a CPU.
+    """
     if wanted == "fp16" and device.type == "cpu":
         raise UserError("precision='fp16' needs a GPU; use auto, bf16 or float32 on a CPU")
     if wanted != "auto":

@@ -132,7 +132,7 @@ def mean_scores(results: Sequence[TrackScores], profile: str = "fixed") -> dict[
 
 
 def values_of(results: Sequence[TrackScores], name: str, profile: str) -> np.ndarray:
-    """One score of each track, float64 [tracks]; NaN where a track does not have it."""
+    """The score of a name in a profile, of each track: float64 [tracks], NaN where there is none."""
     found = (result.paper if profile == "paper" else result.scores for result in results)
     return np.array([scores.get(name, math.nan) for scores in found], np.float64)
 
@@ -150,7 +150,12 @@ def score_track(
     batch: int = 8,
     on_batch: Callable[[int], None] | None = None,
 ) -> TrackScores:
-    """Transcribe one track and compare; on_batch is called with the segments done so far."""
+    """The scores of one track, transcribed from its records.
+
+    Args:
+        batch: segments that are decoded together.
+        on_batch: called with the number of segments done so far.
+    """
     found = transcribe_segments(
         model, info.vocabulary, segments_of(records, info), Decoding(batch),
         max_length=info.max_target_length, on_segment=on_batch,
@@ -161,7 +166,7 @@ def score_track(
 def score_notes(
     track: str, reference: Notes, found: Transcription, vocabulary: VocabularyConfig
 ) -> TrackScores:
-    """Compare what was found in one track with what is there.
+    """The scores of what was found in one track against what is there.
 
     Args:
         track: its short id.

@@ -112,7 +112,7 @@ class Grammar:
         self._after = kind
 
     def follows(self, tokens: Iterable[int], size: int) -> bool:
-        """Accepts tokens; False as soon as one of them may not come where it stands."""
+        """Accepts tokens; False as soon as one may not come where it stands. For size see `allowed`."""
         for token in tokens:
             if not self.allowed(size)[token]:
                 return False

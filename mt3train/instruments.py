@@ -83,7 +83,10 @@ def leakage(found: Confusion) -> float:
 def instrument_scores(
     reference: Notes, estimate: Notes, granularity: str = "full"
 ) -> list[InstrumentScores]:
-    """One entry for each program of either side, those with most notes in the reference first."""
+    """One entry for each program of either side, those with most notes in the reference first.
+
+    Programs are compared at a granularity of the vocabulary: "full", "midi_class" or "flat".
+    """
     heard_as: dict[int, Counter[int]] = {}
     for (right, said), n in confusion(reference, estimate, granularity).items():
         if right != said:

@@ -28,7 +28,7 @@ TIMES = ("segments_per_second", "data_wait", "memory_gb", "seconds")  # differ f
 class Log:
     """metrics.jsonl and the progress line on stderr, of rank 0.
 
-    Lines of steps after the one that the run continues from are dropped: they come again.
+    Lines of steps after the one that the run continues from (`done`) are dropped: they come again.
     """
 
     def __init__(self, config: Config, done: int, rank: int, device: torch.device) -> None:
@@ -51,17 +51,22 @@ class Log:
         self.board = _tensorboard(run / "tensorboard", done)
 
     def say(self, text: str, end: str = "\n") -> None:
-        """Print on stderr."""
+        """Print a text on stderr, and what ends it."""
         if self.rank == 0:
             print(text, end=end, file=sys.stderr, flush=True)
 
     def wait(self, seconds: float) -> None:
-        """Add to the time that this process waited for data."""
+        """Add seconds to the time that this process waited for data."""
         self.waited += seconds
         self.waited_all += seconds
 
     def progress(self, done: int, loss: float, accuracy: float, lr: float, norm: float) -> None:
-        """Say where the run is, if the last time was a while ago."""
+        """Say where the run is, if the last time was a while ago.
+
+        Args:
+            done: updates so far; of the last one the mean loss and the share of tokens that were right
+                (accuracy), the learning rate (lr) and the norm of the gradient.
+        """
         now = time.monotonic()
         every = 1.0 if self.terminal else 5.0  # seconds
         if self.rank or (now - self.shown_at < every and done < self.config.steps):
@@ -79,7 +84,12 @@ class Log:
         self.say(text.ljust(130) if self.terminal else text, end)
 
     def write(self, done: int, sums: dict[str, float], lr: float, norm: float) -> None:
-        """One line about the steps since the last: means per token, and the last step's norm."""
+        """One line about the steps since the last: means per token, and the last step's lr and norm.
+
+        Args:
+            done: updates so far.
+            sums: over these steps and all ranks, of loss, correct, tokens, skipped and overflows.
+        """
         now = time.monotonic()
         seconds = now - self.logged_at
         tokens = max(1.0, sums["tokens"])
@@ -94,7 +104,7 @@ class Log:
         self.logged, self.logged_at, self.waited = done, now, 0.0
 
     def write_evaluation(self, done: int, scores: dict[str, float]) -> None:
-        """One line about an evaluation."""
+        """One line about the scores of an evaluation, with so many updates done."""
         self._line(step=done, **scores)
         self.say(f"step {done}  " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
 
@@ -126,7 +136,7 @@ class Log:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl, less what a kill cut short or a power failure left of zeros."""
+    """The lines of the file metrics.jsonl, less what a kill cut short or a power failure left of zeros."""
     whole = []
     for line in path.read_bytes().splitlines() if path.is_file() else []:
         with suppress(ValueError):

@@ -41,10 +41,11 @@ class _TokenLoss(torch.autograd.Function):
 def token_losses(
     logits_BLV: Tensor, targets_BL: Tensor, z_loss: float = 1e-4, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Cross entropy plus z-loss of every token: [B, L].
+    """Cross entropy plus z-loss of every token: [B, L], from logits and targets.
 
     It is -sum(p log q) + z_loss * log(Z)^2, less the entropy of the smoothed target p, so
-    that a perfect prediction costs 0. Padding (target 0) costs 0.
+    that a perfect prediction costs 0. label_smoothing is the share of p that goes, evenly, to all other
+    tokens. Padding (target 0) costs 0.
 
     Source: t5x/losses.py compute_weighted_cross_entropy.
     """
@@ -59,7 +60,7 @@ def token_losses(
 def loss_sum(
     logits_BLV: Tensor, targets_BL: Tensor, z_loss: float = 1e-4, label_smoothing: float = 0.0
 ) -> Tensor:
-    """The sum of token_losses: the number that the original minimises."""
+    """As `token_losses`, summed: the number that the original minimises."""
     return token_losses(logits_BLV, targets_BL, z_loss, label_smoothing).sum()
 
 

@@ -71,7 +71,10 @@ def match(
 ) -> np.ndarray:
     """Pairs (row in reference, row in estimate), int64 [n, 2], by row in reference.
 
-    All notes must have a length above zero.
+    Args:
+        reference, estimate: all notes must have a length above zero.
+        offsets: whether offsets must agree too, within OFFSET_RATIO of the note or the tolerance.
+        tolerance: of onsets, in seconds.
     """
     from mir_eval.transcription import match_notes
 

@@ -68,13 +68,14 @@ def shift_right(targets_BL: Tensor) -> Tensor:
 
 
 class Dense(nn.Linear):
-    """A linear map without bias, drawn from a (truncated) normal of std scale/sqrt(in_features)."""
+    """A linear map from n_in to n_out, no bias, drawn from a (truncated) normal of std scale/sqrt(n_in)."""
 
     def __init__(self, n_in: int, n_out: int, truncated: bool = True, scale: float = 1.0) -> None:
         self.truncated, self.scale = truncated, scale
         super().__init__(n_in, n_out, bias=False)
 
     def reset_parameters(self) -> None:
+        """Draws the weights anew."""
         std = self.scale / math.sqrt(self.in_features)
         if self.truncated:
             std /= TRUNCATED_STD
@@ -84,18 +85,19 @@ class Dense(nn.Linear):
 
 
 class RMSNorm(nn.Module):
-    """T5's layer norm: x / sqrt(mean(x^2) + 1e-6) * scale, in float32 also under autocast."""
+    """T5's layer norm over `width`: x / sqrt(mean(x^2) + 1e-6) * scale, float32 also under autocast."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(width))
 
     def forward(self, x_BLD: Tensor) -> Tensor:
+        """x, normalised."""
         return F.rms_norm(x_BLD, (x_BLD.shape[-1],), self.scale, NORM_EPSILON)
 
 
 class SharedDropout(nn.Module):
-    """Dropout whose mask is the same at every position of a sequence (T5's broadcast_dims=(-2,)).
+    """Dropout, at a rate, whose mask is the same at every position (T5's broadcast_dims=(-2,)).
 
     Also applied to values [B, H, S, K] with `per_row=True`: then whole rows are dropped, which is
     dropout of attention probabilities with one mask for all queries.
@@ -106,6 +108,7 @@ class SharedDropout(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor, per_row: bool = False) -> Tensor:
+        """x, in training with a share of it 0 and the rest scaled up; for per_row see above."""
         if not self.training or self.rate == 0.0:
             return x
         shape = (*x.shape[:-1], 1) if per_row else (*x.shape[:-2], 1, x.shape[-1])
@@ -148,7 +151,7 @@ class Attention(nn.Module):
         causal: bool = False,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Attend from x; `mask` [B, 1, L, S] is added to the logits."""
+        """Attend from x to keys and values; `causal`: to earlier ones; `mask` [B, 1, L, S] joins logits."""
         queries_BHLK = self._split(self.query(x_BLD))
         values_BHSK = self.dropout(values_BHSK, per_row=True)
         mixed_BHLK = F.scaled_dot_product_attention(
@@ -168,6 +171,7 @@ class GatedMLP(nn.Module):
         self.dropout = SharedDropout(config.dropout_rate)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
+        """x, mapped at every position by itself."""
         hidden = F.gelu(self.wi_0(x_BLD), approximate="tanh") * self.wi_1(x_BLD)
         return self.wo(self.dropout(hidden))
 
@@ -184,6 +188,7 @@ class EncoderLayer(nn.Module):
         self.dropout = SharedDropout(config.dropout_rate)
 
     def forward(self, x_BFD: Tensor) -> Tensor:
+        """x after one layer."""
         normed = self.pre_attention_layer_norm(x_BFD)
         x_BFD = x_BFD + self.dropout(self.attention(normed, *self.attention.keys_values(normed)))
         return x_BFD + self.dropout(self.mlp(self.pre_mlp_layer_norm(x_BFD)))
@@ -208,7 +213,7 @@ class DecoderLayer(nn.Module):
         cross: tuple[Tensor, Tensor],
         masks: tuple[Tensor, Tensor] | tuple[None, None],
     ) -> Tensor:
-        """One layer; `cross` are its keys and values of the encoded frames."""
+        """x after one layer; `cross`: its keys and values of the frames; masks: see `attention_masks`."""
         normed = self.pre_self_attention_layer_norm(x_BLD)
         own = self.self_attention.keys_values(normed)
         attended = self.self_attention(normed, *own, causal=masks[0] is None, mask=masks[0])
@@ -234,6 +239,7 @@ class Encoder(nn.Module):
         self.register_buffer("positions", table, persistent=False)
 
     def forward(self, mel_BFM: Tensor) -> Tensor:
+        """Encoded frames of a log-mel."""
         positions_FD = self.get_buffer("positions")[: mel_BFM.shape[1]]
         x_BFD = self.dropout(self.continuous_inputs_projection(mel_BFM) + positions_FD)
         for layer in self.layers:
@@ -265,6 +271,7 @@ class Decoder(nn.Module):
         cross: list[tuple[Tensor, Tensor]],
         masks: tuple[Tensor, Tensor] | tuple[None, None] = (None, None),
     ) -> Tensor:
+        """Logits [B, L, V] for inputs; `cross` of every layer; masks as of `attention_masks`, or causal."""
         positions_LD = self.get_buffer("positions")[: inputs_BL.shape[1]]
         x_BLD = self.dropout(self.token_embedder(inputs_BL) + positions_LD)
         for i, layer in enumerate(self.layers):
@@ -284,7 +291,7 @@ class MT3(nn.Module):
         self.decoder = Decoder(config)
 
     def encode(self, mel_BFM: Tensor) -> Tensor:
-        """Encoded frames [B, F, D]; F is at most 2048."""
+        """Encoded frames [B, F, D] of a log-mel; F is at most 2048."""
         return self.encoder(mel_BFM)
 
     def forward(self, mel_BFM: Tensor, targets_BL: Tensor, original_mask: bool = False) -> Tensor:

@@ -58,7 +58,10 @@ class Adafactor(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update every parameter that has a gradient; gradients are left as they are."""
+        """Update every parameter that has a gradient; gradients are left as they are.
+
+        Returns the number that the closure, which is called first, returns; None without one.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -121,7 +124,7 @@ def freeze(model: nn.Module, patterns: str) -> None:
 def make_optimizer(
     parameters: Iterable[nn.Parameter], name: str, lr: float, weight_decay: float = 0.0
 ) -> torch.optim.Optimizer:
-    """The optimiser called `name`, "adafactor" or "adamw" (betas 0.9 and 0.98).
+    """The optimiser `name` of parameters, "adafactor" or "adamw" (betas 0.9, 0.98), at learning rate lr.
 
     Raises:
         ValueError: another name, or weight decay with Adafactor.
@@ -140,7 +143,7 @@ def learning_rate(
 ) -> float:
     """Learning rate of update `step` (0 is the first): linear warm-up, then constant or cosine.
 
-    With "cosine" the rate falls from lr after the warm-up to 10 % of it at total_steps.
+    With "cosine" the rate falls from lr after warmup_steps to 10 % of it at total_steps.
 
     Raises:
         ValueError: an unknown decay.

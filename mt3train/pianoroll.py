@@ -32,6 +32,8 @@ def lengthened(notes: Notes, are_drums: bool) -> Notes:
 def pianoroll(notes: Notes, fps: float = FRAMES_PER_SECOND) -> np.ndarray:
     """Sums of velocities, float32 [128, n_frames]; the frame in which the last note ends is left out.
 
+    Frames come fps to the second.
+
     Source: pretty_midi/instrument.py get_piano_roll.
     """
     n_frames = int(fps * notes.offset.max()) if len(notes) else 0
@@ -44,7 +46,7 @@ def pianoroll(notes: Notes, fps: float = FRAMES_PER_SECOND) -> np.ndarray:
 
 
 def original_pianoroll(notes: Notes, are_drums: bool, fps: float = FRAMES_PER_SECOND) -> np.ndarray:
-    """The roll that the original makes, which lacks notes; shape and type as of `pianoroll`.
+    """The roll that the original makes, which lacks notes; fps, shape and type as of `pianoroll`.
 
     Of the notes whose `instrument` is 0, which most code leaves there, only those of the last
     (program, is_drum) remain: each group takes the place of the one before. Drums are silent unless
@@ -63,7 +65,7 @@ def original_pianoroll(notes: Notes, are_drums: bool, fps: float = FRAMES_PER_SE
 
 
 def frame_counts(reference: np.ndarray, estimate: np.ndarray, *, above: float = 0.0) -> Counts:
-    """Frames that sound in two rolls: in the reference those above `above`, else those above 0.
+    """Frames that sound in two rolls: those above `above` in the reference, above 0 in the estimate.
 
     Source: mt3/metrics_utils.py frame_metrics.
     """

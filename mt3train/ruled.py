@@ -53,7 +53,7 @@ class Instruments:
 
     @staticmethod
     def parse(text: str) -> Instruments:
-        """From words between commas: families ("piano", "bass", ...), programs 0-127, "drums".
+        """Instruments from a text, between commas: families ("piano", "bass"), programs 0-127, "drums".
 
         Raises:
             UserError: a word that is none of these; it is named.

@@ -17,7 +17,7 @@ NEGLIGIBLE = -1e7  # t5x/decoding.py NEG_INF: the score of what is no candidate
 
 
 class Greedy:
-    """The most probable token at every position.
+    """The most probable token at every position, in so many slots, at most max_length tokens in each.
 
     Source: t5x/decoding.py temperature_sample with temperature 0.
     """
@@ -32,7 +32,7 @@ class Greedy:
         self.slot_S = torch.arange(slots, device=device)
 
     def start(self, slot: int) -> None:
-        """Begin a sequence."""
+        """Begin a sequence in a slot."""
         self.said_SL[slot], self.ended_S[slot], self.length_S[slot] = PAD_ID, False, 0
 
     def move(self, source: int, target: int) -> None:
@@ -41,7 +41,7 @@ class Greedy:
             state[target] = state[source]
 
     def last(self, slots: int) -> Tensor:
-        """The tokens said last, one per row; the start token 0 where none was."""
+        """The tokens said last in the first slots, one per row; the start token 0 where none was."""
         before_S = (self.length_S[:slots] - 1).clamp(min=0)
         return self.said_SL[self.slot_S[:slots], before_S]
 
@@ -66,12 +66,12 @@ class Greedy:
         return None
 
     def sequences(self, slot: int) -> tuple[Tensor, Tensor]:
-        """The sequence [1, length], EOS included, and its score, which is 0 by definition."""
+        """The sequence [1, length] of a slot, EOS included, and its score, which is 0 by definition."""
         return self.said_SL[slot, : int(self.length_S[slot])][None], torch.zeros(1)
 
 
 class Beam:
-    """The W best sequences by log probability over a brevity penalty.
+    """The W (width) best sequences of at most max_length, by log probability over a brevity penalty.
 
     Step by step as the original's: of the 2 W best continuations of all beams those that end are
     candidates for the result, the W best others live on; a slot is done when no live sequence can
@@ -97,7 +97,7 @@ class Beam:
         self.parent_R: Tensor | None = None
 
     def start(self, slot: int) -> None:
-        """Begin a search, with one live sequence that holds nothing."""
+        """Begin a search in a slot, with one live sequence that holds nothing."""
         self.live_SWL[slot], self.done_SWL[slot], self.length_S[slot] = PAD_ID, PAD_ID, 0
         self.live_score_SW[slot] = NEGLIGIBLE
         self.live_score_SW[slot, 0] = 0.0
@@ -112,7 +112,7 @@ class Beam:
             state[target] = state[source]
 
     def last(self, slots: int) -> Tensor:
-        """The last token of every live sequence, one per row."""
+        """The last token of every live sequence in the first slots, one per row."""
         return self.live_SWL[self.slot_S1[:slots], :, self.length_S[:slots, None]].flatten()
 
     def choose(self, logits_RV: Tensor) -> None:
@@ -159,7 +159,7 @@ class Beam:
         return self.parent_R
 
     def sequences(self, slot: int) -> tuple[Tensor, Tensor]:
-        """All W sequences [W, max_length], padded with 0, and their scores [W], the best last."""
+        """All W sequences [W, max_length] of a slot, padded with 0, and their scores [W], the best last."""
         if bool(self.done_SW[slot].any()):
             return self.done_SWL[slot, :, 1:], self.done_score_SW[slot]
         return self.live_SWL[slot, :, 1:], self.live_score_SW[slot]

@@ -64,7 +64,7 @@ def read_t5x(folder: Path) -> tuple[dict[str, np.ndarray], int]:
 
 
 def read_zarr(folder: Path) -> np.ndarray:
-    """One array of zarr version 2: one or many chunks, gzip or none, float32 or bfloat16.
+    """The array in a folder of zarr version 2: one or many chunks, gzip or none, float32 or bfloat16.
 
     Returns:
         float32; bfloat16 is widened, which is exact.

@@ -74,7 +74,7 @@ def train(
 def train_together(
     config: Config, ranks: Ranks, shards: Segments | None, evaluation: Segments | None
 ) -> Path:
-    """`train` on processes that are connected."""
+    """`train` on processes that are connected. Raises UserError, on all of them alike."""
     rank, world, device, optim = ranks.rank, ranks.world, ranks.device, config.optim
     if config.batch < world:
         raise UserError(f"batch={config.batch} for {world} processes; expected at least one each")
@@ -264,7 +264,7 @@ def next_batch(
 
 
 def refuse(ranks: Ranks, what: str, keys: list[str]) -> NoReturn:
-    """Raises UserError on every rank, with the records of all; nothing has been updated."""
+    """Raises UserError on every rank: `what` was seen, in the records with the keys of all."""
     named = [key for share in ranks.gather(keys) for key in share]
     more = f" and {len(named) - 16} more" if len(named) > 16 else ""
     raise UserError(f"{what}, nothing was updated; records: {', '.join(named[:16])}{more}")

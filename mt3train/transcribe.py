@@ -58,7 +58,7 @@ class Decoding:
     compile: bool = False
 
     def options(self, vocabulary: VocabularyConfig, max_length: int) -> DecodeOptions:
-        """What the decoder needs of it, for tokens of this vocabulary."""
+        """What the decoder needs of it, for tokens of this vocabulary, at most max_length a segment."""
         forbidden = self.only.forbidden(vocabulary) if self.only else ()
         return DecodeOptions(
             self.batch, max_length, self.beams, forbidden, self.precision, self.compile
@@ -91,7 +91,7 @@ def transcribe(
     max_length: int | None = None,
     on_progress: Progress | None = None,
 ) -> Transcription:
-    """Transcribe a recording of any length.
+    """The notes of a recording of any length.
 
     Args:
         model: the network, on the device that shall run it.
@@ -130,12 +130,12 @@ def transcribe_segments(
     max_length: int = 1024,
     on_segment: Callable[[int], None] | None = None,
 ) -> Transcription:
-    """Decode the segments of one track, given as (start frame, log-mel [frames, n_mels]), to notes.
+    """The notes of one track, decoded from its segments.
 
     Args:
         model: the network, on the device that shall run it; put into evaluation mode for the call.
         vocabulary: what its tokens mean.
-        segments: in time order, all of one length; as many are taken as are decoded next.
+        segments: (start frame, log-mel [frames, n_mels]), in time order, all of one length; as many are taken as are decoded next.
         decoding: how tokens are found.
         max_length: most tokens per segment.
         on_segment: called after each segment with the number of segments done.

@@ -34,6 +34,8 @@ def evaluate(
 ) -> dict[str, float]:
     """The scores that are due after so many updates, equal on all ranks; none if nothing is due.
 
+    Args:
+        autocast: the precision of the training, for the loss.
     Raises:
         Stopped: a signal came.
     """
