@@ -267,7 +267,7 @@ class TrackRecords:
 
 
 def read_tracks(folder: str | Path, split: str) -> Iterator[TrackRecords]:
-    """The tracks of a split, one after the other, from shards alone (pass 0 only).
+    """The tracks of a split of a build, one after the other, from shards alone (pass 0 only).
 
     Raises:
         UserError: see ShardSet.
