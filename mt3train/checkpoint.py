@@ -7,12 +7,14 @@
 
 The weights alone are what transcription and fine-tuning need. Nothing is pickled. Each file is
 written under another name, synced and renamed, the weights last: when they are there, the
-checkpoint is whole. One that was damaged later is set aside, and the run continues from the one
-before.
+checkpoint is whole. Its metadata holds a checksum of its arrays, which is compared when they are
+read. One that was damaged later is set aside, and the run continues from the one before.
 """
 
 import dataclasses
+import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ INPUT_AND_OUTPUT = ("vocabulary", "spectrogram", "edge")  # what weights cannot 
 
 
 class Damaged(UserError):
-    """A file that was cut short, emptied or lost; what it held may exist elsewhere."""
+    """A file that was cut short, altered or lost; what it held may exist elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -87,11 +89,10 @@ def save_weights(path: Path, model: MT3, info: CheckpointInfo, half: bool = Fals
     Raises:
         UserError: it cannot be written, or a weight has no float16.
     """
-    metadata = {"schema": SCHEMA, **dataclasses.asdict(info)}
     tensors = dict(model.state_dict())
     if half:
         tensors = {name: _to_half(name, tensor) for name, tensor in tensors.items()}
-    _write(path, tensors, metadata)
+    _write(path, tensors, dataclasses.asdict(info))
 
 
 def _to_half(name: str, tensor: Tensor) -> Tensor:
@@ -128,7 +129,7 @@ def save(
         for index, values in optimizer.state_dict()["state"].items()
         for key, value in values.items()
     }
-    _write(optimizer_file(path), state, {"schema": SCHEMA, "progress": progress})
+    _write(optimizer_file(path), state, {"progress": progress})
     save_weights(path, model, info)
     for old in checkpoints(folder)[:-keep]:
         old.unlink()
@@ -156,38 +157,39 @@ def checkpoints(folder: Path) -> list[Path]:
     return sorted(path for path in found if not path.name.endswith(OPTIMIZER))
 
 
-def read_info(path: Path) -> CheckpointInfo:
-    """What the weights at `path` (a file, or a run's folder: its newest) mean."""
-    return read_weights(weights_file(path), with_tensors=False)[0]
-
-
-def load_model(
-    path: str | Path, vocabulary: VocabularyConfig | None = None
-) -> tuple[MT3, CheckpointInfo]:
+def load_model(path: str | Path) -> tuple[MT3, CheckpointInfo]:
     """The model of a checkpoint, on the CPU and in evaluation mode.
 
     Args:
         path: a .safetensors file, or a run's folder, of which the newest checkpoint is taken.
-        vocabulary: the one that the caller expects.
     Raises:
-        UserError: nothing there, not a checkpoint of ours, cut short, or of another vocabulary.
+        UserError: nothing there, not a checkpoint of ours, or a damaged one.
     """
     file = weights_file(Path(path))
     info, tensors = read_weights(file)
-    if vocabulary is not None and vocabulary != info.vocabulary:
-        raise UserError(
-            f"{file} was trained with {info.vocabulary}, asked for was {vocabulary}; use another"
-            " checkpoint"
-        )
+    return model_of(file, tensors, info).eval(), info
+
+
+def model_of(
+    source: Path,
+    tensors: Mapping[str, Tensor],
+    info: CheckpointInfo,
+    theirs: Mapping[str, str] | None = None,
+) -> MT3:
+    """The model that consists of these arrays; see `require_arrays`."""
     with torch.device("meta"):  # no time spent on initial values
         model = MT3(info.model)
-    require_shapes(file, model, tensors)
+    require_arrays(source, model, tensors, theirs)
     model.load_state_dict(tensors, assign=True)
-    return model.eval(), info
+    return model
 
 
 def weights_file(path: Path) -> Path:
-    """The weights that a path means: a file, or of a run's folder the newest."""
+    """The weights that a path means: a file, or of a run's folder the newest.
+
+    Raises:
+        UserError: there are none.
+    """
     if path.is_dir():
         found = checkpoints(path)
         if not found:
@@ -198,13 +200,13 @@ def weights_file(path: Path) -> Path:
     return path
 
 
-def read_weights(file: Path, with_tensors: bool = True) -> tuple[CheckpointInfo, dict[str, Tensor]]:
+def read_weights(file: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
     """What a file of weights says of itself, and its tensors; those in half precision as float32.
 
     Raises:
-        Damaged: it was cut short. UserError: it is not a checkpoint of ours.
+        Damaged: it was cut short or altered. UserError: it is not a checkpoint of ours.
     """
-    metadata, tensors = _open(file, with_tensors)
+    metadata, tensors = _open(file)
     try:
         info = CheckpointInfo(
             step=metadata["step"],
@@ -215,18 +217,54 @@ def read_weights(file: Path, with_tensors: bool = True) -> tuple[CheckpointInfo,
             frames=metadata["frames"],
             max_target_length=metadata["max_target_length"],
         )
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{file} holds no model: its metadata lacks {error}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(
+            f"{file}: its metadata describes no model ({error!r}); copy it again"
+        ) from None
     return info, {n: t.float() if t.dtype == torch.float16 else t for n, t in tensors.items()}
 
 
-def require_shapes(file: Path, model: MT3, tensors: dict[str, Tensor]) -> None:
-    """Raises UserError unless tensors are named and shaped as the model's."""
-    wanted = model.state_dict()
-    for name in sorted(wanted.keys() | tensors.keys()):
-        shapes = [tuple(t[name].shape) if name in t else None for t in (tensors, wanted)]
-        if shapes[0] != shapes[1]:
-            raise UserError(f"{file}: {name} has shape {shapes[0]}, the model needs {shapes[1]}")
+def require_arrays(
+    source: Path,
+    model: MT3,
+    tensors: Mapping[str, Tensor],
+    theirs: Mapping[str, str] | None = None,
+) -> None:
+    """Raises UserError unless arrays are named and shaped as the model's.
+
+    Args:
+        source: where they are from.
+        tensors: the arrays, by our names.
+        theirs: what each is called there; None: the same.
+    """
+    wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    called = theirs or {name: name for name in tensors}
+    if left_over := sorted(called[name] for name in tensors.keys() - wanted.keys()):
+        raise UserError(
+            f"{source}: arrays left over: {len(left_over)}, such as {left_over[0]}; MT3 has no such"
+            " parameter"
+        )
+    if missing := sorted(wanted.keys() - tensors.keys()):
+        raise UserError(
+            f"{source}: arrays missing: {len(missing)}, such as the one for {missing[0]} "
+            f"{wanted[missing[0]]}; copy the checkpoint again"
+        )
+    for name, tensor in sorted(tensors.items()):
+        if list(tensor.shape) != wanted[name]:
+            raise UserError(
+                f"{source}: {called[name]} is {list(tensor.shape)} as [out, in]; a model of its "
+                f"sizes has {wanted[name]}"
+            )
+
+
+def checksum(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 of all tensors in the order of their names: name, shape, bytes of the values."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
+        values = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(values.view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def read_state(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -235,7 +273,7 @@ def read_state(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     Returns:
         The progress, and the state by "name of a parameter/key".
     Raises:
-        Damaged: they are not there, or cut short.
+        Damaged: they are not there, cut short, or altered.
     """
     beside = optimizer_file(file)
     if not beside.is_file():
@@ -249,11 +287,11 @@ def optimizer_file(file: Path) -> Path:
     return file.with_name(file.name.removesuffix(WEIGHTS) + OPTIMIZER)
 
 
-def _open(file: Path, with_tensors: bool = True) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _open(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(file, framework="pt") as opened:
             text = (opened.metadata() or {}).get(METADATA_KEY)
-            names = opened.keys() if with_tensors else []
+            names = opened.keys()
             tensors = {name: opened.get_tensor(name) for name in names}
     except (SafetensorError, OSError) as error:
         raise Damaged(f"{file} is not a whole safetensors file ({error}); copy it again") from None
@@ -261,17 +299,27 @@ def _open(file: Path, with_tensors: bool = True) -> tuple[dict[str, Any], dict[s
         raise UserError(
             f"{file} is not a checkpoint of mt3train: it has no {METADATA_KEY} metadata"
         )
-    metadata = json.loads(text)
+    try:
+        metadata = json.loads(text)
+    except ValueError as error:
+        raise Damaged(f"{file}: its metadata is no JSON ({error}); copy it again") from None
     if metadata.get("schema") != SCHEMA:
         raise UserError(
             f"{file} has metadata of schema {metadata.get('schema')}, this version reads {SCHEMA};"
             " use the version of mt3train that wrote it"
+        )
+    # Files that are older than this check have none.
+    if (said := metadata.get("checksum")) and said != (found := checksum(tensors)):
+        raise Damaged(
+            f"{file} was altered: its arrays have the checksum {found[:12]}, its metadata says"
+            f" {said[:12]}; copy it again"
         )
     return metadata, tensors
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    metadata = {"schema": SCHEMA, "checksum": checksum(held), **metadata}
     try:
         write_durably(path, to_bytes(held, {METADATA_KEY: json.dumps(metadata)}))
     except OSError as error:

@@ -11,7 +11,6 @@ and length of segments belong to the published model that has this vocabulary. A
 too few, or of another shape, is an error that names it.
 """
 
-import hashlib
 import pickle
 import re
 from collections.abc import Mapping
@@ -80,7 +79,7 @@ class Converted:
         family: "mt3" or "ismir2021"; "mt3train" for a checkpoint that was ours before.
         info: what the weights mean, as the new file says it.
         n_parameters: numbers in all arrays.
-        sha256: of names and values, see `checksum`; equal weights give equal checksums, whichever
+        sha256: of names and values, see checkpoint.checksum; equal weights give equal checksums, whichever
             format they came from.
     """
 
@@ -112,7 +111,9 @@ def convert(
         family, model, info = _read_foreign(source, num_heads)
     checkpoint.save_weights(out, model, info, half)
     written = checkpoint.read_weights(out)[1]
-    return Converted(family, info, sum(t.numel() for t in written.values()), checksum(written))
+    return Converted(
+        family, info, sum(t.numel() for t in written.values()), checkpoint.checksum(written)
+    )
 
 
 def _read_foreign(source: Path, num_heads: int | None) -> tuple[str, MT3, CheckpointInfo]:
@@ -122,20 +123,7 @@ def _read_foreign(source: Path, num_heads: int | None) -> tuple[str, MT3, Checkp
     else:
         step, (tensors, theirs) = 0, from_pth(read_pth(source), source)
     family, info = infer(source, tensors, num_heads, step)
-    with torch.device("meta"):  # no time spent on initial values
-        model = MT3(info.model)
-    _require_same(source, model, tensors, theirs)
-    model.load_state_dict(tensors, assign=True)
-    return family, model, info
-
-
-def checksum(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of all arrays in the order of our names: name, shape, float32 values."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
-        digest.update(np.ascontiguousarray(tensor.detach().numpy(), "<f4").tobytes())
-    return digest.hexdigest()
+    return family, checkpoint.model_of(source, tensors, info, theirs), info
 
 
 def infer(
@@ -275,56 +263,6 @@ def read_pth(path: Path) -> Mapping[str, Any]:
     return state
 
 
-def t5x_parameters(model: MT3) -> dict[str, tuple[Tensor, bool]]:
-    """The original's name of every parameter: {name: (tensor, stored transposed there)}.
-
-    Names look like "encoder/layers_0/attention/query/kernel"; kernels are [in, out] in the
-    original and [out, in] in torch.
-    """
-    renamed: dict[str, tuple[Tensor, bool]] = {}
-    for name, parameter in model.named_parameters():
-        path = re.sub(r"layers\.(\d+)", r"layers_\1", name).replace(".", "/")
-        if path.endswith("token_embedder/weight"):
-            renamed[path.replace("/weight", "/embedding")] = (parameter, False)
-        else:
-            renamed[path.replace("/weight", "/kernel")] = (parameter, path.endswith("/weight"))
-    return renamed
-
-
-@torch.no_grad()
-def load_t5x(model: MT3, arrays: Mapping[str, np.ndarray]) -> None:
-    """Copy the original's parameters, named as in a T5X checkpoint, into a model.
-
-    Raises:
-        UserError: names or shapes are not exactly those of the model.
-    """
-    tensors, theirs = from_t5x(arrays)
-    _require_same(Path("the arrays given"), model, tensors, theirs)
-    model.load_state_dict(tensors)
-
-
 def _count_layers(tensors: Mapping[str, Tensor], side: str) -> int:
     found = (re.match(rf"{side}\.layers\.(\d+)\.", name) for name in tensors)
     return 1 + max((int(match[1]) for match in found if match), default=-1)
-
-
-def _require_same(
-    source: Path, model: MT3, tensors: Mapping[str, Tensor], theirs: Mapping[str, str]
-) -> None:
-    wanted = {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-    if left_over := sorted(theirs[name] for name in tensors.keys() - wanted.keys()):
-        raise UserError(
-            f"{source}: {len(left_over)} arrays are left over, such as {left_over[0]}; MT3 has "
-            "no such parameter"
-        )
-    if missing := sorted(wanted.keys() - tensors.keys()):
-        raise UserError(
-            f"{source}: {len(missing)} arrays are missing, such as the one for {missing[0]} "
-            f"{list(wanted[missing[0]])}; copy the checkpoint again"
-        )
-    for name, tensor in sorted(tensors.items()):
-        if tuple(tensor.shape) != wanted[name]:
-            raise UserError(
-                f"{source}: {theirs[name]} becomes {list(tensor.shape)} as [out, in]; a model of "
-                f"its sizes has {list(wanted[name])}"
-            )

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from mt3data.errors import UserError
-from mt3train.checkpoint import CheckpointInfo
+from mt3train.checkpoint import CheckpointInfo, checksum
 from mt3train.evaluate import COLUMNS, TrackScores, mean_scores, nan_mean, values_of
 from mt3train.instruments import InstrumentScores
 from mt3train.matching import Counts
@@ -75,7 +75,7 @@ def track_table(results: Sequence[TrackScores]) -> str:
 
 
 def dataset_table(results: Results, split: str) -> str:
-    """The paper's table: datasets across, metrics down, with the published numbers of MT3's mixture.
+    """The paper's table of results: datasets across, metrics down, the published numbers beside them.
 
     Ours are in profile "paper", with their 95 % intervals; published numbers stand under datasets
     that bear the name of the paper's, where the split is that of the paper.
@@ -103,7 +103,7 @@ def _cell(value: float) -> str:
 
 
 def to_json(results: Results, split: str) -> dict[str, Any]:
-    """By build: means and intervals in both profiles, published numbers, and every track."""
+    """Results by build: means and intervals in both profiles, published numbers, and every track."""
     return {
         name: {
             profile: {
@@ -125,7 +125,7 @@ def to_json(results: Results, split: str) -> dict[str, Any]:
 
 
 def to_csv(results: Results) -> str:
-    """A line for each track and score: build, track, profile, score, value (empty where none)."""
+    """Results, a line for each track and score: build, track, profile, score, value (empty: none)."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["build", "track", "profile", "score", "value"])
@@ -147,7 +147,7 @@ def to_record(result: TrackScores) -> dict[str, Any]:
 
 
 def from_record(record: Mapping[str, Any]) -> TrackScores:
-    """What `to_record` was given."""
+    """The scores of which `to_record` made a record."""
     instruments = [
         InstrumentScores(
             one["program"], Counts(**one["onset"]),
@@ -172,18 +172,18 @@ def _or_null(value: float) -> float | None:
 
 def identity(model: MT3, info: CheckpointInfo, manifest: Mapping[str, Any], split: str) -> str:
     """What results depend on, as a hash: weights, vocabulary, longest target, build and split."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().float().cpu().numpy().tobytes())
-    told = [asdict(info.vocabulary), info.max_target_length, manifest["fingerprint"], split]
-    digest.update(json.dumps(told, sort_keys=True).encode())
-    return digest.hexdigest()
+    weights, vocabulary = checksum(model.state_dict()), asdict(info.vocabulary)
+    told = [weights, vocabulary, info.max_target_length, manifest["fingerprint"], split]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 
 class ResultsFile:
     """One JSON line for each track that was scored; each is on the disk before the next begins.
 
+    Args:
+        path: the file, there or not.
+        ours: the `identity` of the evaluation at hand.
+        build: the name of its build.
     Attributes:
         done: what the file holds under the same identity, by track.
 

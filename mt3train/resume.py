@@ -17,7 +17,7 @@ from mt3train.checkpoint import (
     optimizer_file,
     read_state,
     read_weights,
-    require_shapes,
+    require_arrays,
     trainable,
     weights_file,
 )
@@ -94,7 +94,7 @@ def restore(
                 f"{run} was trained with {differ[0]} {differ[1]!r}, now asked for is {differ[2]!r};"
                 " choose another folder with run=DIR"
             )
-        require_shapes(file, model, weights)
+        require_arrays(file, model, weights)
         model.load_state_dict(weights)
         _fill(optimizer, trainable(model), state)
         return Restored(found.step, progress, damaged)
@@ -104,7 +104,7 @@ def restore(
 
 
 def set_aside(file: Path) -> None:
-    """Rename a damaged checkpoint, so that it neither counts nor is lost."""
+    """Rename the file of a damaged checkpoint, so that it neither counts nor is lost."""
     for path in (file, optimizer_file(file)):
         if path.is_file():
             path.replace(path.with_name(path.name + ".damaged"))
@@ -134,7 +134,7 @@ def initialize(model: MT3, path: str | Path, info: CheckpointInfo) -> None:
             f"{file} was trained with {differ[0]} {differ[1]!r}, the shards have {differ[2]!r};"
             " build shards with the checkpoint's settings, or leave out init.from"
         )
-    require_shapes(file, model, weights)
+    require_arrays(file, model, weights)
     model.load_state_dict(weights)
 
 

@@ -2,20 +2,41 @@
 
 import gzip
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import msgpack
 import numpy as np
 import torch
 
-from mt3train.convert import t5x_parameters
+from mt3train.convert import from_t5x
 from mt3train.model import MT3, ModelConfig
 
 SMALL = ModelConfig(
     emb_dim=16, num_heads=2, head_dim=4, num_encoder_layers=1, num_decoder_layers=2, mlp_dim=12
 )
+
+
+def t5x_parameters(model: MT3) -> dict[str, tuple[torch.Tensor, bool]]:
+    """The original's name of every parameter: {name: (tensor, stored transposed there)}.
+
+    Names look like "encoder/layers_0/attention/query/kernel"; kernels are [in, out] in the
+    original and [out, in] in torch.
+    """
+    renamed: dict[str, tuple[torch.Tensor, bool]] = {}
+    for name, parameter in model.named_parameters():
+        path = re.sub(r"layers\.(\d+)", r"layers_\1", name).replace(".", "/")
+        if path.endswith("token_embedder/weight"):
+            renamed[path.replace("/weight", "/embedding")] = (parameter, False)
+        else:
+            renamed[path.replace("/weight", "/kernel")] = (parameter, path.endswith("/weight"))
+    return renamed
+
+
+def load_t5x(model: MT3, arrays: Mapping[str, np.ndarray]) -> None:
+    """Copy the original's parameters, named as in a T5X checkpoint, into a model."""
+    model.load_state_dict(from_t5x(arrays)[0])
 
 
 def randomised_model() -> MT3:
@@ -57,6 +78,8 @@ def write_zarr(folder: Path, array: np.ndarray, chunks: tuple[int, ...], **chang
 
 def write_t5x(folder: Path, arrays: Mapping[str, np.ndarray], step: int = 7) -> Path:
     """A checkpoint as T5X writes them, every array in one chunk."""
+    import msgpack
+
     folder.mkdir(parents=True)
     target: dict[str, Any] = {}
     for name, array in arrays.items():

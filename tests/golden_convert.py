@@ -12,9 +12,10 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+from foreign import t5x_parameters
 
 from mt3train.checkpoint import load_model
-from mt3train.convert import convert, t5x_parameters
+from mt3train.convert import convert
 
 
 def unpack(archive: Path, into: Path) -> Path:

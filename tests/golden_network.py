@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from foreign import load_t5x, t5x_parameters
 from torch import Tensor, nn
 
-from mt3train.convert import load_t5x, t5x_parameters
 from mt3train.decode import DecodeOptions, SegmentDecoder
 from mt3train.loss import loss_sum, token_losses
 from mt3train.model import MT3, ModelConfig, attention_masks, shift_right, sinusoids

@@ -16,8 +16,14 @@ import torch
 from foreign import SMALL, arrays_of, pth_state, randomised_model, write_t5x, write_zarr
 
 from mt3data.errors import UserError
-from mt3train.checkpoint import CheckpointInfo, load_model, save_weights, weights_path
-from mt3train.convert import checksum, convert, from_t5x, infer
+from mt3train.checkpoint import (
+    CheckpointInfo,
+    checksum,
+    load_model,
+    save_weights,
+    weights_path,
+)
+from mt3train.convert import convert, from_t5x, infer
 from mt3train.model import MT3
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -119,10 +125,10 @@ def broken_arrays(how: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarr
 @pytest.mark.parametrize(
     "how, message",
     [
-        ("missing", r"1 arrays are missing, such as the one for decoder\.layers\.1\.mlp\.wo"),
-        ("extra", "1 arrays are left over, such as decoder/relative_bias"),
-        ("shape", r"decoder/layers_1/mlp/wo/kernel becomes \[16, 11\] .* has \[16, 12\]"),
-        ("transposed", r"decoder/layers_1/mlp/wo/kernel becomes \[12, 16\]"),
+        ("missing", r"arrays missing: 1, such as the one for decoder\.layers\.1\.mlp\.wo"),
+        ("extra", "arrays left over: 1, such as decoder/relative_bias"),
+        ("shape", r"decoder/layers_1/mlp/wo/kernel is \[16, 11\] .* has \[16, 12\]"),
+        ("transposed", r"decoder/layers_1/mlp/wo/kernel is \[12, 16\]"),
         ("vocabulary", r"a vocabulary of 40 words; expected 1536 \(mt3\) or 1664 \(ismir2021\)"),
         ("frames", "frames of 229 values; expected 512"),
     ],
@@ -210,10 +216,10 @@ def test_a_pickled_payload_is_refused_and_not_run(tmp_path, randomised):
 @pytest.mark.parametrize(
     "change, message",
     [
-        ({"lm_head.weight": None}, "1 arrays are missing, such as the one for decoder.logits"),
-        ({"shared.weight": torch.zeros(3)}, r"left over, such as shared\.weight"),
+        ({"lm_head.weight": None}, "arrays missing: 1, such as the one for decoder.logits"),
+        ({"shared.weight": torch.zeros(3)}, r"left over: 1, such as shared\.weight"),
         ({"encoder.embed_tokens.weight": torch.zeros(16, 512)}, "and proj.weight differ"),
-        ({"lm_head.weight": torch.zeros(1536, 15)}, r"lm_head\.weight becomes \[1536, 15\]"),
+        ({"lm_head.weight": torch.zeros(1536, 15)}, r"lm_head\.weight is \[1536, 15\]"),
         ({"lm_head.weight": torch.zeros(3, dtype=torch.int64)}, "no array of floating-point"),
         ({"epoch": 3}, "epoch is no array"),
     ],

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from test_checkpoint import INFO, TINY, model_and_optimizer
+from test_checkpoint import INFO, TINY, flip, model_and_optimizer
 from worlds import MODEL, Made, config, metrics
 
 from mt3data.errors import UserError
@@ -40,6 +40,8 @@ def test_an_empty_folder_has_nothing_to_restore(tmp_path):
 
 
 def break_file(path, how):
+    if how == "altered":
+        flip(path)
     if how == "cut":
         path.write_bytes(path.read_bytes()[:-10])
     if how == "emptied":
@@ -51,6 +53,8 @@ def break_file(path, how):
 @pytest.mark.parametrize("part, how, said", [
     ("weights", "cut", "00000004.safetensors is not a whole safetensors file"),
     ("weights", "emptied", "00000004.safetensors is not a whole safetensors file"),
+    ("weights", "altered", "00000004.safetensors was altered"),
+    ("optimizer", "altered", "00000004.optimizer.safetensors was altered"),
     ("optimizer", "cut", "00000004.optimizer.safetensors is not a whole"),
     ("optimizer", "emptied", "00000004.optimizer.safetensors is not a whole"),
     ("optimizer", "lost", "00000004.optimizer.safetensors is missing"),

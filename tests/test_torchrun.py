@@ -15,7 +15,7 @@ import mt3train.train
 from mt3data.build import build
 from mt3data.plan import BuildConfig, make_plan
 from mt3data.windows import WindowConfig
-from mt3train.checkpoint import checkpoints, read_info
+from mt3train.checkpoint import checkpoints, load_model
 
 SCRIPT = Path(mt3train.train.__file__)
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
@@ -105,7 +105,7 @@ def test_a_signal_to_torchrun_reaches_the_ranks_which_save(shards, tmp_path, num
     said = ended(process)
     assert time.monotonic() - begin < 20
     assert "stopped, the same command goes on" in said
-    assert 0 < read_info(tmp_path / "run").step < 100000
+    assert 0 < load_model(tmp_path / "run")[1].step < 100000
 
 
 @pytest.mark.slow

@@ -12,7 +12,7 @@ from worlds import Made, World, config, metrics
 from mt3data.build import build
 from mt3data.plan import BuildConfig, make_plan
 from mt3data.windows import WindowConfig
-from mt3train.checkpoint import load_model, read_info
+from mt3train.checkpoint import load_model
 from mt3train.config import DataConfig
 from mt3train.evaluate import evaluate, mean_scores
 from mt3train.train import train
@@ -77,7 +77,7 @@ def test_ranks_share_the_tracks_and_wait_for_each_other(shards, tmp_path, size):
     (line,) = [line for line in metrics(tmp_path / "run") if "onset_f1" in line]
     assert line["onset_f1"] == line["program_f1"] == pytest.approx(0.3)
     assert line["drum_f1"] == pytest.approx(0.2)  # of the one track with drums
-    assert read_info(tmp_path / "run" / "best.safetensors").step == 2
+    assert load_model(tmp_path / "run" / "best.safetensors")[1].step == 2
 
 
 def test_a_run_stopped_while_tracks_are_transcribed_begins_with_them_again(shards, tmp_path):
@@ -85,7 +85,7 @@ def test_a_run_stopped_while_tracks_are_transcribed_begins_with_them_again(shard
     for stop_rank, n_lines in ((0, 0), (None, 1)):
         world = World(tmp_path, 2, pretending, run, shards, stop_rank)
         assert world.codes(20.0) == [0, 0], world.said(0)
-        assert read_info(run).step == 2
+        assert load_model(run)[1].step == 2
         assert len([line for line in metrics(run) if "onset_f1" in line]) == n_lines
         outcome = "done" if n_lines else "stopped, the same command goes on"
         assert world.said(0).endswith(f"checkpoint-00000002.safetensors: {outcome}\n")
@@ -144,4 +144,4 @@ def test_the_best_weights_are_kept_when_later_ones_are_worse(tmp_path):
     losses = {line["step"]: line["eval_loss"] for line in metrics(tmp_path) if "eval_loss" in line}
     best = min(losses, key=lambda step: losses[step])
     assert best < 4
-    assert read_info(tmp_path / "best.safetensors").step == best
+    assert load_model(tmp_path / "best.safetensors")[1].step == best
