@@ -45,6 +45,22 @@ def table(manifests: Iterable[Manifest]) -> Iterator[str]:
         )
 
 
+def markdown(manifests: Iterable[Manifest]) -> Iterator[str]:
+    """The same as a table in Markdown, with links to the licences and what they allow."""
+    yield "| `mt3data build` | dataset | licence | tracks | hours | download | passing shards on |"
+    yield "|---|---|---|---:|---:|---:|---|"
+    for manifest in manifests:
+        row = summary(manifest)
+        name = f"[{manifest.title}]({manifest.homepage})" if manifest.homepage else manifest.title
+        url = manifest.licence_url
+        cells = (
+            f"`{manifest.name}`", name, f"[{manifest.licence}]({url})" if url else manifest.licence,
+            f"{row['tracks']:,}" if row["tracks"] else "-",
+            f"{row['hours']:.1f}" if row["hours"] else "-", _download(row), manifest.redistribution,
+        )  # fmt: skip
+        yield f"| {' | '.join(cells)} |"
+
+
 def facts(manifest: Manifest) -> dict[str, Any]:
     """Everything but the rows, ready for JSON."""
     plain = (

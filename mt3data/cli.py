@@ -12,42 +12,58 @@ import click
 
 from mt3data import __version__
 from mt3data.cli_builds import check, info, print_info, report, show
-from mt3data.cli_sources import DATA, FOLDER, download, download_first, list_, verify
+from mt3data.cli_sources import ROOT, download, download_first, list_, verify
 from mt3data.errors import UserError
-from mt3data.terminal import CommandGroup, progress
+from mt3data.terminal import (
+    AT_LEAST_0,
+    AT_LEAST_1,
+    EXIT_CODES,
+    PATH,
+    CommandGroup,
+    counted,
+    progress,
+)  # fmt: skip
 
 if TYPE_CHECKING:
     from mt3data.build import Summary
     from mt3data.plan import Plan
 
 DEMO_PIECES = 20
+SEED = click.option("--seed", type=AT_LEAST_0, default=0, show_default=True, metavar="N",
+                    help="Of all that is drawn at random.")  # fmt: skip
+WORKERS = click.option("--workers", type=AT_LEAST_1, default=os.cpu_count() or 1, metavar="N",
+                       show_default="one per core", help="Processes.")  # fmt: skip
 
 
-@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=CommandGroup, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(__version__, package_name="mt3kit")
 def main() -> None:
-    """Prepares datasets for MT3: from published recordings to training shards.
-
-    Exit codes: 0 done; 1 done, with faults that are listed; 2 a mistake, told in one line.
-    """
+    """Prepares datasets for MT3: from published recordings to training shards."""
 
 
 @main.command()
-@click.option("--out", "root", type=FOLDER, required=True, help="Folder to render into.")
-@click.option("--tracks", default=DEMO_PIECES, show_default=True, help="Pieces to compose.")
-@click.option("--seconds", default=40.0, show_default=True, help="Length of each piece.")
-@click.option("--seed", default=0, show_default=True)
-@click.option("--soundfont", type=FOLDER, help="An .sf2 file; default: the one pretty_midi ships.")
+@click.option("-o", "--out", "root", type=PATH, required=True, help="Folder to render into.")
+@click.option("--tracks", type=AT_LEAST_1, default=DEMO_PIECES, show_default=True, metavar="N",
+              help="Pieces to compose.")  # fmt: skip
+@click.option("--seconds", default=40.0, show_default=True, metavar="SECONDS",
+              help="Length of each piece.")  # fmt: skip
+@SEED
+@click.option("--soundfont", type=PATH, help="An .sf2 file; default: the one pretty_midi ships.")
 @click.option(
-    "--midi", "midi_dir", type=FOLDER, help="Render the MIDI files below this folder instead."
+    "--midi", "midi_dir", type=PATH, help="Render the MIDI files below this folder instead."
 )
-@click.option("--workers", default=os.cpu_count() or 1, show_default=True)
+@WORKERS
 def synth(
     root: Path, tracks: int, seconds: float, seed: int, soundfont: Path | None,
     midi_dir: Path | None, workers: int,
 ) -> None:  # fmt: skip
-    """Composes pieces, or takes your MIDI files, and renders them in Slakh's layout.
+    """Composes and renders pieces, or renders your MIDI.
 
+    They lie in OUT as Slakh's tracks do: mix, stems, and a MIDI file for each stem.
+
+    \b
     Example: mt3data synth --out data/demo --tracks 20
     """
     from mt3data.synth import synth as run
@@ -56,7 +72,9 @@ def synth(
         root, tracks=tracks, seed=seed, seconds=seconds, soundfont=soundfont, midi_dir=midi_dir,
         workers=workers,
     )  # fmt: skip
-    click.echo(f"{root}: {len(summary.rendered)} pieces rendered, {summary.kept} were there")
+    click.echo(
+        f"{root}: {counted(len(summary.rendered), 'piece')} rendered, {summary.kept} there before"
+    )
     for piece in summary.rendered:
         for what in piece.left_out:
             click.echo(f"{piece.track}: {what}")
@@ -68,69 +86,66 @@ def synth(
 
 @main.command()
 @click.argument("dataset")
-@click.option("--root", type=FOLDER, default=DATA, show_default=True, help="Where datasets lie.")
-@click.option(
-    "--out", type=FOLDER, default=Path("shards"), show_default=True, help="Folder for builds."
-)
+@ROOT
+@click.option("-o", "--out", type=PATH, default=Path("shards"), show_default=True,
+              help="Folder of builds.")  # fmt: skip
 @click.option("--name", default="", help="For `folder`: what to call the build, in place of it.")
 @click.option("--split", "splits", multiple=True, help="Only this split; may be repeated.")
 @click.option("--split-scheme", help="Another division of the tracks, see `mt3data list DATASET`.")
-@click.option("--tracks", default=0, help="At most so many tracks in all; 0 means all.")
-@click.option("--window", default=2048, show_default=True, help="Frames of a record, 8 ms each.")
+@click.option("--tracks", type=AT_LEAST_1, metavar="N", help="At most so many tracks in all.")
+@click.option("--window", type=AT_LEAST_1, default=2048, show_default=True, metavar="N",
+              help="Frames of a record, 8 ms each.")  # fmt: skip
 @click.option("--edge", type=click.Choice(["segment", "track"]),
               help="What the last frames see; default: segment for windows of 256 and 512, else track.")  # fmt: skip
-@click.option("--passes", default=1, show_default=True, help="Cuttings of each training track.")
+@click.option("--passes", type=AT_LEAST_1, default=1, show_default=True, metavar="N",
+              help="Cuttings of each training track.")  # fmt: skip
 @click.option("--profile", type=click.Choice(["fixed", "paper"]), default="fixed", show_default=True,
               help="fixed: repair what is verified as wrong; paper: as MT3 did, with subsets of stems.")  # fmt: skip
-@click.option("--subsets", default=0, metavar="N",
+@click.option("--subsets", type=AT_LEAST_0, default=0, metavar="N",
               help="N random subsets of stems in place of each training mix; --profile paper: 10.")  # fmt: skip
-@click.option("--least-stems", type=click.IntRange(min=1), default=4, show_default=True, metavar="N",
+@click.option("--least-stems", type=AT_LEAST_1, default=4, show_default=True, metavar="N",
               help="Stems of the smallest subset; 1: soloists too.")  # fmt: skip
 @click.option("--members", type=click.Choice(["mel", "audio", "mel,audio"]), default="mel",
               show_default=True, help="The sound in a record: log-mel, audio at 16 kHz, or both.")  # fmt: skip
 @click.option("--align", type=click.Choice(["measure", "off", "shift", "dtw"]), default="measure",
               show_default=True, help="Labels early or late: report, ignore, move or warp them.")  # fmt: skip
-@click.option("--seed", default=0, show_default=True)
-@click.option("--workers", default=os.cpu_count() or 1, show_default=True, help="Processes.")
+@SEED
+@WORKERS
 @click.option("--engine", default="local", show_default=True,
               help="local, or a dask scheduler such as tcp://host:8786.")  # fmt: skip
-@click.option("--velocity-bins", default=1, show_default=True)
-@click.option(
-    "--encoding", type=click.Choice(["ties", "noties", "onsets"]), default="ties", show_default=True
-)
-@click.option(
-    "--granularity",
-    type=click.Choice(["full", "midi_class", "flat"]),
-    default="full",
-    show_default=True,
-)
+@click.option("--velocity-bins", type=AT_LEAST_1, default=1, show_default=True, metavar="N",
+              help="Steps of loudness in the tokens, 1 to 127; 1: none.")  # fmt: skip
+@click.option("--encoding", type=click.Choice(["ties", "noties", "onsets"]), default="ties",
+              show_default=True, help="Notes held over: told in ties, or not; or onsets alone.")  # fmt: skip
+@click.option("--granularity", type=click.Choice(["full", "midi_class", "flat"]), default="full",
+              show_default=True, help="Programs in the tokens: 128, the 16 classes, or none.")  # fmt: skip
 @click.option("--no-download", is_flag=True, help="Fetch nothing where the dataset is absent.")
-@click.option("--max-failures", type=click.IntRange(min=0), default=0, show_default=True,
+@click.option("--max-failures", type=AT_LEAST_0, default=0, show_default=True, metavar="N",
               help="Tracks that may be quarantined before the exit code is 1.")  # fmt: skip
 @click.option("--track-timeout", default=0.0, metavar="SECONDS",
               help="What a track may take; default: twice its length, at least 600.")  # fmt: skip
-@click.option("--bad", "bad_list", type=FOLDER, metavar="FILE",
+@click.option("--bad", "bad_list", type=PATH, metavar="FILE",
               help="Tracks to leave out: lines of TRACK, stage and reason, with tabs between.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Build anew, in a folder beside one that exists.")
 @click.option("--dry-run", is_flag=True,
               help="Only say what would be built, how large it is and how long it takes.")  # fmt: skip
 def build(
     dataset: str, root: Path, out: Path, splits: tuple[str, ...], split_scheme: str | None,
-    tracks: int, window: int, edge: str | None, passes: int, profile: str, subsets: int,
+    tracks: int | None, window: int, edge: str | None, passes: int, profile: str, subsets: int,
     least_stems: int, members: str, align: str, seed: int, workers: int, engine: str,
     velocity_bins: int, encoding: str, granularity: str, no_download: bool, max_failures: int,
     track_timeout: float, bad_list: Path | None, force: bool, dry_run: bool, name: str,
 ) -> None:  # fmt: skip
-    """Builds shards of DATASET into OUT/DATASET; run again, it continues.
+    """Builds shards of a dataset, downloading it first.
+
+    They go into OUT/DATASET. Run again, it continues: also after exit codes 2 and 130.
 
     A track that fails, changes while it is read, takes too long or twice kills its worker is
-    quarantined: left out and listed, with stage and reason, and nothing else is touched.
+    quarantined: left out and listed, with stage and reason. Nothing else is touched, and the exit
+    code is 1 if these are more than --max-failures.
 
-    Exit codes: 0 all done; 1 done, but more than --max-failures tracks are quarantined; 2 a mistake
-    or no room, told in one line; 130 interrupted. After 2 and 130 the same command continues.
-
-    Examples: mt3data build demo --out shards/ ; mt3data build slakh --root data/ --out shards/ ;
-    mt3data build folder --root recordings/ --name mine
+    \b
+    Example: mt3data build slakh --root data/ --out shards/
     """
     from mt3data.attempts import MOST_LIMIT_SECONDS
     from mt3data.claim import beside
@@ -140,11 +155,6 @@ def build(
     from mt3data.vocabulary import VocabularyConfig
     from mt3data.windows import WindowConfig
 
-    if min(tracks, subsets) < 0 or workers < 1:
-        raise UserError(
-            f"--tracks {tracks}, --subsets {subsets}, --workers {workers}: expected 0 or more, and at "
-            "least 1 worker"
-        )
     if not 0 <= track_timeout <= MOST_LIMIT_SECONDS:
         raise UserError(
             f"--track-timeout {track_timeout:g}: expected 0 to {MOST_LIMIT_SECONDS:g} seconds"
@@ -159,15 +169,15 @@ def build(
     except ValueError as error:
         raise UserError(str(error)) from error
     if dataset == "demo":
-        root = _demo_root(root) if dry_run else _render_demo(root, tracks, seed, workers)
+        root = _demo_root(root) if dry_run else _render_demo(root, tracks or 0, seed, workers)
     config = BuildConfig(
-        dataset, root, out, splits, tracks, split_scheme, windows, workers, name, profile, subsets,
+        dataset, root, out, splits, tracks or 0, split_scheme, windows, workers, name, profile, subsets,
         least_stems, engine, track_timeout, read_bad(bad_list) if bad_list else {},
     )  # fmt: skip
     if name:
         checked_name(config)
     if not (no_download or dry_run):
-        download_first(dataset, root)
+        download_first(dataset, root, split_scheme, splits)
     plan = make_plan(config)
     if force:
         plan = beside(plan)
@@ -182,9 +192,8 @@ def build(
         click.echo(f"quarantined {row['name']} ({row['stage']}): {row['error']}")
     print_info(summary.folder, summary.manifest)
     if len(summary.quarantined) > max_failures:
-        click.echo(
-            f"{len(summary.quarantined)} tracks failed; --max-failures is {max_failures}", err=True
-        )
+        failed = counted(len(summary.quarantined), "track")
+        click.echo(f"{failed} failed; --max-failures is {max_failures}", err=True)
         sys.exit(1)
 
 
@@ -207,7 +216,9 @@ def _render_demo(root: Path, tracks: int, seed: int, workers: int) -> Path:
         run(folder, tracks=found["tracks"], seed=found["seed"], seconds=found["seconds"],
             workers=workers)  # fmt: skip
     if tracks > found["tracks"]:
-        click.echo(f"{folder} holds {found['tracks']} pieces, {tracks} were asked for", err=True)
+        click.echo(
+            f"{folder} holds {counted(found['tracks'], 'piece')}; {tracks} were asked for", err=True
+        )
     return folder
 
 

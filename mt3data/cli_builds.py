@@ -8,48 +8,57 @@ from typing import Any
 
 import click
 
-from mt3data.cli_sources import FOLDER
-from mt3data.terminal import print_json, progress
+from mt3data.terminal import AT_LEAST_1, PATH, counted, print_json, progress
 
 
 @click.command()
-@click.argument("folder", type=FOLDER)
+@click.argument("folder", type=PATH)
 @click.option("--fast", is_flag=True, help="Sizes, names and the index only; reads no bodies.")
-@click.option(
-    "--workers", type=click.IntRange(min=1), default=2, show_default=True, help="Threads."
-)
-def check(folder: Path, fast: bool, workers: int) -> None:
-    """Finds whatever is wrong with a build, or with every build in FOLDER.
+@click.option("--workers", type=AT_LEAST_1, default=2, show_default=True, metavar="N",
+              help="Threads.")  # fmt: skip
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+def check(folder: Path, fast: bool, workers: int, as_json: bool) -> None:
+    """Finds whatever is wrong with builds.
 
+    FOLDER is a build, or a folder of builds.
+
+    \b
     Example: mt3data check shards/demo
     """
     from mt3data.check import check as run
     from mt3data.shards import find_builds, read_manifest
 
-    n_faults = 0
+    told: dict[str, dict[str, Any]] = {}
     for build_folder in find_builds(folder):
         manifest = read_manifest(build_folder)
         n_bytes = sum(entry["bytes"] for entry in manifest["shards"] + manifest["files"])
         with progress(n_bytes / 1e6, f"check {build_folder.name}", "MB") as bar:
             faults = run(build_folder, fast=fast, workers=workers, on_bytes=lambda n: bar.update(n / 1e6))  # fmt: skip
-        for fault in faults:
-            click.echo(f"{build_folder.name}: {fault}")
-        records = sum(shard["records"] for shard in manifest["shards"])
-        verdict = f"{len(faults)} faults" if faults else "whole"
-        click.echo(
-            f"{build_folder}: {records} records in {len(manifest['shards'])} shards, {verdict}"
-        )
-        n_faults += len(faults)
-    if n_faults:
+        n_records = sum(shard["records"] for shard in manifest["shards"])
+        n_shards = len(manifest["shards"])
+        told[str(build_folder)] = {"records": n_records, "shards": n_shards, "faults": faults}
+        if not as_json:
+            verdict = counted(len(faults), "fault") if faults else "whole"
+            held = f"{counted(n_records, 'record')} in {counted(n_shards, 'shard')}"
+            click.echo(
+                "\n".join(f"{build_folder.name}: {fault}" for fault in faults), nl=bool(faults)
+            )
+            click.echo(f"{build_folder}: {held}, {verdict}")
+    if as_json:
+        print_json(told)
+    if any(each["faults"] for each in told.values()):
         sys.exit(1)
 
 
 @click.command()
-@click.argument("folder", type=FOLDER)
+@click.argument("folder", type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="The manifests, as JSON.")
 def info(folder: Path, as_json: bool) -> None:
-    """Says what a build, or every build in FOLDER, holds.
+    """Says what builds hold: tracks, hours, notes, settings.
 
+    FOLDER is a build, or a folder of builds.
+
+    \b
     Example: mt3data info shards/
     """
     from mt3data.shards import find_builds, read_manifest
@@ -63,13 +72,17 @@ def info(folder: Path, as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("folder", type=FOLDER)
+@click.argument("folder", type=PATH)
 @click.argument("key")
-@click.option("--out", type=FOLDER, required=True, help="A picture: .png, .svg or .pdf.")
+@click.option("-o", "--out", type=PATH, required=True, help="The picture: .png, .svg or .pdf.")
 def show(folder: Path, key: str, out: Path) -> None:
-    """Draws one record: its log-mel with the notes over it; prints its tokens in words.
+    """Draws one record, and prints its tokens in words.
 
-    Example: mt3data show shards/demo demo-Track00001-p0-0000000 --out record.png
+    The picture is its log-mel with the notes over it. KEY is the name of a record: FOLDER's index
+    and its tar files have them.
+
+    \b
+    Example: mt3data show shards/demo demo-Track00001-p0-0000000 -o record.png
     """
     from mt3data.picture import draw_record
 
@@ -78,12 +91,15 @@ def show(folder: Path, key: str, out: Path) -> None:
 
 
 @click.command()
-@click.argument("folder", type=FOLDER)
-@click.option("--out", type=FOLDER, required=True, help="The page, such as report.html.")
+@click.argument("folder", type=PATH)
+@click.option("-o", "--out", type=PATH, required=True, help="The page, such as report.html.")
 def report(folder: Path, out: Path) -> None:
-    """Writes one self-contained page about a build, or about every build in FOLDER.
+    """Writes a page about builds, to open in a browser.
 
-    Example: mt3data report shards/demo --out report.html
+    FOLDER is a build, or a folder of builds. The page is one file, which loads nothing else.
+
+    \b
+    Example: mt3data report shards/demo -o report.html
     """
     from mt3data.report import n_windows, write_report
 
@@ -97,7 +113,7 @@ def print_info(folder: Path, manifest: dict[str, Any]) -> None:
     """Prints the manifest of the build in a folder as a line and a table, a row for each split."""
     click.echo(
         f"{folder}: {manifest['title']}, window {manifest['window']}, edge {manifest['edge']}, "
-        f"{len(manifest['shards'])} shards, {sum(s['bytes'] for s in manifest['shards']) / 1e6:,.1f} MB, "
+        f"{counted(len(manifest['shards']), 'shard')}, {sum(s['bytes'] for s in manifest['shards']) / 1e6:,.1f} MB, "
         f"licence {manifest['licence']}"
     )
     click.echo(f"  {'split':12}{'tracks':>8}{'hours':>9}{'records':>9}{'notes':>10}{'tokens':>11}"

@@ -3,67 +3,82 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from mt3data.terminal import print_json, progress
+from mt3data.errors import UserError
+from mt3data.terminal import PATH, counted, print_json, progress
 
 if TYPE_CHECKING:
     from mt3data.download import Wishes
 
-FOLDER = click.Path(path_type=Path)
 DATA = Path("data")  # where datasets lie, unless --root says otherwise
+ROOT = click.option(
+    "--root", type=PATH, default=DATA, show_default=True, help="Where datasets lie."
+)
 
 
 @click.command("list")
-@click.argument("name", required=False)
-@click.option("--json", "as_json", is_flag=True, help="One JSON object instead of text.")
-def list_(name: str | None, as_json: bool) -> None:
-    """Lists the datasets that can be built; with NAME, what is known of one, and how surely.
+@click.argument("dataset", required=False)
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@click.option(
+    "--markdown", "as_markdown", is_flag=True, help="All of them, as a table in Markdown."
+)
+def list_(dataset: str | None, as_json: bool, as_markdown: bool) -> None:
+    """Lists the datasets, or all that is known of one.
 
+    Licence, tracks, hours, size of the download; for one DATASET also its sources, splits and known
+    faults, each with how surely it is known.
+
+    \b
     Example: mt3data list slakh
     """
-    from mt3data.catalogue import facts, lines, summary, table
+    from mt3data.catalogue import facts, lines, markdown, summary, table
     from mt3data.manifest import load, names
 
-    if name is None:
-        manifests = [load(each) for each in names()]
+    if dataset is not None:
         if as_json:
-            print_json([summary(manifest) for manifest in manifests])
+            print_json(facts(load(dataset)))
         else:
-            click.echo("\n".join(table(manifests)))
-    elif as_json:
-        print_json(facts(load(name)))
+            click.echo("\n".join(lines(load(dataset))))
+        return
+    manifests = [load(each) for each in names()]
+    if as_json:
+        print_json([summary(manifest) for manifest in manifests])
     else:
-        click.echo("\n".join(lines(load(name))))
+        click.echo("\n".join((markdown if as_markdown else table)(manifests)))
 
 
 @click.command()
 @click.argument("dataset")
-@click.option("--root", type=FOLDER, default=DATA, show_default=True, help="Where datasets lie.")
+@ROOT
 @click.option(
     "--select", multiple=True, metavar="GLOB",
     help="Only members of archives whose path below the dataset's folder matches; may be repeated.",
 )  # fmt: skip
 @click.option("--stream", is_flag=True, help="Unpack tar.gz while it comes; keep no archive.")
 @click.option(
-    "--from", "archives", type=FOLDER, multiple=True, metavar="FILE",
+    "--from", "archives", type=PATH, multiple=True, metavar="FILE",
     help="An archive that you have already; may be repeated.",
 )  # fmt: skip
 @click.option("--source", "only", multiple=True, metavar="ID",
               help="Only this source, see `mt3data list DATASET`; may be repeated.")  # fmt: skip
-@click.option("--cache", type=FOLDER, help="Where shards go, if DATASET is the address of a build.")
+@click.option("--cache", type=PATH, help="Where shards go, if DATASET is the address of a build.")
 def download(
     dataset: str, root: Path, select: tuple[str, ...], stream: bool, archives: tuple[Path, ...],
     only: tuple[str, ...], cache: Path | None,
 ) -> None:  # fmt: skip
-    """Downloads, verifies and unpacks DATASET; run again, it continues.
+    """Downloads, verifies and unpacks a dataset.
 
-    Examples: mt3data download guitarset --root data/ ; mt3data download slakh --stream ;
-    mt3data download maestro_v3 --select '2018/*' ;
-    mt3data download https://example.org/shards/demo --cache shards/
+    Run again, it continues. In place of DATASET it takes the address of a build that somebody
+    serves, such as https://example.org/shards/slakh; --cache says where to put the copy.
+
+    \b
+    Example: mt3data download guitarset --root data/
     """
     from mt3data.download import Wishes
 
@@ -84,7 +99,6 @@ def _download(dataset: str, root: Path, wishes: Wishes) -> None:
 
 def _fetch_shards(address: str, cache: Path | None) -> Path:
     from mt3data.cache import cached
-    from mt3data.errors import UserError
     from mt3data.stream import is_address
 
     if not is_address(address):
@@ -94,8 +108,14 @@ def _fetch_shards(address: str, cache: Path | None) -> Path:
     return cached(address, cache)
 
 
-def download_first(dataset: str, root: Path) -> None:
-    """Downloads what a dataset lacks; a --root that does not exist is taken for a typing error."""
+def download_first(
+    dataset: str, root: Path, split_scheme: str | None, splits: Sequence[str]
+) -> None:
+    """Downloads what a dataset lacks; a --root that does not exist is taken for a typing error.
+
+    Raises:
+        UserError: the dataset has no such splits, which is said before anything is downloaded.
+    """
     from mt3data.disk import size
     from mt3data.download import Wishes, dataset_folder, needs_download, wanted_sources
     from mt3data.manifest import load
@@ -103,6 +123,9 @@ def download_first(dataset: str, root: Path) -> None:
     manifest = load(dataset)
     if not (root.is_dir() or root == DATA) or not needs_download(manifest, root):
         return
+    known = manifest.expected.get(manifest.scheme(split_scheme).name, {})
+    if wrong := known and [split for split in splits if split not in known]:
+        raise UserError(f"{dataset} has no split {wrong[0]!r}; it has {', '.join(known)}")
     n_bytes = sum(source.bytes for source in wanted_sources(manifest))
     click.echo(
         f"{dataset_folder(manifest, root)} is absent or unfinished: downloading "
@@ -114,11 +137,13 @@ def download_first(dataset: str, root: Path) -> None:
 
 @click.command()
 @click.argument("dataset")
-@click.option("--root", type=FOLDER, default=DATA, show_default=True, help="Where datasets lie.")
+@ROOT
 @click.option("--fast", is_flag=True, help="Names and sizes only; reads no file.")
-def verify(dataset: str, root: Path, fast: bool) -> None:
-    """Tells which files of a DATASET are missing, wrong or extra.
+@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+def verify(dataset: str, root: Path, fast: bool, as_json: bool) -> None:
+    """Tells which files of a dataset are missing, wrong or extra.
 
+    \b
     Example: mt3data verify guitarset --root data/
     """
     from mt3data.ledger import dataset_folder
@@ -131,8 +156,13 @@ def verify(dataset: str, root: Path, fast: bool) -> None:
     n_files = len(known_files(manifest, folder))
     with progress(n_files, f"verify {dataset}", "files") as bar:
         faults = run(manifest, root, fast=fast, on_file=lambda _: bar.update(1))
-    for fault in faults:
-        click.echo(str(fault))
-    click.echo(f"{folder}: {n_files} files, {f'{len(faults)} faults' if faults else 'whole'}")
+    if as_json:
+        found = [asdict(fault) for fault in faults]
+        print_json({"folder": str(folder), "files": n_files, "faults": found})
+    else:
+        verdict = counted(len(faults), "fault") if faults else "whole"
+        click.echo(
+            "\n".join([*map(str, faults), f"{folder}: {counted(n_files, 'file')}, {verdict}"])
+        )
     if faults:
         sys.exit(1)

@@ -1,15 +1,17 @@
 """How the commands speak: results on stdout, progress on stderr, a mistake in one line.
 
-Exit codes of every command: 0 all that was asked for is done; 1 done, with faults that are listed
-(quarantined tracks, files that failed a check); 2 a mistake or bad input, told in one line; 130
-interrupted. Any other exception is a bug and keeps its traceback.
+Exit codes are the same for every command (EXIT_CODES, which `--help` of both programs ends with).
+Faults are quarantined tracks and files that failed a check. Any exception that is neither a mistake
+nor a path that cannot be used is a bug, and keeps its traceback.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import os
 import sys
+from pathlib import Path
 from typing import Any
 
 import click
@@ -17,27 +19,51 @@ import click
 from mt3data.errors import UserError
 
 # What the world does to a path, as against a bug of ours: no such file is not among them.
-UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR,
-            errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EFBIG)  # fmt: skip
+_UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR,
+             errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EFBIG)  # fmt: skip
 LINE_EVERY_SECONDS = 10.0  # between progress lines where stderr is no terminal
+EXIT_CODES = (
+    "Exit codes: 0 done; 1 done, with faults that are listed; 2 a mistake, told in one line; "
+    "130 interrupted."
+)
+PATH = click.Path(path_type=Path)
+AT_LEAST_0, AT_LEAST_1 = click.IntRange(min=0), click.IntRange(min=1)
 
 
 class CommandGroup(click.Group):
-    """A click group that turns a UserError into one line and exit code 2, Ctrl-C into 130.
+    """A click group that turns a mistake into one line and exit code 2, Ctrl-C into 130.
 
-    A path that cannot be written or made (read-only, full, a file where a folder should be) is a
-    UserError too.
+    A mistake is a UserError, a command line that click refuses, or a path that cannot be written or
+    made (read-only, full, a file where a folder should be).
     """
 
+    def main(self, *args: Any, **extra: Any) -> Any:
+        """Runs a command line and exits; never returns."""
+        try:
+            code = super().main(*args, **extra | {"standalone_mode": False})
+        except click.ClickException as error:
+            code = error.exit_code
+            context = getattr(error, "ctx", None)
+            hint = f"; see `{context.command_path} --help`" if context else ""
+            click.echo(f"Error: {one_line(error.format_message()).rstrip('.')}{hint}", err=True)
+        sys.exit(code)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """What remains of args behind the program's own options; without any, ctx prints its help."""
+        if not (args or ctx.resilient_parsing):
+            click.echo(ctx.get_help(), err=True)
+            ctx.exit(2)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs the chosen command."""
+        """Runs the command that ctx chose and returns its result; mistakes become exit codes."""
         try:
             return super().invoke(ctx)
         except UserError as error:
-            click.echo(f"Error: {' '.join(str(error).split())}", err=True)
+            click.echo(f"Error: {one_line(str(error))}", err=True)
             ctx.exit(2)
         except OSError as error:
-            if error.errno not in UNUSABLE:
+            if not is_unusable(error):
                 raise
             click.echo(f"Error: {unusable(error)}", err=True)
             ctx.exit(2)
@@ -46,14 +72,38 @@ class CommandGroup(click.Group):
             ctx.exit(130)
 
 
+def is_unusable(error: OSError) -> bool:
+    """Whether an error is the world's doing, and of a path that the user can change."""
+    folder = Path(error.filename or "").parent
+    # In /proc no file can be made, and "no such file" is what says so.
+    in_proc = error.errno == errno.ENOENT and folder.is_dir() and not os.statvfs(folder).f_blocks
+    return error.errno in _UNUSABLE or in_proc
+
+
 def unusable(error: OSError) -> str:
-    """One line about a path that cannot be used."""
+    """One line about the path that an error says cannot be used."""
     where = f"{error.filename}: " if error.filename else ""  # writing to an open file names none
     return f"{where}{error.strerror}; choose another path, or make room there"
 
 
+def one_line(text: str) -> str:
+    """Text without line breaks."""
+    return " ".join(text.split())
+
+
+def counted(n: int, noun: str) -> str:
+    """A number n of what a noun says: "1 fault", "2,100 tracks"."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
 def progress(total: float, what: str, unit: str) -> Any:
-    """A tqdm bar with rate and time left; where stderr is no terminal, a line now and then."""
+    """A tqdm bar with rate and time left; where stderr is no terminal, a line now and then.
+
+    Args:
+        total: when it is full, in the unit.
+        what: is under way, as its first word.
+        unit: what is counted.
+    """
     from tqdm import tqdm
 
     if sys.stderr.isatty():

@@ -7,28 +7,29 @@ from pathlib import Path
 import click
 
 from mt3data import __version__
-from mt3data.terminal import CommandGroup
-from mt3train.cli_scores import FOLDER, evaluate, require_positive, score
+from mt3data.terminal import AT_LEAST_1, EXIT_CODES, PATH, CommandGroup
+from mt3train.cli_scores import evaluate, score
 from mt3train.cli_transcribe import transcribe
 
 
-@click.group(cls=CommandGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=CommandGroup, epilog=EXIT_CODES, context_settings={"help_option_names": ["-h", "--help"]}
+)
 @click.version_option(__version__, package_name="mt3kit")
 def main() -> None:
-    """Trains and runs MT3.
-
-    Exit codes: 0 done; 1 done, with faults that are listed; 2 a mistake, told in one line.
-    """
+    """Trains and runs MT3: from shards to a model, from a recording to its notes."""
 
 
 @main.command(context_settings={"ignore_unknown_options": True})
-@click.argument("arguments", nargs=-1)
+@click.argument("arguments", nargs=-1, metavar="[CONFIG.toml] [KEY=VALUE]...")
 def train(arguments: tuple[str, ...]) -> None:
-    """Trains CONFIG.toml with key=value overrides, in this process; run again, it continues.
+    """Trains a model in this process; run again, it continues.
 
-    Without arguments: the paper's model on every build under shards/. On several processes:
-    torchrun --nproc_per_node=8 mt3train/train.py CONFIG.toml key=value
+    Without arguments it trains the paper's model on every build under shards/. On several
+    processes: torchrun --nproc_per_node=8 mt3train/train.py CONFIG.toml KEY=VALUE. The keys, with
+    their defaults, stand in mt3train/config.py.
 
+    \b
     Example: mt3train train demo.toml data.train=shards/demo steps=100
     """
     from mt3train.config import load_config
@@ -38,12 +39,15 @@ def train(arguments: tuple[str, ...]) -> None:
 
 
 @main.command()
-@click.argument("runs", nargs=-1, required=True, type=FOLDER)
-@click.option("--out", type=FOLDER, required=True, help="A .png, .svg or .pdf file.")
+@click.argument("runs", nargs=-1, required=True, type=PATH)
+@click.option("-o", "--out", type=PATH, required=True, help="The picture: .png, .svg or .pdf.")
 def plot(runs: tuple[Path, ...], out: Path) -> None:
-    """Draws the curves of runs, of several in one picture: loss, accuracy, F1, speed.
+    """Draws the curves of training runs.
 
-    Example: mt3train plot runs/mt3 runs/small --out curves.png
+    Of several runs in one picture: loss, accuracy, F1, gradient norm, learning rate, speed.
+
+    \b
+    Example: mt3train plot runs/mt3 runs/small -o curves.png
     """
     from mt3train.plot import plot as run
 
@@ -53,25 +57,25 @@ def plot(runs: tuple[Path, ...], out: Path) -> None:
 
 
 @main.command()
-@click.argument("source", type=FOLDER)
-@click.option("-o", "--out", type=FOLDER, required=True, help="The .safetensors file to write.")
-@click.option("--heads", type=int, help="Heads of its attention, unless it has MT3's sizes.")
+@click.argument("source", type=PATH)
+@click.option("-o", "--out", type=PATH, required=True, help="The .safetensors file to write.")
+@click.option("--heads", type=AT_LEAST_1, metavar="N",
+              help="Heads of its attention, unless it has MT3's sizes.")  # fmt: skip
 @click.option(
     "--half", is_flag=True, help="Half precision: half the bytes, 3 digits of each weight."
 )
 def convert(source: Path, out: Path, heads: int | None, half: bool) -> None:
-    """Makes a checkpoint of a T5X checkpoint's folder, of mt3-pytorch's mt3.pth, or of a run.
+    """Makes one file of weights: of MT3's own, or of a run.
 
-    It reads MT3 and the ISMIR 2021 piano model, without JAX, T5X or unpickling. Their licence is
+    SOURCE is the folder of a T5X checkpoint, mt3-pytorch's mt3.pth, or a run. It reads MT3 and the ISMIR 2021 piano model, without JAX, T5X or unpickling. Their licence is
     unstated; none of them come with this package. Of a run it takes the newest checkpoint, without
     what only training needs.
 
+    \b
     Example: mt3train convert checkpoints/mt3 -o mt3.safetensors
     """
     from mt3train.convert import convert as run
 
-    if heads is not None:
-        require_positive("--heads", heads)
     done = run(source, out, heads, half)
     click.echo(
         f"{out}: {done.family}, {done.n_parameters:,} parameters, {out.stat().st_size:,} bytes, "
@@ -80,14 +84,17 @@ def convert(source: Path, out: Path, heads: int | None, half: bool) -> None:
 
 
 @main.command()
-@click.option("--out", type=FOLDER, default=Path("demo-run"), show_default=True)
-@click.option("--workers", default=2, show_default=True, help="Processes.")
+@click.option("-o", "--out", type=PATH, default=Path("demo-run"), show_default=True,
+              help="Folder for everything.")  # fmt: skip
+@click.option("--workers", type=AT_LEAST_1, default=2, show_default=True, metavar="N",
+              help="Processes.")  # fmt: skip
 def demo(out: Path, workers: int) -> None:
-    """Goes the whole path once: pieces, shards, training, MIDI file, scores. Some ten minutes.
+    """Goes the whole path once, in some ten minutes.
 
-    It teaches a small model one piece by heart, which shows that everything works together; it
+    Pieces, shards, training, MIDI file, scores. It teaches a small model one piece by heart, which shows that everything works together; it
     says nothing about how well MT3 transcribes.
 
+    \b
     Example: mt3train demo --out demo-run
     """
     from mt3train.demo import run

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mt3data.errors import UserError
-from mt3data.terminal import print_json, progress
+from mt3data.terminal import AT_LEAST_1, PATH, counted, print_json, progress
 
 if TYPE_CHECKING:
     from mt3data.notes import Notes
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from mt3train.metrics import TrackSpec
     from mt3train.model import MT3
 
-FOLDER = click.Path(path_type=Path)
 CHECKPOINT = click.option(
-    "--checkpoint", type=FOLDER,
+    "--checkpoint", type=PATH,
     help="A .safetensors file, or the folder of a run (its newest checkpoint); default: the demo "
     "weights of this package.",
 )  # fmt: skip
-BATCH = click.option("--batch", default=8, show_default=True, help="Segments decoded at once.")
+BATCH = click.option("--batch", type=AT_LEAST_1, default=8, show_default=True, metavar="N",
+                     help="Segments decoded at once.")  # fmt: skip
 ROWS = {  # of `score`: what a line is called, and its score
     "onset": "onset", "onset + offset": "onset_offset", "onset + velocity": "onset_velocity",
     "onset + offset + velocity": "onset_offset_velocity", "frame": "frame", "drum onset": "drum",
@@ -38,13 +38,14 @@ LONGER = 1.25  # an estimate that ends so much later, or earlier, may belong to 
 
 
 @click.command()
-@click.argument("folder", type=FOLDER)
+@click.argument("folder", type=PATH)
 @CHECKPOINT
-@click.option("--split", default="test", show_default=True)
-@click.option("--tracks", type=int, help="Only the first so many tracks.")
+@click.option("--split", default="test", show_default=True, help="Which tracks.")
+@click.option("--tracks", type=AT_LEAST_1, metavar="N", help="At most so many tracks.")
 @BATCH
-@click.option("--workers", default=1, show_default=True, help="Processes, a track each.")
-@click.option("--out", type=FOLDER, metavar="FILE", help="Keep each track's scores there; run "
+@click.option("--workers", type=AT_LEAST_1, default=1, show_default=True, metavar="N",
+              help="Processes, a track each.")  # fmt: skip
+@click.option("-o", "--out", type=PATH, metavar="FILE", help="Keep each track's scores there; run "
               "again, it goes on.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Means, intervals and every track as JSON.")
 @click.option("--csv", "as_csv", is_flag=True, help="A line for each track and score.")
@@ -52,19 +53,17 @@ def evaluate(
     folder: Path, checkpoint: Path | None, split: str, tracks: int | None, batch: int, workers: int,
     out: Path | None, as_json: bool, as_csv: bool,
 ) -> None:  # fmt: skip
-    """Scores a model on a split of one build, or of every build in FOLDER, from shards alone.
+    """Scores a model on the recordings in shards.
 
-    Tables are in profile `fixed`, the last one in `paper` (see `mt3train score --help`).
+    FOLDER is a build, or a folder of builds. Tables are in profile `fixed`, the last one in `paper`
+    (see `mt3train score --help`) beside the figures of MT3's paper.
 
+    \b
     Example: mt3train evaluate shards/demo --checkpoint runs/demo --split test
     """
     from mt3data.shards import find_builds, read_manifest
     from mt3train.results import dataset_table, to_csv, to_json, track_table
 
-    require_positive("--batch", batch)
-    require_positive("--workers", workers)
-    if tracks is not None:
-        require_positive("--tracks", tracks)
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise UserError(f"--out {out}: expected a file, in a folder that exists")
     builds = find_builds(folder)
@@ -125,19 +124,20 @@ def _print_instruments(results: Sequence[TrackScores]) -> None:
 
 
 @click.command()
-@click.argument("reference", type=FOLDER)
-@click.argument("estimate", type=FOLDER)
+@click.argument("reference", type=PATH)
+@click.argument("estimate", type=PATH)
 @click.option("--part", "parts", multiple=True, metavar="NAME=PROGRAM",
               help="Score these notes on their own, too: Bass=33, Drums=drums; may be repeated.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="All scores in both profiles as JSON.")
 def score(reference: Path, estimate: Path, parts: tuple[str, ...], as_json: bool) -> None:
-    """Compares two MIDI files: notes that should be there, and notes that were found.
+    """Compares two MIDI files, of any transcriber.
 
-    Any system's transcription can be scored. The last column is in profile `paper`, which is what
-    MT3's own code returns; the others are `fixed`, which leaves its mistakes out: there quiet notes
-    count as frames, short notes keep their length, all drums are drums, and what neither file holds
-    has no score.
+    REFERENCE has the notes that should be there, ESTIMATE those that were found. The last column is
+    in profile `paper`, which is what MT3's own code returns. The others are `fixed`, which leaves
+    its mistakes out: there quiet notes count as frames, short notes keep their length, all drums are
+    drums, and what neither file holds has no score.
 
+    \b
     Example: mt3train score reference.mid song.mid
     """
     from dataclasses import asdict
@@ -158,7 +158,9 @@ def score(reference: Path, estimate: Path, parts: tuple[str, ...], as_json: bool
         table = [asdict(one) | {"name": one.name} for one in instruments]
         print_json({**known, "paper": paper, "instruments": table})
     else:
-        click.echo(f"{reference}: {len(notes[0])} notes; {estimate}: {len(notes[1])} notes")
+        click.echo(
+            f"{reference}: {counted(len(notes[0]), 'note')}; {estimate}: {counted(len(notes[1]), 'note')}"
+        )
         rows = ROWS | {
             f"{spec.name}, {what}": f"{spec.name}/{name}" for spec in specs
             for what, name in ROWS.items() if f"{spec.name}/{name}_f1" in fixed
@@ -216,9 +218,3 @@ def load_checkpoint(checkpoint: Path | None) -> tuple[MT3, CheckpointInfo]:
         click.echo(told, err=True)
     model, info = load_model(checkpoint)
     return (model.cuda() if torch.cuda.is_available() else model), info
-
-
-def require_positive(option: str, value: int) -> None:
-    """Raises UserError for an option whose value is below 1."""
-    if value < 1:
-        raise UserError(f"{option} {value}: expected at least 1")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from mt3data.errors import UserError
-from mt3data.terminal import progress, unusable
-from mt3train.cli_scores import BATCH, CHECKPOINT, FOLDER, load_checkpoint, require_positive
+from mt3data.terminal import AT_LEAST_0, PATH, counted, progress, unusable
+from mt3train.cli_scores import BATCH, CHECKPOINT, load_checkpoint
 
 if TYPE_CHECKING:
     from mt3train.checkpoint import CheckpointInfo
@@ -25,14 +25,15 @@ FORMATS = {"mid": (".mid", ".midi"), "json": (".json",), "csv": (".csv",)}
 
 
 @click.command()
-@click.argument("files", nargs=-1, required=True, type=FOLDER)
+@click.argument("files", nargs=-1, required=True, type=PATH)
 @CHECKPOINT
-@click.option("-o", "--out", type=FOLDER, required=True, help="A file, or a folder for several.")
+@click.option("-o", "--out", type=PATH, required=True, help="A file, or a folder for several.")
 @click.option(
     "--format", "kind", type=click.Choice(list(FORMATS)), help="Default: as --out ends; mid."
 )
 @BATCH
-@click.option("--beams", default=0, show_default=True, help="Of a beam search; 0: greedy.")
+@click.option("--beams", type=AT_LEAST_0, default=0, show_default=True, metavar="N",
+              help="Of a beam search; 0: greedy.")  # fmt: skip
 @click.option("--programs", help='Only these instruments, such as "piano,bass,drums" or "0,33".')
 @click.option("--grammar", is_flag=True, help="Say only what can follow; see mt3train/grammar.py.")
 @click.option("--compile", "compiled", is_flag=True, help="torch.compile: a minute, then faster.")
@@ -45,13 +46,11 @@ def transcribe(
     FILES may be of any format that libsndfile reads and of any length, or folders of them. A
     recording that cannot be read is reported and the others go on.
 
+    \b
     Example: mt3train transcribe song.wav -o song.mid
     """
     # Threads that wait must not spin: where other programs run too, that takes 4 times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
-    require_positive("--batch", batch)
-    if beams < 0:
-        raise UserError(f"--beams {beams}: expected 0 or more")
     recordings = find_recordings(files)
     kind = kind or next((k for k, ends in FORMATS.items() if out.suffix.lower() in ends), "mid")
     alone = files == (recordings[0][0],)
@@ -74,12 +73,15 @@ def transcribe(
             failed += 1
             click.echo(f"Error: {error}", err=True)
     if failed:
-        click.echo(f"{failed} of {len(recordings)} recordings could not be transcribed", err=True)
+        click.echo(
+            f"{failed} of {counted(len(recordings), 'recording')} could not be transcribed",
+            err=True,
+        )
         sys.exit(1)
 
 
 def find_recordings(files: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """Every recording that is meant, and where below the output folder its notes belong.
+    """Every recording that the files and folders mean, and where below the output its notes belong.
 
     Raises:
         UserError: a folder without recordings.
@@ -147,6 +149,7 @@ def _transcribe_file(
             unusable(error) if error.filename else f"{target}: {error.strerror}"
         ) from error
     instruments = len(set(notes.instrument.tolist()))
-    heard = f"{len(notes)} notes of {instruments} instruments" if len(notes) else "no notes found"
+    heard = f"{counted(len(notes), 'note')} of {counted(instruments, 'instrument')}"
     odd = f", {result.invalid} invalid events skipped" if result.invalid else ""
-    return f"{target}: {heard} in {result.n_segments} segments{odd}"
+    heard = heard if len(notes) else "no notes found"
+    return f"{target}: {heard} in {counted(result.n_segments, 'segment')}{odd}"

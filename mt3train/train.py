@@ -272,6 +272,9 @@ def refuse(ranks: Ranks, what: str, keys: list[str]) -> NoReturn:
 
 def main() -> None:
     """Run by path. A mistake is one line and exit code 2; 130 after Ctrl-C, 0 after SIGTERM."""
+    if {"-h", "--help"} & set(sys.argv[1:]):
+        print(__doc__)
+        return
     try:
         train(load_config(sys.argv[1:]))
         return

@@ -1,5 +1,6 @@
 """What the commands download, verify and build say, against a publisher of Slakh on 127.0.0.1."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -37,11 +38,14 @@ def test_verify_lists_faults_and_its_exit_code_tells(web: Publisher, tmp_path: P
     (tracks / "notes.txt").write_text("mine")
     result = run("verify", "slakh")
     assert result.exit_code == 1
+    assert result.stdout.splitlines()[-1].endswith(", 2 faults")
     below = "slakh2100_flac_redux/train/Track00001"
     assert result.stdout.splitlines()[:2] == [
         f"missing: {below}/mix.flac (no such file)",
         f"extra: {below}/notes.txt (not part of the dataset)",
     ]
+    told = json.loads(run("verify", "slakh", "--json").stdout)
+    assert [fault["kind"] for fault in told["faults"]] == ["missing", "extra"]
 
 
 def test_what_was_downloaded_is_said(web: Publisher, tmp_path: Path) -> None:

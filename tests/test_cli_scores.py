@@ -154,8 +154,6 @@ def test_a_killed_evaluation_leaves_no_process_and_goes_on(made: Path, tmp_path:
     [
         (["--out", "SHARDS"], "expected a file, in a folder that exists"),
         (["--out", "none/a.jsonl"], "expected a file, in a folder that exists"),
-        (["--workers", "0"], "--workers 0: expected at least 1"),
-        (["--tracks", "0"], "--tracks 0: expected at least 1"),
         (["--split", "tset"], "no split 'tset'"),
     ],
 )

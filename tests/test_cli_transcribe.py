@@ -70,7 +70,7 @@ def test_midi_json_and_csv_say_the_same_to_the_millisecond(tmp_path, checkpoint,
     for name in ("song.mid", "song.json", "song.csv"):
         done = run(song, "--checkpoint", checkpoint, "-o", tmp_path / name)
         assert done.exit_code == 0, done.output
-        assert f"{name}: 2 notes of 2 instruments in 1 segments" in done.output
+        assert f"{name}: 2 notes of 2 instruments in 1 segment" in done.output
     midi = read_midi(tmp_path / "song.mid")
     assert sorted(zip(midi.onset, midi.offset, midi.pitch, midi.program, strict=True)) == [
         (pytest.approx(1.23), pytest.approx(1.5), 40, 33),
@@ -147,8 +147,8 @@ def test_the_notes_of_chosen_instruments_are_written_with_the_grammar_too(tmp_pa
     "words, message",
     [
         (["nowhere.wav", "-o", "a.mid"], "nowhere.wav: no such file; expected an audio file"),
-        (["song.wav", "-o", "a.mid", "--batch", "0"], "--batch 0: expected at least 1"),
-        (["song.wav", "-o", "a.mid", "--beams", "-1"], "--beams -1: expected 0 or more"),
+        (["song.wav", "-o", "a.mid", "--batch", "0"], "'--batch': 0 is not in the range x>=1"),
+        (["song.wav", "-o", "a.mid", "--beams", "-1"], "'--beams': -1 is not in the range x>=0"),
         (["song.wav", "-o", "a.mid", "--programs", "kazoo"], "no instrument 'kazoo'"),
         (["song.wav", "song.wav", "-o", "out"], "two recordings would become"),
         (["song.wav", "empty", "-o", "out"], "empty holds no recordings"),
