@@ -4,8 +4,6 @@ Records with log-mel serve a model of the same edge. Records with audio serve an
 from it and transformed as the checkpoint says, from int16 samples.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -17,8 +15,8 @@ from mt3data.audio import INT16_FULL_SCALE
 from mt3data.errors import UserError
 from mt3data.records import TrackRecords
 from mt3data.shards import read_manifest
-from mt3data.spectrogram import log_mel
 from mt3train.checkpoint import CheckpointInfo
+from mt3train.transcribe import segment_mels
 
 
 def require_fit(build: Path, info: CheckpointInfo) -> None:
@@ -54,26 +52,17 @@ def _make_one(manifest: dict[str, Any], info: CheckpointInfo) -> str:
 
 def segments_of(records: TrackRecords, info: CheckpointInfo) -> Iterator[tuple[int, np.ndarray]]:
     """(start frame, float32 [frames, n_mels]) of each segment of a track, padded with 0.0."""
-    if not records.audio:
-        yield from _from_mel(records, info)
-        return
-    hop, context = info.spectrogram.hop, info.spectrogram.fft_size - info.spectrogram.hop
-    samples = np.concatenate([window[: len(window) - context] for window in records.audio])
-    samples = samples[: records.track_frames * hop]
-    for start in range(0, records.track_frames, info.frames):
-        n_frames = min(info.frames, records.track_frames - start)
-        last = (start + n_frames) * hop + (context if info.edge == "track" else 0)
-        audio = samples[start * hop : last].astype(np.float32) / INT16_FULL_SCALE
-        mel = log_mel(audio, info.spectrogram)[:n_frames]
-        yield start, np.pad(mel, ((0, info.frames - n_frames), (0, 0)))
-
-
-def _from_mel(records: TrackRecords, info: CheckpointInfo) -> Iterator[tuple[int, np.ndarray]]:
-    if all(len(mel) == info.frames for mel in records.mel):
-        for start, mel in zip(records.starts, records.mel, strict=True):
-            yield start, mel.astype(np.float32)
+    size, starts = info.frames, range(0, records.track_frames, info.frames)
+    if records.audio:
+        hop, context = info.spectrogram.hop, info.spectrogram.fft_size - info.spectrogram.hop
+        samples = np.concatenate([window[: len(window) - context] for window in records.audio])
+        # A track's last frame is padded, by one sample at least, which segment_mels does itself.
+        samples = samples[: records.track_frames * hop - 1].astype(np.float32) / INT16_FULL_SCALE
+        yield from zip(
+            starts, segment_mels([samples], info.spectrogram, info.edge, size), strict=True
+        )
         return
     track = np.concatenate(records.mel)
-    for start in range(0, records.track_frames, info.frames):
-        mel = track[start : start + info.frames].astype(np.float32)  # padding included, if any
-        yield start, np.pad(mel, ((0, info.frames - len(mel)), (0, 0)))
+    for start in starts:
+        mel = track[start : start + size].astype(np.float32)  # padding included, if any
+        yield start, np.pad(mel, ((0, size - len(mel)), (0, 0)))
