@@ -70,6 +70,10 @@ class TrackScores:
     invalid: int
     dropped: int
 
+    def of(self, profile: str) -> dict[str, float]:
+        """The scores in profile "fixed" or "paper"."""
+        return self.paper if profile == "paper" else self.scores
+
 
 def evaluate(
     model: MT3,
@@ -119,22 +123,20 @@ def evaluate(
     return [known[track] for track in order]
 
 
-def mean_scores(results: Sequence[TrackScores], profile: str = "fixed") -> dict[str, float]:
-    """Mean of each score over the tracks that have it (0.0 if none has).
+def mean_scores(results: Sequence[TrackScores]) -> dict[str, float]:
+    """Mean of each `fixed` score over the tracks that have it (0.0 if none has).
 
     Args:
         results: tracks of one or several builds; may be empty.
-        profile: "fixed" or "paper".
     """
-    names = (results[0].paper if profile == "paper" else results[0].scores) if results else NAMES
-    means = {name: nan_mean(values_of(results, name, profile)) for name in names}
+    names = results[0].scores if results else NAMES
+    means = {name: nan_mean(values_of(results, name, "fixed")) for name in names}
     return {name: 0.0 if math.isnan(mean) else mean for name, mean in means.items()}
 
 
 def values_of(results: Sequence[TrackScores], name: str, profile: str) -> np.ndarray:
     """The score of a name in a profile, of each track: float64 [tracks], NaN where there is none."""
-    found = (result.paper if profile == "paper" else result.scores for result in results)
-    return np.array([scores.get(name, math.nan) for scores in found], np.float64)
+    return np.array([result.of(profile).get(name, math.nan) for result in results], np.float64)
 
 
 def nan_mean(values: np.ndarray) -> float:

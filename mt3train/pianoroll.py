@@ -6,8 +6,6 @@ sound. Notes get a length of at least 50 ms, drums exactly 50 ms.
 The original's rolls go through note-seq and pretty_midi, and lose notes there (`original_pianoroll`).
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -29,24 +27,22 @@ def lengthened(notes: Notes, are_drums: bool) -> Notes:
     return replace(notes, offset=np.where(short, notes.onset + MIN_SECONDS, notes.offset))
 
 
-def pianoroll(notes: Notes, fps: float = FRAMES_PER_SECOND) -> np.ndarray:
+def pianoroll(notes: Notes) -> np.ndarray:
     """Sums of velocities, float32 [128, n_frames]; the frame in which the last note ends is left out.
-
-    Frames come fps to the second.
 
     Source: pretty_midi/instrument.py get_piano_roll.
     """
-    n_frames = int(fps * notes.offset.max()) if len(notes) else 0
+    n_frames = int(FRAMES_PER_SECOND * notes.offset.max()) if len(notes) else 0
     change = np.zeros((128, n_frames + 1), np.float32)
-    first = np.minimum((notes.onset * fps).astype(np.int64), n_frames)
-    last = np.minimum((notes.offset * fps).astype(np.int64), n_frames)
+    first = np.minimum((notes.onset * FRAMES_PER_SECOND).astype(np.int64), n_frames)
+    last = np.minimum((notes.offset * FRAMES_PER_SECOND).astype(np.int64), n_frames)
     np.add.at(change, (notes.pitch, first), notes.velocity)
     np.add.at(change, (notes.pitch, last), -notes.velocity)
     return np.cumsum(change, axis=1)[:, :n_frames]  # sums of small whole numbers: exact in float32
 
 
-def original_pianoroll(notes: Notes, are_drums: bool, fps: float = FRAMES_PER_SECOND) -> np.ndarray:
-    """The roll that the original makes, which lacks notes; fps, shape and type as of `pianoroll`.
+def original_pianoroll(notes: Notes, are_drums: bool) -> np.ndarray:
+    """The roll that the original makes, which lacks notes; shape and type as of `pianoroll`.
 
     Of the notes whose `instrument` is 0, which most code leaves there, only those of the last
     (program, is_drum) remain: each group takes the place of the one before. Drums are silent unless
@@ -61,7 +57,7 @@ def original_pianoroll(notes: Notes, are_drums: bool, fps: float = FRAMES_PER_SE
         group = 2 * notes.program + notes.is_drum
         notes = notes[~first | (group == group[first].max())]
     silent = notes.is_drum & (not are_drums)
-    return pianoroll(replace(notes, velocity=np.where(silent, 0, notes.velocity)), fps)
+    return pianoroll(replace(notes, velocity=np.where(silent, 0, notes.velocity)))
 
 
 def frame_counts(reference: np.ndarray, estimate: np.ndarray, *, above: float = 0.0) -> Counts:

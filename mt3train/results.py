@@ -5,8 +5,6 @@ many as there are, RESAMPLES times. They say how much a mean owes to the choice 
 nothing about other training runs or other datasets.
 """
 
-from __future__ import annotations
-
 import csv
 import hashlib
 import io
@@ -22,9 +20,10 @@ import numpy as np
 
 from mt3data.errors import UserError
 from mt3train.checkpoint import CheckpointInfo, checksum
-from mt3train.evaluate import COLUMNS, TrackScores, mean_scores, nan_mean, values_of
+from mt3train.evaluate import COLUMNS, TrackScores, nan_mean, values_of
 from mt3train.instruments import InstrumentScores
 from mt3train.matching import Counts
+from mt3train.metrics import PROFILES
 from mt3train.model import MT3
 
 Results = Mapping[str, Sequence[TrackScores]]  # by build
@@ -43,7 +42,7 @@ PUBLISHED = {
 RESAMPLES = 2000
 
 
-def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
+def interval(values: np.ndarray) -> tuple[float, float]:
     """The 95 % bootstrap interval of the mean of the values that are numbers; NaN without any.
 
     Args:
@@ -52,7 +51,7 @@ def interval(values: np.ndarray, seed: int = 0) -> tuple[float, float]:
     values = values[~np.isnan(values)]
     if not len(values):
         return math.nan, math.nan
-    drawn = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
+    drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
     low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
     return float(low), float(high)
 
@@ -108,11 +107,11 @@ def to_json(results: Results, split: str) -> dict[str, Any]:
         name: {
             profile: {
                 score: {"mean": _or_null(nan_mean(values)), "interval": [*map(_or_null, ends)]}
-                for score in mean_scores(tracks, profile)
+                for score in tracks[0].of(profile)
                 for values in [values_of(tracks, score, profile)]
                 for ends in [interval(values)]
             }
-            for profile in ("fixed", "paper")
+            for profile in PROFILES
         }
         | {
             "published": dict(
@@ -131,8 +130,8 @@ def to_csv(results: Results) -> str:
     writer.writerow(["build", "track", "profile", "score", "value"])
     for build, tracks in results.items():
         for track in tracks:
-            for profile, scores in (("fixed", track.scores), ("paper", track.paper)):
-                for name, value in scores.items():
+            for profile in PROFILES:
+                for name, value in track.of(profile).items():
                     known = "" if math.isnan(value) else repr(value)
                     writer.writerow([build, track.track, profile, name, known])
     return out.getvalue()

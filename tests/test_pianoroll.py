@@ -4,16 +4,23 @@ import numpy as np
 
 from mt3data.notes import Notes
 from mt3train.matching import Counts
-from mt3train.pianoroll import frame_counts, lengthened, pianoroll
+from mt3train.pianoroll import FRAMES_PER_SECOND, frame_counts, lengthened, pianoroll
 
 
 def notes(*rows: tuple[float, float, int, int]) -> Notes:
-    """Rows (onset, offset, pitch, velocity)."""
+    """Rows (onset, offset, pitch, velocity), times in seconds."""
     return Notes.from_array(np.array([(*row, 0, 0, 0) for row in rows], float).reshape(-1, 7))
 
 
+def in_frames(*rows: tuple[int, int, int, int]) -> Notes:
+    """The same, times in frames."""
+    return notes(
+        *((on / FRAMES_PER_SECOND, off / FRAMES_PER_SECOND, *rest) for on, off, *rest in rows)
+    )
+
+
 def test_a_roll_sums_the_velocities_of_the_notes_that_sound():
-    roll = pianoroll(notes((0, 0.3, 60, 50), (0.1, 0.2, 60, 20), (0.2, 0.4, 61, 9)), fps=10)
+    roll = pianoroll(in_frames((0, 3, 60, 50), (1, 2, 60, 20), (2, 4, 61, 9)))
     assert roll.shape == (128, 4)
     assert roll[60].tolist() == [50, 70, 50, 0]
     assert roll[61].tolist() == [0, 0, 9, 9]
@@ -31,7 +38,7 @@ def test_notes_last_50_ms_at_least_and_drums_exactly():
 
 
 def test_frames_are_compared_though_one_side_ends_earlier():
-    long, short = pianoroll(notes((0, 4, 60, 20)), fps=1), pianoroll(notes((0, 3, 60, 1)), fps=1)
+    long, short = pianoroll(in_frames((0, 4, 60, 20))), pianoroll(in_frames((0, 3, 60, 1)))
     assert frame_counts(long, short) == Counts(3, 4, 3)
     assert frame_counts(short, long) == Counts(3, 3, 4)
     assert frame_counts(long, short, above=30) == Counts(0, 0, 3)
