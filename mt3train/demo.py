@@ -5,8 +5,6 @@ description of how the parts are used together. One piece is learned by heart. T
 same model on a piece that it never heard: a high score there would mean that the scores are wrong.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

@@ -7,8 +7,6 @@ pitch to be wrong about and stay with drums. MT3 has no such measure; Gardner et
 problem instrument leakage.
 """
 
-from __future__ import annotations
-
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace

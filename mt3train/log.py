@@ -22,8 +22,6 @@ import torch
 
 from mt3train.config import Config, as_dict
 
-TIMES = ("segments_per_second", "data_wait", "memory_gb", "seconds")  # differ from run to run
-
 
 class Log:
     """metrics.jsonl and the progress line on stderr, of rank 0.

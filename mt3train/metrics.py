@@ -20,8 +20,6 @@ right program, without and with drums (onsets only), summed over programs; G say
 programs are told apart. Each has precision, recall and f1. `leakage` is of mt3train.instruments.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 

@@ -1,7 +1,5 @@
 """Notes as JSON and CSV, for programs that do not read MIDI."""
 
-from __future__ import annotations
-
 import csv
 import io
 import json

@@ -5,9 +5,9 @@ import sys
 
 import pytest
 import torch
-from worlds import Made, config
+from worlds import TIMES, Made, config
 
-from mt3train.log import TIMES, Log, read_metrics
+from mt3train.log import Log, read_metrics
 from mt3train.train import train
 
 CPU = torch.device("cpu")

@@ -20,7 +20,7 @@ from mt3data.spectrogram import SpectrogramConfig
 from mt3data.vocabulary import VocabularyConfig
 from mt3train.checkpoint import weights_path
 from mt3train.config import Config, DataConfig, OptimConfig
-from mt3train.log import TIMES, read_metrics
+from mt3train.log import read_metrics
 from mt3train.model import ModelConfig
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -32,6 +32,7 @@ MODEL = ModelConfig(
     dropout_rate=0.1,
 )  # fmt: skip
 PLAIN = dataclasses.replace(MODEL, dropout_rate=0.0)
+TIMES = ("segments_per_second", "data_wait", "memory_gb", "seconds")  # differ from run to run
 SOON = 20.0  # seconds in which a run has to end
 
 
