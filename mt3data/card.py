@@ -53,7 +53,7 @@ FEATURES = """\
 BODY = """
 # {title}, as shards for MT3
 
-Log-mel windows with notes and tokens, made by mt3kit {version}; schema {schema}, fingerprint
+Windows of {what} with notes and tokens, made by mt3kit {version}; schema {schema}, fingerprint
 `{short}`. {window} frames of {hop} samples at {rate} Hz per record, edge "{edge}".
 
 | split | tracks | hours | records | notes |
@@ -83,6 +83,7 @@ With bare `webdataset`:
 With Hugging Face's `datasets`, in this folder: `datasets.load_dataset(".", split="{split}")`.
 """
 
+SOUNDS = {"mel": "log-mel", "audio": "audio"}
 MEMBERS = {
     "audio": "int16 {shape}, 16 kHz, full scale 32767",
     "mel": "float16 {shape}, natural logarithm",
@@ -112,6 +113,7 @@ def dataset_card(manifest: dict[str, Any]) -> str:
         for name, s in splits.items()
     )
     spectrogram, shards = manifest["spectrogram"], manifest["shards"]
+    sounds = [name for name in SOUNDS if name in manifest["members"]]
     text = HEADER.format(
         title=manifest["title"], licence_id=manifest["licence"].lower(), files=files,
         features=_features(manifest["members"]),
@@ -122,7 +124,8 @@ def dataset_card(manifest: dict[str, Any]) -> str:
         licence=manifest["licence"], licence_url=manifest["licence_url"],
         redistribution=manifest["redistribution"], citation=manifest["citation"],
         example=shards[0]["name"] if shards else "", split=next(iter(splits), ""),
-        count=len(manifest["members"]) + 1, sound="mel" if "mel" in manifest["members"] else "audio",
+        count=len(manifest["members"]) + 1, sound=sounds[0],
+        what=" and ".join(SOUNDS[name] for name in sounds),
         members="\n".join(
             f"- `KEY.{name}.npy`: {MEMBERS[name].format(shape=stored['shape'])}"
             for name, stored in sorted(manifest["members"].items())

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
+
+import click
 
 from mt3data.errors import UserError
+
+WAIT_SILENTLY_SECONDS = 1.0  # for another run, before it is said
 
 
 def free_bytes(folder: Path) -> int:
@@ -60,7 +66,7 @@ def size(n_bytes: float) -> str:
 def locked(path: Path, busy: str = "") -> Iterator[None]:
     """Holds a lock file while the body runs; a second process gets a UserError that says `busy`.
 
-    Without `busy` it waits instead until the first one is done.
+    Without `busy` it waits instead until the first one is done; after a second it says so.
 
     The system frees the lock when a process ends in whatever way. On NFS it holds between hosts too
     (Linux makes it a byte-range lock there); a file system without locks is refused.
@@ -69,11 +75,28 @@ def locked(path: Path, busy: str = "") -> Iterator[None]:
 
     with path.open("w") as file:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | (fcntl.LOCK_NB if busy else 0))
+            _lock(file, 0.0 if busy else WAIT_SILENTLY_SECONDS)
         except BlockingIOError as error:
-            raise UserError(f"{busy}; wait for it or stop it") from error
+            if busy:
+                raise UserError(f"{busy}; wait for it or stop it") from error
+            click.echo(f"{path.parent}: another run is at work there; waiting for it", err=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             raise UserError(
                 f"{path} cannot be locked ({error.strerror}); choose a folder on another file system"
             ) from error
         yield
+
+
+def _lock(file: TextIO, seconds: float) -> None:
+    """Locks a file; raises BlockingIOError if another process holds it for longer than that."""
+    import fcntl
+
+    end = time.monotonic() + seconds
+    while True:
+        try:
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= end:
+                raise
+            time.sleep(0.05)

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mt3data.compose import compose
+from mt3data.disk import locked
 from mt3data.errors import UserError
 from mt3data.render import MAX_SECONDS, Rendered, default_soundfont, soundfont_bytes, write_track
 from mt3data.terminal import progress
@@ -74,8 +75,6 @@ def synth(
         UserError: midirenderer is not installed, no MIDI files, a file that is no SoundFont, or
             root holds something else.
     """
-    from joblib import Parallel, delayed
-
     _require_renderer()
     if workers < 1:
         raise UserError(f"workers={workers}; expected at least 1")
@@ -103,26 +102,33 @@ def synth(
     }
     _claim(root, settings)
     folders = [root / split / f"Track{n:05d}" for n, split in enumerate(splits, 1)]
-    jobs = [
-        _Job(folder.name, folder, source, seconds, soundfont)
-        for folder, source in zip(folders, sources, strict=True)
-        if not folder.is_dir()
-    ]
-    # loky starts processes anew; one worker stays in this one, where errors are easiest to read.
-    parallel = Parallel(n_jobs=min(workers, len(jobs)) or 1, return_as="generator_unordered")
-    results = parallel(delayed(_render_piece)(job) for job in jobs)
-    done = []
-    with progress(len(jobs), "render", "pieces") as bar:
-        for result in results:
-            done.append(result)
-            bar.update(1)
-    done.sort(key=lambda result: result.track)
+    with locked(root / ".lock"):  # each run sweeps away what is half rendered
+        jobs = [
+            _Job(folder.name, folder, source, seconds, soundfont)
+            for folder, source in zip(folders, sources, strict=True)
+            if not folder.is_dir()
+        ]
+        done = _render(jobs, workers)
     return SynthSummary(
         root=root,
         kept=len(folders) - len(jobs),
         rendered=tuple(result for result in done if not result.error),
         failed=tuple(result for result in done if result.error),
     )
+
+
+def _render(jobs: list[_Job], workers: int) -> list[Rendered]:
+    """Renders pieces, in any order; the results are in that of their numbers."""
+    from joblib import Parallel, delayed
+
+    # loky starts processes anew; one worker stays in this one, where errors are easiest to read.
+    parallel = Parallel(n_jobs=min(workers, len(jobs)) or 1, return_as="generator_unordered")
+    done = []
+    with progress(len(jobs), "render", "pieces") as bar:
+        for result in parallel(delayed(_render_piece)(job) for job in jobs):
+            done.append(result)
+            bar.update(1)
+    return sorted(done, key=lambda result: result.track)
 
 
 def _require_renderer() -> None:

@@ -11,9 +11,9 @@ ROOT = Path(__file__).parent.parent
 
 # The reading order. A module imports only what stands before it.
 MT3DATA = (
-    "errors terminal vocabulary notes sequences midi events tokens merging detokenize audio spectrogram "
+    "errors terminal disk vocabulary notes sequences midi events tokens merging detokenize audio spectrogram "
     "windows manifest catalogue track mix DATASETS players compose render "
-    "synth align warp shards shard_writer disk ledger transport ranges unpack fetch "
+    "synth align warp shards shard_writer ledger transport ranges unpack fetch "
     "download verify agreement records tables reader tar stream cache rows plan examples "
     "attempts worker engine card assemble claim build forecast check picture "
     "markup survey charts figures report cli_sources cli_builds cli"
@@ -22,7 +22,7 @@ MT3TRAIN = (
     "model loss optim config checkpoint t5x convert features mixing streamed sources data resume device ranks log "
     "stepper search grammar decode ruled transcribe matching pianoroll instruments metrics segments "
     "evaluate results validation train plot demo "
-    "note_files demo_weights cli_scores cli_transcribe cli"
+    "note_files page demo_weights cli_scores cli_transcribe cli"
 ).split()
 # Adapters: two that others build on, then all in the order of their names; a new one needs no line here.
 SHARED = ["slakh", "listed"]

@@ -216,3 +216,11 @@ def test_a_picture_of_audio_shows_its_mel(audio: Path, mel: Path) -> None:
     assert shown.shape == wanted.shape == (800, 512)
     np.testing.assert_array_equal(shown == 0, wanted == 0)
     assert np.median(np.abs(shown - wanted)) < 0.01
+
+
+def test_the_card_says_what_sound_the_windows_hold(mel: Path, audio: Path, both: Path) -> None:
+    cards = [(folder / "README.md").read_text() for folder in (mel, audio, both)]
+    said = [next(line for line in card.splitlines() if "Windows of" in line) for card in cards]
+    assert [line.split(" with ")[0] for line in said] == [
+        "Windows of log-mel", "Windows of audio", "Windows of log-mel and audio",
+    ]  # fmt: skip
