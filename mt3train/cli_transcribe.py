@@ -1,35 +1,69 @@
-"""The command `mt3train transcribe`: recordings in, notes out."""
+"""The command `mt3train transcribe`: recordings in; files of notes, and pages to play, out."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
+from mt3data.disk import require_space, size
 from mt3data.errors import UserError
 from mt3data.terminal import AT_LEAST_0, PATH, counted, progress, unusable
 from mt3train.cli_scores import BATCH, CHECKPOINT, load_checkpoint
 
 if TYPE_CHECKING:
+    from mt3data.notes import Notes
     from mt3train.checkpoint import CheckpointInfo
     from mt3train.model import MT3
-    from mt3train.transcribe import Decoding
+    from mt3train.transcribe import Decoding, Transcription
 
 # In a folder, files with these endings are taken for recordings.
 AUDIO = set(".wav .flac .mp3 .ogg .oga .opus .aif .aiff .aifc .au .caf .w64 .rf64 .wv".split())
 FORMATS = {"mid": (".mid", ".midi"), "json": (".json",), "csv": (".csv",)}
+ENDINGS = sum(FORMATS.values(), ())
+PAGES = (".html", ".htm")
+FILE_ENDING = re.compile(r"\.(?=.*[a-z])[a-z0-9]{1,8}", re.IGNORECASE)  # unlike ". Vol. 2"
+LONG_SECONDS = 1200  # of a recording whose page is so large that it is said before
+
+
+@dataclass(frozen=True)
+class Work:
+    """What is done with every recording.
+
+    Attributes:
+        model: on the device that runs it.
+        info: what its checkpoint says.
+        about: a line on the model, for the pages.
+        kind: format of the files of notes.
+        decoding: how tokens are found.
+    """
+
+    model: MT3
+    info: CheckpointInfo
+    about: str
+    kind: str
+    decoding: Decoding
+
+    @property
+    def has_velocity(self) -> bool:
+        """Whether the model hears velocities."""
+        return self.info.vocabulary.num_velocity_bins > 1
 
 
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=PATH)
 @CHECKPOINT
-@click.option("-o", "--out", type=PATH, required=True, help="A file, or a folder for several.")
+@click.option("-o", "--out", type=PATH, help="Notes: a file, or a folder for several.")
+@click.option("--html", type=PATH, help="Piano roll and recording as a page, or a folder of pages.")
 @click.option(
-    "--format", "kind", type=click.Choice(list(FORMATS)), help="Default: as --out ends; mid."
+    "--format", "kind", type=click.Choice(list(FORMATS)), help="Of --out. Default: as it ends; mid."
 )
 @BATCH
 @click.option("--beams", type=AT_LEAST_0, default=0, show_default=True, metavar="N",
@@ -38,23 +72,21 @@ FORMATS = {"mid": (".mid", ".midi"), "json": (".json",), "csv": (".csv",)}
 @click.option("--grammar", is_flag=True, help="Say only what can follow; see mt3train/grammar.py.")
 @click.option("--compile", "compiled", is_flag=True, help="torch.compile: a minute, then faster.")
 def transcribe(
-    files: tuple[Path, ...], checkpoint: Path | None, out: Path, kind: str | None, batch: int,
-    beams: int, programs: str | None, grammar: bool, compiled: bool,
+    files: tuple[Path, ...], checkpoint: Path | None, out: Path | None, html: Path | None,
+    kind: str | None, batch: int, beams: int, programs: str | None, grammar: bool, compiled: bool,
 ) -> None:  # fmt: skip
-    """Writes the notes of recordings as MIDI, JSON or CSV files.
+    """Writes the notes of recordings as MIDI, JSON or CSV files, and as pages to look at and hear.
 
     FILES may be of any format that libsndfile reads and of any length, or folders of them. A
     recording that cannot be read is reported and the others go on.
 
     \b
-    Example: mt3train transcribe song.wav -o song.mid
+    Example: mt3train transcribe song.wav -o song.mid --html song.html
     """
     # Threads that wait must not spin: where other programs run too, that takes 4 times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
     recordings = find_recordings(files)
-    kind = kind or next((k for k, ends in FORMATS.items() if out.suffix.lower() in ends), "mid")
-    alone = files == (recordings[0][0],)
-    targets = _targets(recordings, out, kind, alone)
+    kind, targets = _all_targets(recordings, files == (recordings[0][0],), out, html, kind)
     model, info = load_checkpoint(checkpoint)
     from mt3train.ruled import Instruments
     from mt3train.transcribe import Decoding
@@ -63,12 +95,13 @@ def transcribe(
     decoding = Decoding(batch, beams, grammar, only, compile=compiled)
     if only:
         only.forbidden(info.vocabulary)  # says so before any work if it cannot be done
+    work = Work(model, info, _about(checkpoint, model, info, programs), kind, decoding)
     failed = 0
-    for (file, _), target in zip(recordings, targets, strict=True):
+    for (file, _), (target, page) in zip(recordings, targets, strict=True):
         try:
-            click.echo(_transcribe_file(model, info, file, target, kind, decoding))
+            click.echo(_transcribe_file(work, file, target, page))
         except UserError as error:
-            if alone:
+            if files == (file,):
                 raise
             failed += 1
             click.echo(f"Error: {error}", err=True)
@@ -98,20 +131,52 @@ def find_recordings(files: Sequence[Path]) -> list[tuple[Path, Path]]:
     return found
 
 
+def _all_targets(
+    recordings: Sequence[tuple[Path, Path]], alone: bool, out: Path | None, html: Path | None,
+    kind: str | None,
+) -> tuple[str, list[tuple[Path | None, Path | None]]]:  # fmt: skip
+    """The format of the notes, and of each recording the file of its notes and its page."""
+    if out is None and html is None:
+        raise UserError("nowhere to write to; expected -o song.mid, --html song.html, or both")
+    if out is None and kind is not None:
+        raise UserError(f"--format {kind} is the format of -o, which is not there; name it, too")
+    nowhere: list[Path | None] = [None] * len(recordings)
+    pages: list[Path | None] = nowhere
+    if html is not None:
+        pages = [*_targets(recordings, alone, "--html", html, PAGES)]
+    if out is None:
+        return "", list(zip(nowhere, pages, strict=True))
+    notes = _targets(recordings, alone, "-o", out, FORMATS[kind] if kind else ENDINGS)
+    kind = next(k for k, endings in FORMATS.items() if notes[0].suffix.lower() in endings)
+    return kind, list(zip(notes, pages, strict=True))
+
+
 def _targets(
-    recordings: Sequence[tuple[Path, Path]], out: Path, kind: str, alone: bool
-) -> list[Path]:
-    """The files that recordings become."""
-    ending = FORMATS[kind][0]
-    if alone and out.suffix.lower() in FORMATS[kind]:
-        targets = [out]
-    elif out.suffix.lower() in sum(FORMATS.values(), ()):
-        said = f"{len(recordings)} recordings" if not alone else f"--format {kind}"
+    recordings: Sequence[tuple[Path, Path]], alone: bool, option: str, out: Path,
+    endings: Sequence[str],
+) -> list[Path]:  # fmt: skip
+    """The files that recordings become, in folders that are there then.
+
+    Args:
+        recordings: of `find_recordings`.
+        alone: there is one, which was named itself.
+        option: that said where they belong, for messages.
+        out: what it said: a file if it ends as one and is no folder.
+        endings: of such files; the first is the one that files in a folder get.
+    """
+    if out.is_dir() or not FILE_ENDING.fullmatch(out.suffix):
+        targets = [out / place.with_suffix(endings[0]) for _, place in recordings]
+    elif out.suffix.lower() not in endings:
         raise UserError(
-            f"-o {out} is the name of one file; {said} need a folder, or another ending"
+            f"{option} {out} does not end in {' or '.join(endings)}; for a folder of that name, make it first"
+        )
+    elif not alone:
+        raise UserError(
+            f"{option} {out} is the name of one file; several recordings, or a folder of them, need "
+            "a folder"
         )
     else:
-        targets = [out / place.with_suffix(ending) for _, place in recordings]
+        targets = [out]
     twice = sorted({str(target) for target in targets if targets.count(target) > 1})
     if twice:
         raise UserError(f"two recordings would become {twice[0]}; rename one, or use two folders")
@@ -120,36 +185,94 @@ def _targets(
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{folder}: the folder cannot be made ({error.strerror})") from error
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise UserError(f"{folder}: no permission to write there; choose another {option}")
+    for target in targets:
+        if target.is_dir():
+            raise UserError(f"{target} is a folder; choose another {option}")
     return targets
 
 
-def _transcribe_file(
-    model: MT3, info: CheckpointInfo, file: Path, target: Path, kind: str, decoding: Decoding
-) -> str:
+def _about(checkpoint: Path | None, model: MT3, info: CheckpointInfo, programs: str | None) -> str:
+    """A line that says which model heard the notes."""
+    from mt3train.checkpoint import weights_file
+
+    name = "the demo weights of mt3kit" if checkpoint is None else weights_file(checkpoint).name
+    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    only = f"; asked for {programs} alone" if programs else ""
+    return f"Model: {name}, {millions:.3g} million parameters, {info.step:,} updates{only}"
+
+
+def _transcribe_file(work: Work, file: Path, target: Path | None, page: Path | None) -> str:
     """Transcribes one recording; says what came of it."""
-    from mt3data.midi import write_midi
-    from mt3train.note_files import write_csv, write_json
     from mt3train.transcribe import transcribe as run
 
+    if page:
+        _announce(file, page)
     with progress(1, file.name, "segments") as bar:
 
         def report(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        result = run(model, info, file, decoding, on_progress=report)
-    notes, has_velocity = result.notes, info.vocabulary.num_velocity_bins > 1
-    try:
-        if kind == "mid":
+        result = run(work.model, work.info, file, work.decoding, on_progress=report)
+    written = []
+    if target:
+        _write_notes(work, result.notes, target)
+        written.append(str(target))
+    if page:
+        _write_page(work, file, result.notes, page)
+        written.append(f"{page} ({size(page.stat().st_size)})")
+    return f"{' and '.join(written)}: {_heard(result)}"
+
+
+def _heard(result: Transcription) -> str:
+    """What a transcription holds, in words."""
+    notes = result.notes
+    instruments = counted(len(set(notes.instrument.tolist())), "instrument")
+    heard = f"{counted(len(notes), 'note')} of {instruments}" if len(notes) else "no notes found"
+    odd = f", {result.invalid} invalid events skipped" if result.invalid else ""
+    return f"{heard} in {counted(result.n_segments, 'segment')}{odd}"
+
+
+def _announce(file: Path, page: Path) -> None:
+    """Says how large a page becomes that is large, before hours of work, and that it has room."""
+    from mt3data.audio import audio_info
+    from mt3train.page import clock, page_bytes
+
+    seconds = audio_info(file).seconds
+    n_bytes = page_bytes(seconds)
+    if seconds > LONG_SECONDS:
+        click.echo(f"{file} lasts {clock(seconds)}: its page takes {size(n_bytes)}", err=True)
+    # The recording as MP3 stands beside the page, which holds it in letters, until that is whole.
+    require_space(page.parent, round(1.75 * n_bytes), f"for the page about {file}", "--html")
+
+
+def _write_notes(work: Work, notes: Notes, target: Path) -> None:
+    from mt3data.midi import write_midi
+    from mt3train.note_files import write_csv, write_json
+
+    with _told(target):
+        if work.kind == "mid":
             write_midi(notes, target)
         else:
-            (write_json if kind == "json" else write_csv)(notes, target, has_velocity)
+            (write_json if work.kind == "json" else write_csv)(notes, target, work.has_velocity)
+
+
+def _write_page(work: Work, file: Path, notes: Notes, page: Path) -> None:
+    from mt3data.audio import audio_info
+    from mt3train.page import write_page
+
+    with _told(page), progress(audio_info(file).seconds, page.name, "s") as bar:
+        write_page(page, file, notes, work.about, work.has_velocity, bar.update)
+
+
+@contextmanager
+def _told(target: Path) -> Iterator[None]:
+    """Makes a UserError of what the system says where a file cannot be written."""
+    try:
+        yield
     except OSError as error:
         raise UserError(
             unusable(error) if error.filename else f"{target}: {error.strerror}"
         ) from error
-    instruments = len(set(notes.instrument.tolist()))
-    heard = f"{counted(len(notes), 'note')} of {counted(instruments, 'instrument')}"
-    odd = f", {result.invalid} invalid events skipped" if result.invalid else ""
-    heard = heard if len(notes) else "no notes found"
-    return f"{target}: {heard} in {counted(result.n_segments, 'segment')}{odd}"

@@ -1,7 +1,9 @@
 """`mt3train transcribe`: files and folders in, MIDI, JSON or CSV out, mistakes in one line."""
 
+import base64
 import csv
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,8 +13,10 @@ import soundfile
 import torch
 from click.testing import CliRunner, Result
 
+from mt3data import disk
 from mt3data.midi import read_midi
 from mt3data.vocabulary import EOS_ID, Event, VocabularyConfig, codec_of, num_embeddings
+from mt3train import cli_transcribe
 from mt3train.checkpoint import CheckpointInfo, save_weights
 from mt3train.cli import main
 from mt3train.decode import Found, SegmentDecoder
@@ -143,6 +147,55 @@ def test_the_notes_of_chosen_instruments_are_written_with_the_grammar_too(tmp_pa
     assert notes and {note["program"] for note in notes if not note["is_drum"]} <= {33}
 
 
+def test_a_page_shows_the_notes_that_the_file_holds(tmp_path, checkpoint, says):
+    says(VocabularyConfig(), *NOTE)
+    song = record(tmp_path / "song.wav")
+    words = ["--checkpoint", checkpoint, "-o", tmp_path / "a.mid", "--html", tmp_path / "a.html"]
+    done = run(song, *words, "--programs", "bass,drums")
+    assert done.exit_code == 0, done.output
+    assert re.search(r"a.mid and \S*a.html \(\d+\.\d kB\): 2 notes of 2 instruments", done.output)
+    page = (tmp_path / "a.html").read_text()
+    told = (
+        "Model: a.safetensors, 0.0[0-9]+ million parameters, 0 updates; asked for bass,drums alone"
+    )
+    assert re.search(told, page)
+    midi = base64.b64decode(re.findall(r'href="data:audio/midi;base64,([^"]*)"', page)[0])
+    assert midi == (tmp_path / "a.mid").read_bytes()
+
+
+def test_pages_alone_of_a_folder_keep_its_order(tmp_path, checkpoint, says):
+    says(VocabularyConfig(), *NOTE)
+    record(tmp_path / "in" / "a.wav")
+    record(tmp_path / "in" / "live" / "b.flac")
+    (tmp_path / "in" / "broken.mp3").write_bytes(b"this is no audio")
+    done = run(tmp_path / "in", "--checkpoint", checkpoint, "--html", tmp_path / "out")
+    assert done.exit_code == 1 and "broken.mp3: not audio" in done.output
+    made = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*"))
+    assert made == ["a.html", "live/b.html"]
+
+
+def test_a_folder_that_is_there_is_a_folder_whatever_its_name(tmp_path, checkpoint, says):
+    says(VocabularyConfig(), *NOTE)
+    for name in ("a.mid", "b.txt"):
+        (tmp_path / name).mkdir()
+        done = run(record(tmp_path / "song.wav"), "--checkpoint", checkpoint, "-o", tmp_path / name)
+        assert done.exit_code == 0 and len(read_midi(tmp_path / name / "song.mid")) == 2
+
+
+def test_the_size_of_a_long_recording_s_page_is_said_and_room_for_it_asked(
+    tmp_path, checkpoint, says, monkeypatch
+):
+    says(VocabularyConfig(), *NOTE)
+    song, words = record(tmp_path / "song.wav", 60.0), ["--checkpoint", checkpoint]
+    monkeypatch.setattr(cli_transcribe, "LONG_SECONDS", 59)
+    done = run(song, *words, "--html", tmp_path / "a.html")
+    assert done.exit_code == 0 and "song.wav lasts 1:00: its page takes 960.0 kB" in done.output
+    monkeypatch.setattr(disk, "free_bytes", lambda folder: 1_000_000)
+    done = run(song, *words, "--html", tmp_path / "b.html")
+    assert done.exit_code == 2 and "1.7 MB needed for the page about" in done.output
+    assert not (tmp_path / "b.html").exists()
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
@@ -152,8 +205,24 @@ def test_the_notes_of_chosen_instruments_are_written_with_the_grammar_too(tmp_pa
         (["song.wav", "-o", "a.mid", "--programs", "kazoo"], "no instrument 'kazoo'"),
         (["song.wav", "song.wav", "-o", "out"], "two recordings would become"),
         (["song.wav", "empty", "-o", "out"], "empty holds no recordings"),
-        (["song.wav", "song.flac", "-o", "a.mid"], "is the name of one file; 2 recordings need"),
-        (["song.wav", "-o", "a.mid", "--format", "csv"], "is the name of one file; --format csv"),
+        (["song.wav"], "nowhere to write to; expected -o song.mid, --html song.html, or both"),
+        (
+            ["song.wav", "song.flac", "-o", "a.mid"],
+            "a.mid is the name of one file; several recordings",
+        ),
+        (["song.wav", "song.flac", "--html", "a.html"], "--html a.html is the name of one file"),
+        (["in", "--html", "a.html"], "--html a.html is the name of one file; several"),
+        (["song.wav", "-o", "a.mid", "--format", "csv"], "-o a.mid does not end in .csv; for"),
+        (["song.wav", "-o", "a.html"], "-o a.html does not end in .mid or .midi or .json or .csv"),
+        (["song.wav", "-o", "notes.txt"], "notes.txt does not end in"),
+        (["song.wav", "song.flac", "-o", "notes.txt"], "for a folder of that name, make it first"),
+        (["song.wav", "--html", "song.mid"], "--html song.mid does not end in .html or .htm"),
+        (["song.wav", "--html", "a.html", "--format", "csv"], "--format csv is the format of -o"),
+        (["song.wav", "song.wav", "--html", "out"], "two recordings would become out/song.html"),
+        (["song.wav", "--html", "song.wav/out"], "cannot be made"),
+        (["song.wav", "--html", "/proc/a.html"], "/proc"),
+        (["song.wav", "-o", "taken"], "taken/song.mid is a folder; choose another -o"),
+        (["song.wav", "--html", "taken"], "taken/song.html is a folder; choose another --html"),
         (["song.wav", "-o", "song.wav/out"], "cannot be made"),
         (["song.wav", "-o", "/proc/out.mid"], "/proc"),
         (["song.wav", "-o", "a.mid", "--checkpoint", "song.wav"], "not a whole safetensors file"),
@@ -164,7 +233,9 @@ def test_a_mistake_takes_one_line_and_exits_with_2(
 ):
     record(tmp_path / "song.wav")
     record(tmp_path / "song.flac")
-    (tmp_path / "empty").mkdir()
+    record(tmp_path / "in" / "song.wav")
+    for folder in ("empty", "taken/song.mid", "taken/song.html"):
+        (tmp_path / folder).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
     done = run("--checkpoint", checkpoint, *words)
     assert done.exit_code == 2, done.output

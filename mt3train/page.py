@@ -1,0 +1,214 @@
+"""A transcription as one page: a piano roll, and the recording that plays in step with it.
+
+The page is a single file that loads nothing. Inside it are the notes, the recording as MP3, and the
+MIDI file to download. Its content security policy names the digests of its own script and style
+sheet and allows nothing else, so what a file's name says can neither run nor fetch anything. The
+same recording and notes give the same bytes.
+
+MP3 because every browser plays it; at a constant bit rate, because with a variable one browsers
+guess where in the file a time is, and the recording would not be in step after a jump. The
+recording is mono, as the model hears it. It is read, encoded and written in blocks, so memory does
+not grow with its length.
+
+The original has no such page.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+from collections.abc import Callable, Iterator
+from importlib import resources
+from pathlib import Path
+from string import Template
+from tempfile import TemporaryFile
+from typing import Any, BinaryIO
+
+import numpy as np
+import soundfile
+
+from mt3data import __version__
+from mt3data.audio import audio_info, read_blocks
+from mt3data.errors import UserError
+from mt3data.markup import Html, document, element, style_sheet
+from mt3data.midi import midi_bytes
+from mt3data.notes import Notes
+from mt3data.shards import write_durably
+from mt3data.terminal import counted
+from mt3train.instruments import DRUMS, instrument_name
+
+RATE = 44100  # Hz, of the recording in the page
+KBPS = 96  # its bit rate
+COMPRESSION = 0.78  # what libsndfile calls 96 kbit/s of mono at this rate
+CHUNK = 3 << 16  # bytes of the recording in one element; a multiple of 3 needs no padding
+DRUMS_LAST = 128  # stands for drums, after all programs
+COLOURS = 10  # of instruments, in page.css; the eleventh is hollow
+AUDIO_HERE = "<!--audio-->"  # no text can hold it, for "<" is escaped
+SCRIPTS = ("page_roll.js", "page_sound.js", "page.js")
+
+
+def page_bytes(seconds: float) -> int:
+    """About how large the page of a recording of so many seconds becomes, notes left out."""
+    return round(seconds * KBPS * 1000 / 8 * 4 / 3)
+
+
+def write_page(
+    path: Path, recording: Path, notes: Notes, about: str, has_velocity: bool,
+    on_seconds: Callable[[float], object] = lambda seconds: None,
+) -> None:  # fmt: skip
+    """Writes the page about one recording; it appears when it is whole.
+
+    Args:
+        path: of the page; one that is there is replaced.
+        recording: any file that libsndfile reads.
+        notes: what was heard in it, in any order.
+        about: a line that says which model heard them.
+        has_velocity: whether the model hears velocities; else none are shown.
+        on_seconds: called with the length of each block of the recording that was encoded.
+    Raises:
+        UserError: the recording is missing, unreadable or empty.
+        OSError: the page cannot be written.
+    """
+    seconds = max([audio_info(recording).seconds, *notes.offset])
+    before, after = _document(recording.name, notes.sorted(), seconds, about, has_velocity).split(
+        AUDIO_HERE
+    )
+
+    def pieces() -> Iterator[bytes]:
+        yield before.encode()
+        with TemporaryFile(dir=path.parent) as mp3:
+            _encode(recording, mp3, on_seconds)
+            mp3.seek(0)
+            while chunk := mp3.read(CHUNK):
+                held = Html(base64.b64encode(chunk).decode())
+                yield element("script", held, type="text/plain", class_="audio").encode() + b"\n"
+        yield after.encode()
+
+    write_durably(path, pieces())
+
+
+def note_data(notes: Notes, seconds: float, has_velocity: bool) -> dict[str, Any]:
+    """What the page's script knows of the notes, in a form that JSON holds.
+
+    Args:
+        notes: in order of onset.
+        seconds: how long the page plays.
+        has_velocity: whether velocities are among it.
+    Returns:
+        `voices`, instruments in order of program, drums last; `drums`, the names of those that are
+        hit; and columns with an entry for each note: `onset` and `length` in ms, as in a MIDI file
+        of ours, `pitch`, `voice` (a number in `voices`), perhaps `velocity`.
+    """
+    number = np.where(notes.is_drum, DRUMS_LAST, notes.program)
+    programs, voice = np.unique(number, return_inverse=True)
+    onset = np.rint(1000 * notes.onset).astype(np.int64)
+    length = np.maximum(np.rint(1000 * notes.offset).astype(np.int64) - onset, 1)
+    columns = {"onset": onset, "length": length, "pitch": notes.pitch, "voice": voice}
+    if has_velocity:
+        columns["velocity"] = notes.velocity
+    hit = np.unique(notes.pitch[notes.is_drum]).tolist()
+    return {
+        "seconds": round(seconds, 3),
+        "voices": [
+            {"name": instrument_name(DRUMS), "program": None}
+            if p == DRUMS_LAST
+            else {"name": instrument_name(p), "program": p}
+            for p in programs.tolist()
+        ],
+        "drums": {pitch: drum_name(pitch) for pitch in hit},
+        **{name: column.tolist() for name, column in columns.items()},
+    }
+
+
+def drum_name(pitch: int) -> str:
+    """What General MIDI calls a drum: 38 is "Acoustic Snare"."""
+    import pretty_midi
+
+    return pretty_midi.note_number_to_drum_name(pitch) or f"Drum {pitch}"
+
+
+def clock(seconds: float) -> str:
+    """A duration in seconds as musicians write it: "3:25", "1:02:03"."""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
+
+
+# --- the parts of the page -----------------------------------------------------------------------
+
+
+def _document(name: str, notes: Notes, seconds: float, about: str, has_velocity: bool) -> Html:
+    """The whole page but for the recording, whose place is marked."""
+    data = note_data(notes, seconds, has_velocity)
+    style, script = style_sheet("mt3train", "page.css"), "".join(map(_file, SCRIPTS))
+    policy = (
+        f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
+        "media-src blob:; base-uri 'none'; form-action 'none'"
+    )
+    heard = f"{counted(len(notes), 'note')} of {counted(len(data['voices']), 'instrument')}"
+    midi = base64.b64encode(midi_bytes(notes)).decode()
+    body = Template(_file("page.html")).substitute(
+        name=html.escape(name), about=html.escape(about), version=__version__,
+        facts=f"{clock(seconds)} · {heard if len(notes) else 'no notes were found'}",
+        download=element("a", "Download MIDI", class_="button",
+                         download=Path(name).with_suffix(".mid").name,
+                         href=f"data:audio/midi;base64,{midi}"),
+        legend=_legend(data), audio=AUDIO_HERE,
+        # "<" could end the element that holds it
+        data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
+    )  # fmt: skip
+    code = element("script", Html(script), type="module")
+    return document(f"{name} · notes", policy, style, Html(body), code)
+
+
+def _legend(data: dict[str, Any]) -> Html | None:
+    """A button to show or hide each instrument, and one to hear and see it alone."""
+    if not data["voices"]:
+        return element("p", "No notes were found in this recording.", class_="empty")
+    counts = np.bincount(data["voice"], minlength=len(data["voices"])).tolist()
+    items = []
+    for number, voice in enumerate(data["voices"]):
+        swatch = f"swatch {colour_class(number, voice['program'])}"
+        items.append(element(
+            "li", element("button", element("span", class_=swatch), f" {voice['name']} ",
+                          element("span", f"{counts[number]:,}", class_="muted"),
+                          type="button", class_="show", data_voice=number, aria_pressed="true"),
+            element("button", "solo", type="button", class_="solo", data_voice=number,
+                    aria_pressed="false", aria_label=f"{voice['name']} alone"),
+        ))  # fmt: skip
+    return element("ul", items, id="legend", aria_label="Instruments")
+
+
+def colour_class(number: int, program: int | None) -> str:
+    """The class in page.css that colours an instrument, by its number on the page; drums have their own."""
+    if program is None:
+        return "drums"
+    return f"voice{number % COLOURS}" + (" hollow" if number // COLOURS % 2 else "")
+
+
+def _encode(recording: Path, mp3: BinaryIO, on_seconds: Callable[[float], object]) -> None:
+    """Writes a recording as MP3."""
+    try:
+        with soundfile.SoundFile(
+            mp3.fileno(), "w", RATE, 1, "MPEG_LAYER_III", format="MP3", closefd=False,
+            bitrate_mode="CONSTANT", compression_level=COMPRESSION,
+        ) as file:  # fmt: skip
+            for block in read_blocks(recording, RATE):
+                file.write(block)
+                on_seconds(len(block) / RATE)
+    except soundfile.LibsndfileError as error:
+        raise UserError(
+            f"{recording}: cannot be put into a page as MP3 ({error.error_string.strip()}); make "
+            "room on the disk, or leave --html out"
+        ) from error
+
+
+def _file(name: str) -> str:
+    return (resources.files("mt3train") / name).read_text(encoding="utf-8")
+
+
+def _digest(text: str) -> str:
+    """As a content security policy names a script or a style sheet."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
