@@ -200,9 +200,9 @@ def floats_without_unit(items: list[Documented]) -> list[str]:
     found = []
     for item, function in functions(items):
         for arg in arguments(function):
-            if "float" in type_names(arg.annotation) and not UNIT.search(
-                f"{arg.arg} {item.docstring}"
-            ):
+            if "float" not in type_names(arg.annotation) or REFERS.search(item.docstring):
+                continue
+            if not UNIT.search(f"{arg.arg} {item.docstring}"):
                 found.append(f"{item.where}: {arg.arg}")
     for item in items:
         for field in item.node.body if isinstance(item.node, ast.ClassDef) else ():
