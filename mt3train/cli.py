@@ -26,7 +26,7 @@ def train(arguments: tuple[str, ...]) -> None:
     """Trains a model in this process; run again, it continues.
 
     Without arguments it trains the paper's model on every build under shards/. On several
-    processes: torchrun --nproc_per_node=8 mt3train/train.py CONFIG.toml KEY=VALUE. The keys, with
+    processes: torchrun --nproc_per_node=8 -m mt3train.train CONFIG.toml KEY=VALUE. The keys, with
     their defaults, stand in mt3train/config.py.
 
     \b
