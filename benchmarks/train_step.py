@@ -219,7 +219,7 @@ def seconds_of_updates(work: Sequence[Sequence[Micro]], compiled: bool) -> float
     torch.manual_seed(0)
     model = MT3(MODEL).to(work[0][0][0].device).train()
     network = torch.compile(model, dynamic=True) if compiled else model
-    optimizer = make_optimizer(list(model.parameters()), "adafactor", 1e-3, 0.0)
+    optimizer = make_optimizer(model, "adafactor", 1e-3, 0.0)
 
     def all_updates() -> None:
         for micros in work:

@@ -60,11 +60,11 @@ class DataConfig:
 class OptimConfig:
     """How parameters are updated."""
 
-    name: str = "adafactor"  # or "adamw"
+    name: str = "adafactor"  # or "adamw", "muon"
     lr: float = 1e-3
     warmup_steps: int = 0
     decay: str = "constant"  # or "cosine", to a tenth at the last step
-    weight_decay: float = 0.0  # adamw only
+    weight_decay: float = 0.0  # not of adafactor
     clip_norm: float = 0.0  # largest norm of the mean-token gradient; 0: no clipping
     z_loss: float = 1e-4  # weight of log(Z)^2 in the loss
     label_smoothing: float = 0.0  # share of the target that all other tokens get
@@ -107,13 +107,13 @@ class Config:
 
     def __post_init__(self) -> None:
         _one_of("precision", self.precision, PRECISIONS)
-        _one_of("optim.name", self.optim.name, ("adafactor", "adamw"))
+        _one_of("optim.name", self.optim.name, ("adafactor", "adamw", "muon"))
         _one_of("optim.decay", self.optim.decay, ("constant", "cosine"))
         _one_of("data.reader", self.data.reader, ("indexed", "webdataset"))
         if self.data.reader == "webdataset" and (self.data.weights or self.data.mix_examples):
             raise UserError("data.weights and data.mix_examples are for data.reader='indexed'")
         if self.optim.name == "adafactor" and self.optim.weight_decay:
-            raise UserError("optim.weight_decay is for optim.name='adamw'; Adafactor has none")
+            raise UserError("optim.weight_decay is for optim.name='adamw' and 'muon'; Adafactor has none")
         values = dict(_flatten(as_dict(self)))
         for key, (low, high) in RANGES.items():
             if not low <= values[key] <= high or math.isinf(values[key]):

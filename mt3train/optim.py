@@ -1,4 +1,4 @@
-"""Adafactor as T5X has it, AdamW as the alternative, and the learning-rate schedule.
+"""Adafactor as T5X has it, AdamW and Muon as alternatives, and the learning-rate schedule.
 
 MT3 was trained with Adafactor at a constant rate of 1e-3, without warm-up. Every update is
 divided by the root of a running mean of squared gradients (kept as a row and a column mean for
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mt3data.errors import UserError
+from mt3train.model import MT3
 
 MIN_DIM_SIZE_TO_FACTOR = 128  # t5x/adafactor.py: smaller matrices keep the full second moment
 
@@ -58,10 +59,7 @@ class Adafactor(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """Update every parameter that has a gradient; gradients are left as they are.
-
-        Returns the number that the closure, which is called first, returns; None without one.
-        """
+        """As `torch.optim.Optimizer.step`; gradients are left as they are."""
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -100,6 +98,88 @@ def _rms(x: Tensor) -> Tensor:
     return x.square().mean().sqrt_()
 
 
+class Muon(torch.optim.Optimizer):
+    """Momentum made orthogonal for matrices, Adam for the rest.
+
+    A matrix moves along the nearest orthogonal matrix to its momentum, so that all directions of it
+    learn equally fast. The update's size is that of Adam's, so both go by one rate. In training the
+    demo weights it needed two thirds of AdamW's steps (mt3train/weights/README.md). torch has a Muon from
+    2.9 on, for matrices alone: the rest would want a second optimiser, and a second state to keep.
+
+    Args:
+        params: float32 or float64 parameters.
+        lr: root mean square of an update's values, over 0.2.
+        weight_decay: each update first takes lr * weight_decay of a parameter away.
+        by_adam: matrices among params that are no maps between layers, such as embeddings.
+
+    Source: Jordan et al. 2024, Muon: an optimizer for hidden layers in neural networks; its size: Liu
+    et al. 2025, Muon is scalable for LLM training, section 2.2.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[nn.Parameter],
+        lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        by_adam: Iterable[Tensor] = (),
+    ) -> None:
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
+        self._by_adam = {id(parameter) for parameter in by_adam}
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """As `torch.optim.Optimizer.step`; gradients are left as they are."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                gradient = parameter.grad
+                if gradient is not None:
+                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                    by_adam = parameter.ndim != 2 or id(parameter) in self._by_adam
+                    update = (self._adam if by_adam else self._orthogonal)(parameter, gradient)
+                    parameter.sub_(update, alpha=group["lr"])
+        return loss
+
+    def _orthogonal(self, parameter: Tensor, gradient: Tensor) -> Tensor:
+        state = self._state(parameter, "momentum")
+        momentum = state["momentum"].lerp_(gradient, 0.05)
+        looked_ahead = gradient.lerp(momentum, 0.95)
+        return orthogonalized(looked_ahead).mul_(0.2 * max(parameter.shape) ** 0.5)
+
+    def _adam(self, parameter: Tensor, gradient: Tensor) -> Tensor:
+        state = self._state(parameter, "momentum", "squares")
+        momentum = state["momentum"].lerp_(gradient, 0.1)
+        squares = state["squares"].lerp_(gradient.square(), 0.02)
+        step = float(state["step"])
+        return (momentum / (1 - 0.9**step)) / ((squares / (1 - 0.98**step)).sqrt() + 1e-8)
+
+    def _state(self, parameter: Tensor, *means: str) -> dict[str, Tensor]:
+        state = self.state[parameter]
+        if not state:
+            state["step"] = torch.zeros((), dtype=torch.int64)  # on the CPU: read at every step
+            state |= {mean: torch.zeros_like(parameter) for mean in means}
+        state["step"] += 1
+        return state
+
+
+def orthogonalized(matrix: Tensor) -> Tensor:
+    """The matrix with all its singular values near 1 (0.7 to 1.2), by five Newton-Schulz steps.
+
+    Directions of less than about a hundredth of the largest stay smaller.
+
+    Source: Jordan et al. 2024, whose coefficients trade precision for speed.
+    """
+    wide = matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
+    x = wide / (wide.norm() + 1e-7)
+    for _ in range(5):
+        squared = x @ x.mT
+        x = 3.4445 * x + (2.0315 * squared @ squared - 4.775 * squared) @ x
+    return x.mT if wide is not matrix else x
+
+
 def freeze(model: nn.Module, patterns: str) -> None:
     """Parameters whose names match one of the patterns get no gradients and no updates.
 
@@ -122,15 +202,20 @@ def freeze(model: nn.Module, patterns: str) -> None:
 
 
 def make_optimizer(
-    parameters: Iterable[nn.Parameter], name: str, lr: float, weight_decay: float = 0.0
+    model: MT3, name: str, lr: float, weight_decay: float = 0.0
 ) -> torch.optim.Optimizer:
-    """The optimiser `name` of parameters, "adafactor" or "adamw" (betas 0.9, 0.98), at learning rate lr.
+    """The optimiser `name` of the model's parameters that require gradients, at learning rate lr.
 
-    config.py refuses other names, and weight_decay with Adafactor.
+    Adafactor has no weight_decay. config.py refuses other names than "adafactor", "adamw" (betas 0.9,
+    0.98) and "muon", and weight_decay with Adafactor.
     """
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if name == "adafactor":
         return Adafactor(parameters, lr=lr)
-    return torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay)
+    if name == "adamw":
+        return torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay)
+    words = (model.decoder.token_embedder.weight, model.decoder.logits_dense.weight)
+    return Muon(parameters, lr, weight_decay, by_adam=words)
 
 
 def learning_rate(

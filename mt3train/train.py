@@ -1,6 +1,7 @@
 """Train MT3 on shards; the same command continues a run that was stopped.
 
     torchrun --nproc_per_node=8 mt3train/train.py CONFIG.toml key=value ...
+    torchrun --nproc_per_node=8 -m mt3train.train CONFIG.toml ...    (installed, without a checkout)
     python mt3train/train.py demo.toml data.train=shards/demo        (one process)
 
 Without CONFIG.toml it trains the package's mt3.toml on every build under shards/. The run's folder
@@ -98,7 +99,7 @@ def train_together(
         model = MT3(info.model).to(device, dtype).train()
         freeze(model, config.freeze)
         parameters = [p for p in model.parameters() if p.requires_grad]
-        optimizer = make_optimizer(parameters, optim.name, optim.lr, optim.weight_decay)
+        optimizer = make_optimizer(model, optim.name, optim.lr, optim.weight_decay)
         settings = {"optim.name": optim.name, "freeze": config.freeze}
         restored = restore(run, info, settings, model, optimizer)
         if restored is None and config.init.from_:

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from test_checkpoint import TINY
 from torch import nn
 
-from mt3train.optim import Adafactor, learning_rate, make_optimizer
+from mt3train.model import MT3
+from mt3train.optim import Adafactor, Muon, learning_rate, make_optimizer, orthogonalized
 
 
 def test_the_first_update_moves_every_value_by_the_rate_times_the_parameter_s_rms():
@@ -49,9 +51,47 @@ def test_zero_gradients_leave_parameters_alone():
 
 
 def test_the_second_optimiser_is_torch_s_adamw():
-    optimizer = make_optimizer([nn.Parameter(torch.ones(1))], "adamw", 1e-3, weight_decay=0.1)
+    optimizer = make_optimizer(MT3(TINY), "adamw", 1e-3, weight_decay=0.1)
     assert isinstance(optimizer, torch.optim.AdamW)
     assert optimizer.defaults["weight_decay"] == 0.1
+
+
+@pytest.mark.parametrize("shape", [(6, 6), (9, 4), (4, 9)])
+def test_orthogonalising_brings_singular_values_near_one_and_keeps_directions(shape):
+    torch.manual_seed(0)
+    u, _, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
+    stretched = u @ torch.diag(torch.linspace(0.1, 3.0, min(shape))) @ v
+    done = orthogonalized(stretched)
+    assert done.shape == shape
+    assert 0.6 < torch.linalg.svdvals(done).min() <= torch.linalg.svdvals(done).max() < 1.25
+    turned = u.T @ done @ v.T  # diagonal, where singular vectors are the same
+    assert (turned - torch.diag(turned.diag())).abs().max() < 1e-5
+
+
+def test_muon_moves_matrices_by_its_own_rule_and_the_rest_by_adam_s():
+    """After one update Adam has moved every value by the rate; a matrix has an RMS of 0.2 of it."""
+    torch.manual_seed(0)
+    model = MT3(TINY)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = make_optimizer(model, "muon", 1e-2)
+    for parameter in model.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    moved = {name: before[name] - p.detach() for name, p in model.named_parameters()}
+    for name in ("decoder.token_embedder.weight", "decoder.logits_dense.weight",
+                 "encoder.encoder_norm.scale"):  # fmt: skip
+        expected = 1e-2 * model.get_parameter(name).grad.sign()
+        torch.testing.assert_close(moved.pop(name), expected, rtol=1e-3, atol=0)
+    hidden = moved["encoder.layers.0.mlp.wi_0.weight"]
+    assert 0.7 * 2e-3 < hidden.square().mean().sqrt() < 1.3 * 2e-3
+    assert (hidden.abs() - hidden.abs().mean()).abs().max() > 1e-3  # signs would all be as large
+
+
+def test_muon_takes_weight_decay_before_an_update():
+    parameter = nn.Parameter(torch.tensor([4.0]))
+    parameter.grad = torch.tensor([-1.0])
+    Muon([parameter], lr=0.1, weight_decay=0.5).step()
+    assert parameter.item() == pytest.approx(4.0 * 0.95 + 0.1)
 
 
 def test_rate_rises_linearly_and_stays_or_falls_to_a_tenth():

@@ -19,12 +19,12 @@ from mt3train.train import train
 SETTINGS = {"optim.name": "adafactor"}
 
 
-@pytest.mark.parametrize("name", ["adafactor", "adamw"])
+@pytest.mark.parametrize("name", ["adafactor", "adamw", "muon"])
 def test_an_optimiser_goes_on_where_it_was(tmp_path, name):
     model, optimizer = model_and_optimizer(name)
     save(tmp_path, model, INFO, optimizer, {"settings": SETTINGS, "tokens": 5})
     fresh = MT3(TINY)
-    other = make_optimizer(fresh.parameters(), name, 1e-2)
+    other = make_optimizer(fresh, name, 1e-2)
     restored = restore(tmp_path, INFO, SETTINGS, fresh, other)
     assert restored is not None and (restored.step, restored.progress["tokens"]) == (12, 5)
     for m, o in ((model, optimizer), (fresh, other)):

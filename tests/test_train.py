@@ -57,7 +57,7 @@ def test_processes_and_micro_batches_change_nothing_but_rounding(
             torch.testing.assert_close(weights[name], value, rtol=1e-9, atol=1e-12)
 
 
-@pytest.mark.parametrize("optimizer", ["adafactor", "adamw"])
+@pytest.mark.parametrize("optimizer", ["adafactor", "adamw", "muon"])
 def test_a_run_that_was_stopped_ends_with_the_same_weights_and_metrics(tmp_path, optimizer):
     optim = OptimConfig(name=optimizer, lr=1e-2, decay="cosine")
     whole = train(config(tmp_path / "whole", optim=optim), Made())
