@@ -7,7 +7,7 @@
 
 The weights alone are what transcription and fine-tuning need. Nothing is pickled. Each file is
 written under another name, synced and renamed, the weights last: when they are there, the
-checkpoint is whole. Its metadata holds a checksum of its arrays, which is compared when they are
+checkpoint is whole. A checksum of all that a file holds stands in it and is compared when it is
 read. One that was damaged later is set aside, and the run continues from the one before.
 """
 
@@ -193,10 +193,15 @@ def weights_file(path: Path) -> Path:
     if path.is_dir():
         found = checkpoints(path)
         if not found:
-            raise UserError(f"{path} holds no checkpoint-*.safetensors; expected a run's folder")
+            raise UserError(
+                f"{path} holds no checkpoint-*{WEIGHTS}; expected a run's folder (`mt3train convert`"
+                " makes a checkpoint of a T5X one)"
+            )
         return found[-1]
     if not path.is_file():
         raise UserError(f"no checkpoint {path}; expected a .safetensors file or a run's folder")
+    if path.suffix != WEIGHTS:
+        raise UserError(f"{path} is no {WEIGHTS} file; `mt3train convert` makes one of a .pth file")
     return path
 
 
@@ -250,6 +255,10 @@ def require_arrays(
             f"{wanted[missing[0]]}; copy the checkpoint again"
         )
     for name, tensor in sorted(tensors.items()):
+        if not tensor.is_floating_point():
+            raise UserError(
+                f"{source}: {called[name]} holds {tensor.dtype}; expected floating point"
+            )
         if list(tensor.shape) != wanted[name]:
             raise UserError(
                 f"{source}: {called[name]} is {list(tensor.shape)} as [out, in]; a model of its "
@@ -257,9 +266,9 @@ def require_arrays(
             )
 
 
-def checksum(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 of all tensors in the order of their names: name, shape, bytes of the values."""
-    digest = hashlib.sha256()
+def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> str:
+    """SHA-256 of metadata as JSON, if there are any, and all tensors by name: name, shape, values."""
+    digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode() if metadata else b"")
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
         values = tensor.detach().cpu().contiguous().reshape(-1)
@@ -309,24 +318,26 @@ def _open(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             " use the version of mt3train that wrote it"
         )
     # Files that are older than this check have none.
-    if (said := metadata.get("checksum")) and said != (found := checksum(tensors)):
+    said = metadata.pop("checksum", None)
+    if said is not None and said != (found := checksum(tensors, metadata)):
         raise Damaged(
-            f"{file} was altered: its arrays have the checksum {found[:12]}, its metadata says"
-            f" {said[:12]}; copy it again"
+            f"{file} was altered: what it holds has the checksum {found[:12]}, not {said!s:.12} as"
+            " when it was written; copy it again"
         )
     return metadata, tensors
 
 
 def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    metadata = {"schema": SCHEMA, "checksum": checksum(held), **metadata}
+    metadata = {"schema": SCHEMA, **metadata}
+    metadata |= {"checksum": checksum(held, metadata)}
     try:
         write_durably(path, to_bytes(held, {METADATA_KEY: json.dumps(metadata)}))
     except OSError as error:
         _drop_parts(path.parent)
         raise UserError(
-            f"{path}: cannot be written ({error.strerror}); earlier checkpoints are whole, and the"
-            " same command goes on from the newest"
+            f"{path}: cannot be written ({error.strerror}); make room there, or choose another path:"
+            " checkpoints that were there are whole"
         ) from error
 
 

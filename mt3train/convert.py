@@ -228,7 +228,10 @@ def from_pth(state: Mapping[str, Any], source: Path) -> tuple[dict[str, Tensor],
         if PTH_IGNORED.fullmatch(str(name)):
             continue
         if not isinstance(value, Tensor) or not value.is_floating_point():
-            raise UserError(f"{source}: {name} is no array of floating-point numbers")
+            raise UserError(
+                f"{source}: {name} is no array of floating-point numbers; expected mt3-pytorch's state"
+                " dict, which holds nothing else"
+            )
         ours = PTH_ALIASES.get(name, str(name))
         for pattern, replacement in PTH_NAMES:
             ours = re.sub(pattern, replacement, ours)
@@ -251,7 +254,7 @@ def read_pth(path: Path) -> Mapping[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL ([\w.]+)", str(error))
-        seen = f"it refers to {found[1]}" if found else "it is damaged or no such file"
+        seen = f"it refers to {found[1]}" if found else "it is damaged, or not of torch.save"
         raise UserError(
             f"{path} is refused: {seen}; expected a state dict, which holds nothing but arrays"
         ) from None

@@ -214,9 +214,12 @@ class ResultsFile:
                 )
 
     def add(self, result: TrackScores) -> None:
-        """Appends one track."""
+        """Appends one track; an OSError names the file."""
         entry = {"build": self._build, "identity": self._ours, "result": to_record(result)}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error

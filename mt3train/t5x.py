@@ -227,8 +227,6 @@ def _read_chunk(path: Path, size: int, compressed: bool) -> bytes:
         except zlib.error as error:
             raise UserError(f"{path}: damaged ({error}); copy the checkpoint again") from None
     if not whole or len(data) != size:
-        raise UserError(
-            f"{path}: a chunk of {len(data):,} bytes, cut short or not whole; expected {size:,}; "
-            "copy the checkpoint again"
-        )
+        seen = f"{len(data):,} bytes{'' if whole else ' and no end'}"
+        raise UserError(f"{path}: {seen} in a chunk of {size:,}; copy the checkpoint again")
     return data

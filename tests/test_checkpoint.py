@@ -4,6 +4,7 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -35,7 +36,7 @@ INFO = CheckpointInfo(
 def model_and_optimizer(name="adafactor"):
     torch.manual_seed(0)
     model = MT3(TINY)
-    optimizer = make_optimizer(model.parameters(), name, 1e-2)
+    optimizer = make_optimizer(model, name, 1e-2)
     model(torch.ones(1, 4, 6), torch.tensor([[3, 4, 1]])).square().sum().backward()
     optimizer.step()
     return model, optimizer
@@ -91,6 +92,8 @@ def damaged(kind, path, model):
         save_file({name: t for name, t in tensors.items() if name != norm}, path, metadata)
     if kind == "extra":
         save_file(tensors | {"decoder.bias": torch.ones(2)}, path, metadata)
+    if kind == "whole numbers":
+        save_file(tensors | {norm: torch.ones(8, dtype=torch.int32)}, path, metadata)
     if kind == "shape":
         save_file(tensors | {norm: torch.ones(9)}, path, metadata)
 
@@ -103,12 +106,13 @@ def damaged(kind, path, model):
         ("foreign", "is not a checkpoint of mt3train"),
         (
             "flipped",
-            "was altered: its arrays have the checksum .* its metadata says .*; copy it again",
+            "was altered: what it holds has the checksum .*, not .* as when it was written; copy it",
         ),
         ("other schema", "its metadata describes no model .*'model'.*; copy it again"),
         ("later schema", "metadata of schema 2, this version reads 1"),
         ("missing", r"arrays missing: 1, such as the one for decoder\.decoder_norm\.scale \[8\]"),
         ("extra", r"arrays left over: 1, such as decoder\.bias; MT3 has no such parameter"),
+        ("whole numbers", r"decoder_norm\.scale holds torch\.int32; expected floating point"),
         ("shape", r"decoder\.decoder_norm\.scale is \[9\] .*; a model of its sizes has \[8\]"),
     ],
 )
@@ -130,11 +134,36 @@ def test_a_file_of_before_there_were_checksums_loads_and_bare_safetensors_reads_
     assert all(torch.equal(tensors[name], value) for name, value in model.state_dict().items())
 
 
+def test_a_bit_that_flips_anywhere_is_noticed_or_harmless(tmp_path):
+    model, _ = model_and_optimizer()
+    path = tmp_path / "a.safetensors"
+    save_weights(path, model, INFO)
+    whole, wanted, noticed = path.read_bytes(), model.state_dict(), 0
+    generator = np.random.default_rng(0)
+    header = int.from_bytes(whole[:8], "little")
+    places = [*generator.integers(8, 8 + header, 200), *generator.integers(header, len(whole), 50)]
+    for place in places:
+        data = bytearray(whole)
+        data[place] ^= 1 << generator.integers(8)
+        path.write_bytes(data)
+        try:
+            loaded, info = load_model(path)
+        except UserError:
+            noticed += 1
+            continue
+        assert info == INFO, whole[place - 9 : place + 9]
+        assert all(torch.equal(value, wanted[n]) for n, value in loaded.state_dict().items())
+    assert noticed > 200
+
+
 def test_a_place_without_checkpoint_is_named(tmp_path):
     with pytest.raises(UserError, match="holds no checkpoint"):
         load_model(tmp_path)
     with pytest.raises(UserError, match="no checkpoint .*/b.safetensors"):
         load_model(tmp_path / "b.safetensors")
+    torch.save({}, tmp_path / "c.pth")
+    with pytest.raises(UserError, match="c.pth is no .safetensors file; `mt3train convert` makes"):
+        load_model(tmp_path / "c.pth")
 
 
 def test_weights_without_their_optimiser_cannot_go_on(tmp_path):

@@ -166,8 +166,8 @@ def test_a_full_disk_at_a_checkpoint_is_one_line_and_the_earlier_ones_count(whol
     assert codes == [2, 2]
     (line,) = errors(said[0]) + errors(said[1])
     assert line.endswith(
-        "/checkpoint-00000004.safetensors: cannot be written (No space left on device); earlier "
-        "checkpoints are whole, and the same command goes on from the newest"
+        "/checkpoint-00000004.safetensors: cannot be written (No space left on device); make room "
+        "there, or choose another path: checkpoints that were there are whole"
     )
     assert [path.name for path in checkpoints(tmp_path / "run")] == [after(2)]
     assert ended(tmp_path, plain, tmp_path / "run", {"save_every": 2})[0] == [0, 0]
