@@ -1,0 +1,285 @@
+"""Numbers, tables and pictures of docs/mt3.md, made by the code that the page explains.
+
+    python docs/make_mt3.py
+
+writes the text between `<!-- made: NAME -->` and `<!-- end -->` anew, and the pictures beside the
+page. It wants the extras `synth` and `viz`. tests/test_docs_mt3.py compares the page with what this
+makes.
+"""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from io import BytesIO
+from math import isnan
+from pathlib import Path
+
+import numpy as np
+import pretty_midi
+import toy_mt3
+
+from mt3data import render
+from mt3data.audio import AudioInfo, audio_info, read_audio
+from mt3data.datasets import demo
+from mt3data.detokenize import decode_segments
+from mt3data.events import SILENCE, EventTable
+from mt3data.manifest import load
+from mt3data.midi import midi_bytes
+from mt3data.notes import Notes, moved_by
+from mt3data.spectrogram import log_mel, pad_to_frames
+from mt3data.tokens import segment_start
+from mt3data.vocabulary import codec_of, describe
+from mt3data.windows import Window, WindowConfig, windows_of
+from mt3train.metrics import transcription_scores
+
+PAGE = Path(__file__).with_name("mt3.md")
+# onset s, offset s, pitch, velocity, program, is_drum, instrument. The first note sounds across the
+# border of two segments at 2.048 s; the last bass note begins in the step in which that border lies.
+PIECE = (
+    (0.5, 3.0, 69, 80, 48, 0, 0),
+    (0.2, 0.75, 33, 95, 33, 0, 1),
+    (1.1, 1.75, 40, 95, 33, 0, 1),
+    (2.043, 2.7, 33, 95, 33, 0, 1),
+    (0.2, 0.3, 36, 100, 0, 1, 9),
+    (1.1, 1.2, 38, 100, 0, 1, 9),
+)
+CONFIG = WindowConfig(256)  # MT3's: segments, cut and then transformed
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The piece on its way: labels, sound, and what becomes of them."""
+
+    notes: Notes
+    audio: AudioInfo
+    path: Path
+    samples: np.ndarray
+
+    @cached_property
+    def windows(self) -> list[Window]:
+        """The segments of the piece as training examples."""
+        return list(windows_of(self.samples, self.notes, "piece", 1, CONFIG))
+
+    @property
+    def segments(self) -> list[tuple[float, np.ndarray]]:
+        """(start in seconds, tokens) of each segment."""
+        return [(segment_start(w.start_frame, CONFIG.vocabulary), w.tokens) for w in self.windows]
+
+
+def walk(folder: Path) -> Walk:
+    """Renders the piece into a folder, as `mt3data synth --midi` does, and reads it back."""
+    notes = Notes.from_array(np.array(PIECE, float))
+    midi = pretty_midi.PrettyMIDI(BytesIO(midi_bytes(notes)))
+    render.write_track(
+        midi, folder / "train" / "Track00001", render.default_soundfont(),
+        track="Track00001", source="docs/make_mt3.py",
+    )  # fmt: skip
+    (track,) = demo.tracks(folder, load("demo"))
+    return Walk(track.load_notes(), audio_info(track.audio), track.audio, read_audio(track.audio))
+
+
+def made(piece: Walk, toy: toy_mt3.Toy) -> dict[str, str]:
+    """Everything that the page has from here, by name, as Markdown."""
+    return {
+        "piece": table(["instrument", "from (s)", "to (s)", "pitch", "velocity"], _notes(piece)),
+        "words": table(["event", "values", "tokens"], _words()),
+        "events": table(["time (s)", "step", "segment", "what happens"], _events(piece)),
+        "first": table(["place", "token", "word", "meaning"], _tokens(piece.windows[0])),
+        "second": table(["place", "token", "word", "meaning"], _tokens(piece.windows[1])),
+        "third": f"`{' '.join(describe(piece.windows[2].tokens, CONFIG.vocabulary))}`",
+        "back": table(["instrument", "from (s)", "to (s)", "pitch"], _back(piece)),
+        "ties": table(["decoded", "notes", "A4", "invalid events"], _ties(piece)),
+        "sound": _sound(piece),
+        "edges": table(["frames", "largest difference (nat)"], _edges(piece)),
+        "example": table(["array", "type", "shape", "bytes"], _example(piece)),
+        "shapes": table(["what", "shape", "numbers"], toy_mt3.shapes(piece.windows[0])),
+        "sizes": table(["part", "parameters"], toy_mt3.sizes()),
+        "learning": table(["updates", "loss per token", "tokens right"], toy.learning),
+        "says": table(["target", "probability before", "after"], toy.says),
+        "scores": table(
+            ["estimate", "onset", "onset and offset", "and program", "drums", "leakage"],
+            _scores(piece, toy),
+        ),
+    }  # fmt: skip
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A table in Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def instrument(program: int, is_drum: bool) -> str:
+    """The name of an instrument."""
+    return "drums" if is_drum else pretty_midi.program_to_instrument_name(program)
+
+
+def pitch_name(pitch: int, is_drum: bool) -> str:
+    """A pitch, or a drum, by its name."""
+    name = pretty_midi.note_number_to_drum_name if is_drum else pretty_midi.note_number_to_name
+    return name(int(pitch))
+
+
+def _rows(notes: Notes) -> Iterator[list[object]]:
+    for on, off, pitch, velocity, program, is_drum, _ in notes.sorted().to_array().tolist():
+        named = f"{pitch_name(pitch, is_drum)} ({pitch:.0f})"
+        yield [instrument(int(program), bool(is_drum)), f"{on:.3f}", f"{off:.3f}", named, f"{velocity:.0f}"]  # fmt: skip
+
+
+def _notes(piece: Walk) -> Iterator[list[object]]:
+    return _rows(piece.notes)
+
+
+def _words() -> Iterator[list[object]]:
+    yield ["PAD, EOS, UNK", "", "0, 1, 2"]
+    codec = codec_of(CONFIG.vocabulary)
+    for kind, low, high in codec.ranges:
+        first, last = (i + 3 for i in codec.type_range(kind))
+        yield [kind, f"{low} to {high}" if high else "", f"{first} to {last}" if high else first]
+
+
+def _events(piece: Walk) -> Iterator[list[object]]:
+    events, codec = EventTable.of(piece.notes, CONFIG.vocabulary), codec_of(CONFIG.vocabulary)
+    starts = [round(start * 100) for start, _ in piece.segments]
+    columns = (events.step, events.program, events.velocity_bin, events.word)
+    for step, program, velocity_bin, word in zip(*(c.tolist() for c in columns), strict=True):
+        is_drum = program == SILENCE
+        what = f"{instrument(program, is_drum)}: {pitch_name(codec.decode(word).value, is_drum)} "
+        what += "is hit" if is_drum else "begins" if velocity_bin else "ends"
+        segment = int(np.searchsorted(starts, step, side="right"))
+        yield [f"{step / 100:.2f}", step, segment, what]
+
+
+def _tokens(window: Window) -> Iterator[list[object]]:
+    """The tokens of a target, one by one, in words."""
+    start = segment_start(window.start_frame, CONFIG.vocabulary)
+    doing = "is held over"
+    for place, token in enumerate(window.tokens.tolist()):
+        (word,) = describe(np.array([token]), CONFIG.vocabulary)
+        kind, value = word.split(" ")[0], int(word.split(" ")[-1]) if " " in word else 0
+        if kind == "velocity":
+            doing = "begins" if value else "ends"
+        yield [place, token, f"`{word}`", _meaning(kind, value, doing, start)]
+
+
+def _meaning(kind: str, value: int, doing: str, start: float) -> str:
+    match kind:
+        case "shift":
+            return f"it is {start + value / 100:.2f} s, {value} steps into the segment"
+        case "program":
+            return f"of the {instrument(value, False)}:"
+        case "velocity":
+            return f"what follows {doing}"
+        case "pitch":
+            return f"{pitch_name(value, False)} {doing}"
+        case "drum":
+            return f"the {pitch_name(value, True)} is hit"
+    return {"tie": "that is all that is held over", "EOS": "end of the segment"}[kind]
+
+
+def _back(piece: Walk) -> Iterator[list[object]]:
+    for row in _rows(decode_segments(piece.segments, CONFIG.vocabulary).notes):
+        yield row[:4]
+
+
+def without_ties(piece: Walk) -> list[tuple[float, np.ndarray]]:
+    """The segments; the second one's tie section says that nothing is held."""
+    (first, (start, tokens), *rest) = piece.segments
+    tie = describe(tokens, CONFIG.vocabulary).index("tie")
+    return [first, (start, tokens[tie:]), *rest]
+
+
+def _ties(piece: Walk) -> Iterator[list[object]]:
+    for name, segments in (
+        ("all three segments", piece.segments),
+        ("the same, the second one's tie section emptied", without_ties(piece)),
+        ("the second segment alone", piece.segments[1:2]),
+    ):
+        found = decode_segments(segments, CONFIG.vocabulary)
+        held = found.notes[found.notes.pitch == 69]
+        spans = [f"{a:.2f} to {b:.2f} s" for a, b in zip(held.onset, held.offset, strict=True)]
+        yield [name, len(found.notes), spans[0] if spans else "is not there", found.invalid]
+
+
+def _sound(piece: Walk) -> str:
+    frames = piece.windows[0].track_frames
+    return (
+        f"- the file: {piece.audio.n_samples:,} samples at {piece.audio.rate:,} Hz, "
+        f"{piece.audio.seconds:.2f} s, with what sounds on after the last note\n"
+        f"- resampled: {len(piece.samples):,} samples at 16,000 Hz, the largest "
+        f"{np.abs(piece.samples).max():.2f}\n"
+        f"- in frames of 128 samples: {frames}, so {len(piece.windows)} segments of 256 frames, "
+        f"the last one with {piece.windows[-1].valid_frames} and {256 - piece.windows[-1].valid_frames} of padding"
+    )
+
+
+def whole_mel(piece: Walk) -> np.ndarray:
+    """The spectrogram of the whole piece: edge "track"."""
+    return log_mel(pad_to_frames(piece.samples), CONFIG.spectrogram)
+
+
+def _edges(piece: Walk) -> Iterator[list[object]]:
+    size = 256 * CONFIG.spectrogram.hop
+    difference = np.abs(log_mel(piece.samples[:size]) - whole_mel(piece)[:256]).max(axis=1)
+    yield ["0 to 240", f"{difference[:241].max():.1f}"]
+    yield ["241 to 250", f"{difference[241:251].max():.1f}"]
+    yield ["251 to 255", f"{difference[251:].max():.1f}"]
+
+
+def _example(piece: Walk) -> Iterator[list[object]]:
+    window = piece.windows[0]
+    for name, array in (
+        ("mel", window.sound["mel"]), ("tokens", window.tokens), ("notes", window.notes.to_array()),
+    ):  # fmt: skip
+        yield [f"`{name}`", array.dtype, list(array.shape), f"{array.nbytes:,}"]
+
+
+def _scores(piece: Walk, toy: toy_mt3.Toy) -> Iterator[list[object]]:
+    reference, vocabulary = piece.notes, CONFIG.vocabulary
+    decoded = decode_segments(piece.segments, vocabulary).notes
+    as_piano = Notes.from_array(reference.to_array() * [1, 1, 1, 1, 0, 1, 1])
+    for name, estimate in (
+        ("its own tokens, decoded", decoded),
+        (
+            "the same without the tie section",
+            decode_segments(without_ties(piece), vocabulary).notes,
+        ),
+        ("all notes 60 ms late", moved_by(reference, 0.06)),
+        ("all notes as a piano's", as_piano),
+        ("the toy network's", toy.transcribe(piece.path).notes),
+    ):
+        scores = transcription_scores(reference, estimate)
+        named = ("onset_f1", "onset_offset_f1", "nondrum_full_f1", "drum_f1", "leakage")
+        yield [name, *("-" if isnan(scores[key]) else f"{scores[key]:.2f}" for key in named)]
+
+
+def fill(page: str, texts: dict[str, str]) -> str:
+    """The page with its made parts replaced.
+
+    Raises:
+        ValueError: the page asks for other parts than are made.
+    """
+    places = re.compile(r"(<!-- made: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+    asked = [match[2] for match in places.finditer(page)]
+    if sorted(asked) != sorted(texts):
+        raise ValueError(f"the page asks for {sorted(asked)}; made are {sorted(texts)}")
+    return places.sub(lambda match: f"{match[1]}{texts[match[2]]}\n{match[3]}", page)
+
+
+def main() -> None:
+    """Writes the page and its pictures."""
+    import draw_mt3
+
+    with tempfile.TemporaryDirectory() as folder:
+        piece = walk(Path(folder))
+        toy = toy_mt3.learn(piece.windows)
+        PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), made(piece, toy)), encoding="utf-8")
+        draw_mt3.draw(piece, toy, PAGE.parent)
+
+
+if __name__ == "__main__":
+    main()

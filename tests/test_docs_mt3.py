@@ -1,0 +1,137 @@
+"""docs/mt3.md says what the code does: its numbers, the names that it gives, and its order."""
+
+import ast
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_house import ORDER
+
+DOCS = Path(__file__).parent.parent / "docs"
+PAGE = (DOCS / "mt3.md").read_text(encoding="utf-8")
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in sorted(DOCS.glob("*.md"))}
+CODE = re.compile(r"`((?:mt3data|mt3train|docs)/[\w/]+\.py)(?::([\w.]+))?`")
+PARTS = re.compile(r"<!-- made: (\w+) -->\n(.*?)\n<!-- end -->", re.DOTALL)
+NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
+
+
+def same(said: str, made: str) -> bool:
+    """Whether two texts differ in nothing but the last digits of fractions.
+
+    Whole numbers are equal. Fractions, which come of float32 sums that another processor orders
+    otherwise, differ by at most two units of their last digit or a twentieth.
+    """
+    if NUMBER.sub("#", said) != NUMBER.sub("#", made):
+        return False
+    for one, other in zip(NUMBER.findall(said), NUMBER.findall(made), strict=True):
+        if "." not in one or len(one.partition(".")[2]) != len(other.partition(".")[2]):
+            if one != other:
+                return False
+        elif abs(float(one) - float(other)) > max(
+            2.01 * 10.0 ** -len(one.partition(".")[2]), float(other) / 20
+        ):
+            return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    """The parts of the page, made again."""
+    pytest.importorskip("midirenderer", reason="the piece is rendered: needs the extra `synth`")
+    sys.path.append(str(DOCS))
+    import make_mt3
+    import toy_mt3
+
+    piece = make_mt3.walk(tmp_path_factory.mktemp("piece"))
+    yield make_mt3.made(piece, toy_mt3.learn(piece.windows))
+    sys.path.remove(str(DOCS))
+
+
+def test_every_number_and_table_of_the_page_is_what_the_code_gives(made: dict[str, str]) -> None:
+    said = dict(PARTS.findall(PAGE))
+    assert set(said) == set(made)
+    assert [name for name in said if not same(said[name], made[name])] == []
+
+
+@pytest.mark.parametrize(
+    ("said", "holds"),
+    [
+        ("pitch 33, 0.97 at 2.040", True),
+        ("pitch 33, 0.96 at 2.041", True),
+        ("pitch 34, 0.97 at 2.040", False),
+        ("pitch 33, 0.90 at 2.040", False),
+        ("pitch 33, 0.97 till 2.040", False),
+        ("pitch 33, 0.97 at 2.04", False),
+    ],
+)
+def test_only_the_last_digits_of_fractions_may_differ(said: str, holds: bool) -> None:
+    assert same(said, "pitch 33, 0.97 at 2.040") == holds
+
+
+# --- the code that pages name --------------------------------------------------------------------
+
+
+def defined(path: Path) -> set[str]:
+    """Functions, classes and constants of a module, and the members of its classes."""
+
+    def names(body: list[ast.stmt], prefix: str) -> Iterator[str]:
+        for node in body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                yield prefix + node.name
+            if isinstance(node, ast.ClassDef):
+                yield from names(node.body, f"{node.name}.")
+            targets = node.targets if isinstance(node, ast.Assign) else []
+            yield from (prefix + target.id for target in targets if isinstance(target, ast.Name))
+
+    return set(names(ast.parse(path.read_text(encoding="utf-8")).body, ""))
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_code_that_a_page_names_exists(name: str) -> None:
+    wrong = []
+    for path, member in CODE.findall(PAGES[name]):
+        file = DOCS.parent / path
+        written_by_the_page = name == "new-dataset.md" and f"`{path}`:\n" in PAGES[name]
+        if not written_by_the_page and (
+            not file.is_file() or (member and member not in defined(file))
+        ):
+            wrong.append(f"{path}:{member}")
+    assert wrong == []
+
+
+def test_a_name_that_does_not_exist_would_be_found() -> None:
+    assert "NoteDecoder.segment" in defined(DOCS.parent / "mt3data" / "detokenize.py")
+    assert "NoteDecoder.other" not in defined(DOCS.parent / "mt3data" / "detokenize.py")
+
+
+def test_sections_follow_the_reading_order_of_the_house() -> None:
+    sections = re.findall(r"^## \d+\. .*\n\nCode: (.*)$", PAGE, re.MULTILINE)
+    assert len(sections) == len(re.findall(r"^## ", PAGE, re.MULTILINE)) == 13
+    modules = [path for line in sections for path, _ in CODE.findall(line)]
+    places = [ORDER.index(path.removesuffix(".py").replace("/", ".")) for path in modules]
+    assert places == sorted(places)
+
+
+def test_links_and_pictures_are_there_and_small() -> None:
+    linked = {
+        target
+        for page in PAGES.values()
+        for target in re.findall(r"\]\(([^)]+)\)", page)
+        if not target.startswith("https://")
+    }
+    assert [target for target in linked if not (DOCS / target).is_file()] == []
+    pictures = {path.name: path.stat().st_size for path in DOCS.glob("mt3-*.png")}
+    assert set(pictures) <= linked
+    assert max(pictures.values()) < 100_000
+
+
+def test_there_is_no_code_in_these_pages_that_is_not_run() -> None:
+    # All of new-dataset.md is followed by test_docs_new_dataset.py; the block of shards.md is run by
+    # test_docs_shards.py.
+    kinds = {
+        name: re.findall(r"^```(\w*)\n.*?^```$", PAGES[name], re.MULTILINE | re.DOTALL)
+        for name in ("mt3.md", "shards.md")
+    }
+    assert kinds == {"mt3.md": ["text"], "shards.md": ["text", "python"]}
