@@ -24,14 +24,15 @@ import toy_mt3
 
 from mt3data import render
 from mt3data.audio import AudioInfo, audio_info, read_audio
+from mt3data.compose import compose
 from mt3data.datasets import demo
 from mt3data.detokenize import decode_segments
 from mt3data.events import SILENCE, EventTable
 from mt3data.manifest import load
-from mt3data.midi import midi_bytes
+from mt3data.midi import midi_bytes, read_midi
 from mt3data.notes import Notes, moved_by
 from mt3data.spectrogram import log_mel, pad_to_frames
-from mt3data.tokens import segment_start
+from mt3data.tokens import FRAMES_PER_SECOND, encode_many, segment_start
 from mt3data.vocabulary import codec_of, describe
 from mt3data.windows import Window, WindowConfig, windows_of
 from mt3train.metrics import transcription_scores
@@ -98,6 +99,7 @@ def made(piece: Walk, toy: toy_mt3.Toy) -> dict[str, str]:
         "example": table(["array", "type", "shape", "bytes"], _example(piece)),
         "shapes": table(["what", "shape", "numbers"], toy_mt3.shapes(piece.windows[0])),
         "sizes": table(["part", "parameters"], toy_mt3.sizes()),
+        "lengths": table(["music", "segments", "words of half of them, at most", "of the longest"], _lengths(piece)),
         "learning": table(["updates", "loss per token", "tokens right"], toy.learning),
         "says": table(["target", "probability before", "after"], toy.says),
         "scores": table(
@@ -236,6 +238,28 @@ def _example(piece: Walk) -> Iterator[list[object]]:
         ("mel", window.sound["mel"]), ("tokens", window.tokens), ("notes", window.notes.to_array()),
     ):  # fmt: skip
         yield [f"`{name}`", array.dtype, list(array.shape), f"{array.nbytes:,}"]
+
+
+def _lengths(piece: Walk) -> Iterator[list[object]]:
+    """How many words targets have: of the piece, and of pieces that `mt3data synth` would render."""
+    composed = [read_midi(_bytes(compose(seed, 40.0))) for seed in range(4)]
+    for name, pieces in (("this piece", [piece.notes]), ("four composed pieces of 40 s", composed)):
+        lengths = []
+        for notes in pieces:
+            frames = int(notes.offset.max() * FRAMES_PER_SECOND) + 1
+            starts = np.arange(0, frames, CONFIG.frames)
+            events = EventTable.of(notes, CONFIG.vocabulary)
+            n_frames = np.full(len(starts), CONFIG.frames)
+            lengths += encode_many(events, starts, n_frames, np.full(len(starts), frames))[
+                1
+            ].tolist()
+        yield [name, len(lengths), int(np.median(lengths)), max(lengths)]
+
+
+def _bytes(midi: pretty_midi.PrettyMIDI) -> bytes:
+    buffer = BytesIO()
+    midi.write(buffer)
+    return buffer.getvalue()
 
 
 def _scores(piece: Walk, toy: toy_mt3.Toy) -> Iterator[list[object]]:
