@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mt3data.audio import INT16_FULL_SCALE
 from mt3data.spectrogram import SILENCE, SpectrogramConfig, hann_window, mel_matrix
 
-INT16_PEAK = 32767  # shards hold audio as round(32767 * sample)
 CROPS_AT_ONCE = 32  # 256 frames each: 200 MB of work area
 
 
@@ -38,7 +38,7 @@ def log_mel_of_crops(
     # Under bf16 autocast the filters would be multiplied with 8 bits.
     with torch.autocast(audio_BN.device.type, enabled=False):
         for crops in audio_BN.split(CROPS_AT_ONCE):
-            samples = crops.float() if crops.is_floating_point() else crops.float() / INT16_PEAK
+            samples = crops.float() if crops.is_floating_point() else crops / INT16_FULL_SCALE
             samples = F.pad(samples, (0, reach - samples.shape[1]))
             framed = samples.unfold(1, config.fft_size, config.hop) * window
             mel = torch.fft.rfft(framed)[..., : len(filters)].abs() @ filters

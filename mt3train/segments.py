@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mt3data.audio import INT16_FULL_SCALE
+from mt3data.audio import from_int16
 from mt3data.errors import UserError
 from mt3data.records import TrackRecords
 from mt3data.shards import read_manifest
@@ -57,10 +57,9 @@ def segments_of(records: TrackRecords, info: CheckpointInfo) -> Iterator[tuple[i
         hop, context = info.spectrogram.hop, info.spectrogram.fft_size - info.spectrogram.hop
         samples = np.concatenate([window[: len(window) - context] for window in records.audio])
         # A track's last frame is padded, by one sample at least, which segment_mels does itself.
-        samples = samples[: records.track_frames * hop - 1].astype(np.float32) / INT16_FULL_SCALE
-        yield from zip(
-            starts, segment_mels([samples], info.spectrogram, info.edge, size), strict=True
-        )
+        samples = from_int16(samples[: records.track_frames * hop - 1])
+        mels = segment_mels([samples], info.spectrogram, info.edge, size)
+        yield from zip(starts, mels, strict=True)
         return
     track = np.concatenate(records.mel)
     for start in starts:

@@ -19,10 +19,10 @@ MT3DATA = (
     "markup survey charts figures report cli_sources cli_builds cli"
 ).split()
 MT3TRAIN = (
-    "model loss optim config checkpoint t5x convert features mixing streamed sources data resume device ranks log "
+    "model loss optim config checkpoint features mixing streamed sources data resume device ranks log "
     "stepper search grammar decode ruled transcribe matching pianoroll instruments metrics segments "
-    "evaluate results validation train plot demo "
-    "note_files page demo_weights cli_scores cli_transcribe cli"
+    "evaluate results validation train t5x convert plot demo note_files page demo_weights "
+    "cli_scores cli_transcribe cli"
 ).split()
 # Adapters: two that others build on, then all in the order of their names; a new one needs no line here.
 SHARED = ["slakh", "listed"]
@@ -58,6 +58,13 @@ def test_every_module_has_its_place_in_the_reading_order() -> None:
 @pytest.mark.parametrize("module", ORDER)
 def test_a_module_imports_only_what_stands_before_it(module: str) -> None:
     assert imports(module) <= set(ORDER[: ORDER.index(module)])
+
+
+def test_the_readme_names_the_modules_of_mt3train_in_this_order() -> None:
+    text = (ROOT / "README.md").read_text()
+    lines = text[text.index("\nmt3train/  ") : text.index("\ntests/  ")].splitlines()
+    columns = [part.strip().split(", ") for line in lines for part in line.split("  ")]
+    assert [name for names in columns if set(names) <= set(MT3TRAIN) for name in names] == MT3TRAIN
 
 
 def test_no_module_that_lies_beside_train_py_hides_one_of_the_standard_library() -> None:
