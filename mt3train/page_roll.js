@@ -105,7 +105,7 @@ function measure() {
   const c = still.getContext("2d");
   c.font = "11px system-ui, sans-serif";
   const widest = Math.max(0, ...Object.values(data.drums).map((name) => c.measureText(name).width));
-  view.left = Math.round(clamp(widest + 10, 50, Math.max(50, 0.22 * view.width)));
+  view.left = Math.round(clamp(widest + 10, 50, Math.max(50, 0.25 * view.width)));
 }
 
 const cut = (c, text, room) => {
@@ -161,9 +161,10 @@ function drawNotes(c) {
       c.fillStyle = colour.voices[voice];
       c.globalAlpha = data.velocity ? 0.4 + (0.6 * data.velocity[i]) / 127 : 0.9;
       c.fillRect(left, top, width, height);
-      if (colour.hollow[voice] && width > 4 && height > 4) {
+      if (colour.hollow[voice] && width > 4 && height > 3) {
+        c.globalAlpha = 1;
         c.fillStyle = colour["white-key"];
-        c.fillRect(left + 1.5, top + 1.5, width - 3, height - 3);
+        c.fillRect(left + 1, top + 1, width - 2, height - 2);
       }
     });
     c.restore();
@@ -198,7 +199,9 @@ function drawKeys(c, sounding) {
   if (!drums.length) return;
   c.fillRect(0, bottom, view.width, 1);
   c.textAlign = "right";
-  for (const pitch of drums) {
+  const every = Math.ceil(11 / drumRow());  // names that would touch are left out
+  for (const [k, pitch] of drums.entries()) {
+    if (k % every && !sounding.has(-1 - pitch)) continue;
     c.fillStyle = sounding.has(-1 - pitch) ? colour.playhead : colour.muted;
     c.fillText(cut(c, data.drums[pitch], left - 8), left - 5, drumY(pitch) + drumRow() / 2);
   }
