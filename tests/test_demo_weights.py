@@ -10,9 +10,8 @@ from test_cli_transcribe import record
 
 from mt3data.vocabulary import VocabularyConfig, num_embeddings
 from mt3train import demo_weights
-from mt3train.checkpoint import CheckpointInfo, load_model, save_weights
+from mt3train.checkpoint import CheckpointInfo, checksum, load_model, save_weights
 from mt3train.cli import main
-from mt3train.convert import checksum
 from mt3train.demo_weights import CARD, FOLDER, MAX_BYTES, SCORES, WEIGHTS
 from mt3train.model import MT3, ModelConfig
 
