@@ -111,11 +111,11 @@ const KEYS_DO = {
   ArrowDown: () => pan(0, -2 * view.row),
   Home: () => seek(0),
   End: () => seek(SECONDS),
-  "+": (event) => zoomAtCentre(event.shiftKey && event.code !== "Equal" ? "pitch" : "time", 1.5),
+  "+": () => zoomAtCentre("time", 1.5),
   "=": () => zoomAtCentre("time", 1.5),
   "-": () => zoomAtCentre("time", 0.67),
-  "*": () => zoomAtCentre("pitch", 1.25),
-  "_": () => zoomAtCentre("pitch", 0.8),
+  PageUp: () => zoomAtCentre("pitch", 1.25),
+  PageDown: () => zoomAtCentre("pitch", 0.8),
 };
 document.addEventListener("keydown", (event) => {
   const on = event.target.closest("button, a, select, summary, #roll, #map");

@@ -3,6 +3,7 @@
 import base64
 import csv
 import json
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -180,6 +181,16 @@ def test_a_folder_that_is_there_is_a_folder_whatever_its_name(tmp_path, checkpoi
         (tmp_path / name).mkdir()
         done = run(record(tmp_path / "song.wav"), "--checkpoint", checkpoint, "-o", tmp_path / name)
         assert done.exit_code == 0 and len(read_midi(tmp_path / name / "song.mid")) == 2
+
+
+@pytest.mark.parametrize("option, name", [("-o", "a.mid"), ("--html", "a.html")])
+def test_a_folder_without_permission_is_told_before_the_work(
+    tmp_path, monkeypatch, option, name
+):  # fmt: skip
+    song = record(tmp_path / "song.wav")
+    monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
+    done = run(song, option, tmp_path / name)  # the demo weights are not even looked for
+    assert done.exit_code == 2 and "no permission to write there" in done.output
 
 
 def test_the_size_of_a_long_recording_s_page_is_said_and_room_for_it_asked(

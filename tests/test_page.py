@@ -176,6 +176,17 @@ def test_a_recording_that_breaks_off_leaves_neither_a_page_nor_a_part_of_one(tmp
     assert [file.name for file in tmp_path.iterdir()] == ["a.wav"]
 
 
+def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch):
+    def write(file: soundfile.SoundFile, block: np.ndarray) -> None:
+        raise soundfile.LibsndfileError(2)  # "System error."
+
+    path = record(tmp_path / "a.wav")
+    monkeypatch.setattr(soundfile.SoundFile, "write", write)
+    with pytest.raises(UserError, match="as MP3 .*; make room on the disk"):
+        write_page(tmp_path / "a.html", path, NOTES, "", False)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.wav"]
+
+
 def test_a_browser_decodes_the_recording_and_finds_nothing_to_complain_about(tmp_path: Path):
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     if browser is None:
