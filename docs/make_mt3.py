@@ -298,7 +298,7 @@ def main() -> None:
     """Writes the page and its pictures."""
     import draw_mt3
 
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, toy_mt3.one_thread():
         piece = walk(Path(folder))
         toy = toy_mt3.learn(piece.windows)
         PAGE.write_text(fill(PAGE.read_text(encoding="utf-8"), made(piece, toy)), encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,7 +24,7 @@ TOY = ModelConfig(
     emb_dim=64, num_heads=2, head_dim=32, num_encoder_layers=1, num_decoder_layers=1, mlp_dim=128,
     dropout_rate=0.0,
 )  # fmt: skip
-UPDATES = 60
+UPDATES = 40
 LEARNING_RATE = 1e-2  # ten times MT3's: this is to be over in seconds
 SHOWN = (1, 2, 3, 4, 5)  # places in the first segment's target whose probabilities are told
 LONGEST = 64  # tokens that the toy may say about a segment
@@ -52,6 +53,17 @@ class Toy:
         return transcribe(
             self.model, CheckpointInfo(model=TOY), path, Decoding(batch=1), max_length=LONGEST
         )
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Lets torch use one thread, so that sums are the same for any number of cores."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def learn(windows: list[Window]) -> Toy:

@@ -45,7 +45,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     import toy_mt3
 
     piece = make_mt3.walk(tmp_path_factory.mktemp("piece"))
-    yield make_mt3.made(piece, toy_mt3.learn(piece.windows))
+    with toy_mt3.one_thread():
+        yield make_mt3.made(piece, toy_mt3.learn(piece.windows))
     sys.path.remove(str(DOCS))
 
 
