@@ -25,16 +25,27 @@ SECONDS = 5.0  # 626 frames: two whole segments of 256 frames and a part
 TRACKS = {"Track00001": "train", "Track01877": "test", "Track01878": "test"}
 
 
-@pytest.fixture(scope="module", params=[(256, "segment"), (512, "track")], ids=str)
-def built(request, tmp_path_factory) -> tuple[Path, CheckpointInfo]:
-    """A build of one training and two test tracks, and a checkpoint that fits it."""
+@pytest.fixture(scope="module")
+def builds(tmp_path_factory) -> dict[str, tuple[Path, CheckpointInfo]]:
+    """By edge, a build of one training and two test tracks, and a checkpoint that fits it."""
     root = tmp_path_factory.mktemp("data")
     slakh_tree(root, "redux", TRACKS, seconds=SECONDS)
-    frames, edge = request.param
-    windows = WindowConfig(frames=frames, edge=edge)
-    config = BuildConfig("slakh", root, tmp_path_factory.mktemp("shards"), windows=windows)
-    build(make_plan(config))
-    return config.out / "slakh", CheckpointInfo(edge=edge)
+    found = {}
+    for frames, edge in ((256, "segment"), (512, "track")):
+        out, windows = tmp_path_factory.mktemp(edge), WindowConfig(frames=frames, edge=edge)
+        build(make_plan(BuildConfig("slakh", root, out, windows=windows)))
+        found[edge] = out / "slakh", CheckpointInfo(edge=edge)
+    return found
+
+
+@pytest.fixture(params=["segment", "track"])
+def of_each_edge(builds, request) -> tuple[Path, CheckpointInfo]:
+    return builds[request.param]
+
+
+@pytest.fixture
+def built(builds) -> tuple[Path, CheckpointInfo]:
+    return builds["segment"]
 
 
 def model() -> MT3:
@@ -78,8 +89,8 @@ def know_all(monkeypatch) -> Callable[[Path, str], None]:
 
 
 @pytest.mark.parametrize("split", ["test", "train"])
-def test_the_right_tokens_score_1_on_every_track(built, know_all, split):
-    folder, info = built
+def test_the_right_tokens_score_1_on_every_track(of_each_edge, know_all, split):
+    folder, info = of_each_edge
     know_all(folder, split)
     results = evaluate(model(), info, folder, split)
     assert [r.track for r in results] == [t for t, s in sorted(TRACKS.items()) if s == split]
@@ -110,8 +121,8 @@ def test_max_tracks_ends_early_and_tells_each(built):
     assert told == results and len(results) == 1
 
 
-def test_a_model_of_the_other_edge_is_refused(built):
-    folder, info = built
+def test_a_model_of_the_other_edge_is_refused(of_each_edge):
+    folder, info = of_each_edge
     other = CheckpointInfo(edge={"segment": "track", "track": "segment"}[info.edge])
     with pytest.raises(UserError, match=f"edge is {info.edge}, the checkpoint's is {other.edge}"):
         evaluate(model(), other, folder)
@@ -141,8 +152,6 @@ def test_tracks_done_before_are_not_decoded_again(built, monkeypatch):
 
 def test_two_processes_give_the_scores_of_one(built):
     folder, info = built
-    if info.edge == "track":
-        pytest.skip("one build is enough for this")
     short = CheckpointInfo(edge=info.edge, max_target_length=10)
     one, two = (evaluate(model(), short, folder, workers=n) for n in (1, 2))
     assert [to_record(track) for track in one] == [to_record(track) for track in two]
