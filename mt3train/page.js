@@ -204,7 +204,7 @@ map.addEventListener("pointermove", (event) => { if (event.buttons) mapSeek(even
 // --- the loop ------------------------------------------------------------------------------------
 
 function say() {
-  const text = `${clock(time)} / ${clock(SECONDS)}`;
+  const text = `${clock(time)} / ${clock(data.seconds)}`;
   if (element("time").textContent === text) return;
   element("time").textContent = text;
   map.setAttribute("aria-valuenow", time.toFixed(1));

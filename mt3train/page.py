@@ -71,7 +71,7 @@ def write_page(
         UserError: the recording is missing, unreadable or empty.
         OSError: the page cannot be written.
     """
-    seconds = max([audio_info(recording).seconds, *notes.offset])
+    seconds = audio_info(recording).seconds
     before, after = _document(recording.name, notes.sorted(), seconds, about, has_velocity).split(
         AUDIO_HERE
     )
@@ -94,7 +94,7 @@ def note_data(notes: Notes, seconds: float, has_velocity: bool) -> dict[str, Any
 
     Args:
         notes: in order of onset.
-        seconds: how long the page plays.
+        seconds: how long the recording lasts; notes may end later.
         has_velocity: whether velocities are among it.
     Returns:
         `voices`, instruments in order of program, drums last; `drums`, the names of those that are

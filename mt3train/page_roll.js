@@ -3,10 +3,10 @@
 
 const element = (id) => document.getElementById(id);
 const data = JSON.parse(element("data").textContent);
-const SECONDS = data.seconds;
 const COUNT = data.onset.length;
 const onset = Float64Array.from(data.onset, (ms) => ms / 1000);
 const offset = Float64Array.from(data.onset, (ms, i) => (ms + data.length[i]) / 1000);
+const SECONDS = offset.reduce((a, b) => Math.max(a, b), data.seconds);  // notes may end after the recording
 const LONGEST = data.length.reduce((most, ms) => Math.max(most, ms), 0) / 1000;
 const isDrum = data.voice.map((voice) => data.voices[voice].program === null);
 const drums = Object.keys(data.drums).map(Number).sort((a, b) => b - a);  // highest row first

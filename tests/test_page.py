@@ -141,9 +141,11 @@ def test_where_nothing_was_found_the_page_says_so_and_plays_the_recording(tmp_pa
     assert len(soundfile.read(io.BytesIO(recording_in(text)))[0]) == 88200
 
 
-def test_notes_that_end_after_the_recording_are_on_the_page(tmp_path: Path):
+def test_notes_that_end_after_the_recording_are_on_the_page_and_do_not_lengthen_it(tmp_path: Path):
     late = Notes([1.0], [3.5], [60], [90], [0], [False], [0])
-    assert "0:04 · 1 note of 1 instrument<" in make(tmp_path, late)
+    text = make(tmp_path, late)
+    assert "0:02 · 1 note of 1 instrument<" in text
+    assert '{"seconds":2.0,' in text and '"onset":[1000],"length":[2500]' in text
 
 
 def test_every_instrument_has_a_colour_and_the_eleventh_is_hollow():
