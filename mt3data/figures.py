@@ -11,6 +11,7 @@ from mt3data.assemble import MAX_TARGET_TOKENS
 from mt3data.markup import Html, element
 from mt3data.spectrogram import SpectrogramConfig
 from mt3data.survey import Shown, Survey, instrument_name, voices
+from mt3data.terminal import counted
 from mt3data.windows import SEGMENT_WINDOWS
 
 
@@ -89,7 +90,7 @@ def lags(found: Survey) -> Html:
         charts.round_ticks(edges[0], edges[-1]),
         f"Median {signed(np.median(milliseconds), 1)} ms; 90 % of the tracks lie between "
         f"{signed(low, 1)} and {signed(high, 1)} ms.",
-    ), f"{_tracks(len(milliseconds))}, before any correction.{more}")  # fmt: skip
+    ), f"{counted(len(milliseconds), 'track')}, before any correction.{more}")  # fmt: skip
 
 
 def window(shown: Shown, manifest: dict[str, Any]) -> Html:
@@ -130,7 +131,3 @@ def of_sample(found: Survey) -> str:
 def signed(value: float, digits: int) -> str:
     """A value in any unit, with its sign and so many digits after the point: "+1.2" or "−0.4"."""
     return f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _tracks(n: int) -> str:
-    return f"{n:,} track" if n == 1 else f"{n:,} tracks"

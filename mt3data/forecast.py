@@ -12,6 +12,7 @@ from mt3data.disk import free_bytes, size
 from mt3data.engine import LOCAL
 from mt3data.examples import TrackExamples, TrackFailure
 from mt3data.plan import Plan, PlannedTrack, ShardPlan
+from mt3data.terminal import counted
 from mt3data.windows import WindowConfig
 
 TRIAL_SECONDS = 60.0  # of audio at least, where there is a track of that length
@@ -40,7 +41,7 @@ def forecast(plan: Plan) -> list[str]:
     lines.append(_line("all", plan.shards, names_left))
     if plan.rejected:
         first = plan.rejected[0]
-        lines.append(f"{len(plan.rejected)} tracks cannot be used, first {first['name']} "
+        lines.append(f"{counted(len(plan.rejected), 'track')} cannot be used, first {first['name']} "
                      f"({first['stage']}): {first['error']}")  # fmt: skip
     if not left:
         return [*lines, "nothing is left to do"]

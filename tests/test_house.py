@@ -60,8 +60,8 @@ def test_a_module_imports_only_what_stands_before_it(module: str) -> None:
     assert imports(module) <= set(ORDER[: ORDER.index(module)])
 
 
-def test_the_readme_names_the_modules_of_mt3train_in_this_order() -> None:
-    text = (ROOT / "README.md").read_text()
+def test_the_list_of_modules_names_those_of_mt3train_in_this_order() -> None:
+    text = (ROOT / "docs" / "modules.md").read_text()
     lines = text[text.index("\nmt3train/  ") : text.index("\ntests/  ")].splitlines()
     columns = [part.strip().split(", ") for line in lines for part in line.split("  ")]
     assert [name for names in columns if set(names) <= set(MT3TRAIN) for name in names] == MT3TRAIN
