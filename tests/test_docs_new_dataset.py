@@ -19,7 +19,16 @@ PAGE = (ROOT / "docs" / "new-dataset.md").read_text(encoding="utf-8")
 STEPS = re.findall(
     r"(?:^(At the end of )?`([^`\n]+)`:\n\n)?^```(\w+)\n(.*?)^```$", PAGE, re.MULTILINE | re.DOTALL
 )
-NEEDED = ("mt3data", "mt3train", "manifests", "tests", "pyproject.toml", "README.md")
+NEEDED = (
+    "mt3data",
+    "mt3train",
+    "manifests",
+    "tests",
+    "docs",
+    "benchmarks",
+    "pyproject.toml",
+    "README.md",
+)
 
 
 def run(command: str, folder: Path) -> str:
@@ -75,7 +84,8 @@ def test_the_tests_of_all_datasets_run_over_it_and_pass(followed: tuple[Path, li
 
 
 def test_it_is_listed_built_and_whole(followed: tuple[Path, list[str]]) -> None:
-    folder, (_, printed) = followed
+    folder, (_, printed, _) = followed
+    assert "| `kalimba` |" in (folder / "README.md").read_text(encoding="utf-8")
     assert "kalimba: Kalimba Garden, version 1.0" in printed
     assert re.search(r"3 records in 2 shards, whole", printed)
     manifest = json.loads((folder / "shards" / "kalimba" / "manifest.json").read_text())
