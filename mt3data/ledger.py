@@ -36,7 +36,7 @@ def read_record(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def log_path(folder: Path, source_id: str) -> Path:
-    """The log of the members that were unpacked from the source of this id into the dataset's folder."""
+    """The log of the members that were unpacked from a source (its id) into a dataset's folder."""
     return folder / STATE / f"{source_id}.members.jsonl"
 
 

@@ -76,7 +76,7 @@ class RangedFile(io.RawIOBase):
         return self._position
 
     def readinto(self, buffer: Any) -> int:
-        """Fills the beginning of buffer, fetching one range if need be; returns the bytes, 0 at the end.
+        """Fills the beginning of buffer, with one request at most; returns how far, 0 at the end.
 
         Raises:
             UserError: the server stopped serving this file, or the file changed.

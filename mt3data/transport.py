@@ -216,7 +216,7 @@ def ask(
     http: requests.Session, url: str, offset: int, *, last: int | None = None, validator: str = "",
     expected_bytes: int = 0, patience: Patience,
 ) -> Answer:  # fmt: skip
-    """The answer, read up to its body, to a request for bytes offset..last of a file, or all from there.
+    """The answer, read up to its body, to a request for bytes offset..last of a file (None: its end).
 
     The answer may begin at 0 where the server has no ranges or the file is not the one of
     validator. Where the offset is exactly the end of the file, the body is empty.
@@ -278,7 +278,7 @@ def _pass_over(body: Any, n_bytes: int) -> None:
 
 
 def reason_of(error: Exception) -> str:
-    """The innermost cause of an error in words, not the objects that urllib3 and requests wrap it in."""
+    """The innermost cause of an error in words, without what urllib3 and requests wrap it in."""
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
     reason = getattr(error, "reason", None)

@@ -134,7 +134,7 @@ class Log:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of the file metrics.jsonl, less what a kill cut short or a power failure left of zeros."""
+    """The lines of a file metrics.jsonl that are whole: a kill or a power failure may leave others."""
     whole = []
     for line in path.read_bytes().splitlines() if path.is_file() else []:
         with suppress(ValueError):

@@ -68,7 +68,7 @@ def shift_right(targets_BL: Tensor) -> Tensor:
 
 
 class Dense(nn.Linear):
-    """A linear map from n_in to n_out, no bias, drawn from a (truncated) normal of std scale/sqrt(n_in)."""
+    """A linear map, n_in to n_out, no bias, drawn from a (truncated) normal of std scale/sqrt(n_in)."""
 
     def __init__(self, n_in: int, n_out: int, truncated: bool = True, scale: float = 1.0) -> None:
         self.truncated, self.scale = truncated, scale
@@ -151,7 +151,7 @@ class Attention(nn.Module):
         causal: bool = False,
         mask: Tensor | None = None,
     ) -> Tensor:
-        """Attend from x to keys and values; `causal`: to earlier ones; `mask` [B, 1, L, S] joins logits."""
+        """Attend from x to keys and values; causal: the earlier ones; mask [B, 1, L, S] is added."""
         queries_BHLK = self._split(self.query(x_BLD))
         values_BHSK = self.dropout(values_BHSK, per_row=True)
         mixed_BHLK = F.scaled_dot_product_attention(
@@ -213,7 +213,7 @@ class DecoderLayer(nn.Module):
         cross: tuple[Tensor, Tensor],
         masks: tuple[Tensor, Tensor] | tuple[None, None],
     ) -> Tensor:
-        """x after one layer; `cross`: its keys and values of the frames; masks: see `attention_masks`."""
+        """x after one layer; cross: its keys and values of the frames; masks: of `attention_masks`."""
         normed = self.pre_self_attention_layer_norm(x_BLD)
         own = self.self_attention.keys_values(normed)
         attended = self.self_attention(normed, *own, causal=masks[0] is None, mask=masks[0])
@@ -271,7 +271,7 @@ class Decoder(nn.Module):
         cross: list[tuple[Tensor, Tensor]],
         masks: tuple[Tensor, Tensor] | tuple[None, None] = (None, None),
     ) -> Tensor:
-        """Logits [B, L, V] for inputs; `cross` of every layer; masks as of `attention_masks`, or causal."""
+        """Logits [B, L, V] for inputs; cross: of every layer; masks: of `attention_masks`."""
         positions_LD = self.get_buffer("positions")[: inputs_BL.shape[1]]
         x_BLD = self.dropout(self.token_embedder(inputs_BL) + positions_LD)
         for i, layer in enumerate(self.layers):

@@ -159,7 +159,7 @@ class Beam:
         return self.parent_R
 
     def sequences(self, slot: int) -> tuple[Tensor, Tensor]:
-        """All W sequences [W, max_length] of a slot, padded with 0, and their scores [W], the best last."""
+        """The W sequences [W, max_length] of a slot, padded with 0, and scores [W], the best last."""
         if bool(self.done_SW[slot].any()):
             return self.done_SWL[slot, :, 1:], self.done_score_SW[slot]
         return self.live_SWL[slot, :, 1:], self.live_score_SW[slot]

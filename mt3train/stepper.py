@@ -43,7 +43,7 @@ class Stepper:
         dtype: torch.dtype | None = None,
         compiled: bool = False,
     ) -> None:
-        """Takes a copy of the decoder's weights, in `dtype` (None: as they are); `compiled` by torch or not.
+        """Copies the decoder's weights, in `dtype` (None: as they are); compiled: by torch.
 
         Raises:
             ValueError: max_length is not in 1..2048.
