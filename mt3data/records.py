@@ -202,7 +202,7 @@ class ShardSet:
         return bytes(data)
 
     def members(self, rows: np.ndarray, name: str) -> list[tuple[bytearray, Read]]:
-        """For the record in each of some rows: room for its member of a name, and the read that fills it."""
+        """For the record in each row: room for its member of a name, and the read that fills it."""
         planned = []
         where = (self._shard_of[rows].tolist(), self.index[f"{name}_offset"][rows].tolist(),
                  self.index[f"{name}_size"][rows].tolist(), rows.tolist())  # fmt: skip

@@ -194,7 +194,7 @@ def references_schema() -> Any:
 
 
 def write_table(path: Path, rows: Iterable[dict[str, Any]], schema: Any) -> dict[str, Any]:
-    """Writes rows of a pyarrow schema as parquet, durably; returns name, bytes and sha256 of the file."""
+    """Writes a parquet file of rows by a schema, durably; returns its name, bytes and sha256."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
