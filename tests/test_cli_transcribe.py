@@ -236,7 +236,7 @@ def test_the_size_of_a_long_recording_s_page_is_said_and_room_for_it_asked(
         (["song.wav", "--html", "taken"], "taken/song.html is a folder; choose another --html"),
         (["song.wav", "-o", "song.wav/out"], "cannot be made"),
         (["song.wav", "-o", "/proc/out.mid"], "/proc"),
-        (["song.wav", "-o", "a.mid", "--checkpoint", "song.wav"], "not a whole safetensors file"),
+        (["song.wav", "-o", "a.mid", "--checkpoint", "song.wav"], "song.wav is no"),
     ],
 )
 def test_a_mistake_takes_one_line_and_exits_with_2(
