@@ -13,7 +13,7 @@ from make_mt3 import CONFIG, Walk, instrument
 from PIL import Image
 from toy_mt3 import Toy
 
-from mt3data.picture import mel_bin
+from mt3data.spectrogram import mel_bin
 from mt3data.tokens import segment_start
 from mt3data.vocabulary import codec_of, describe
 

@@ -25,7 +25,7 @@ from functools import lru_cache
 import numpy as np
 
 from mt3data.notes import Notes, moved_by
-from mt3data.spectrogram import SpectrogramConfig
+from mt3data.spectrogram import SpectrogramConfig, bin_hertz
 
 LOWEST, HIGHEST = 40, 117  # pitches of the bands: below, 512 mel bins do not tell semitones apart
 DRUMS = HIGHEST - LOWEST + 1  # column behind those of the pitches
@@ -241,8 +241,6 @@ def summit(curve: np.ndarray, best: int) -> float:
 @lru_cache(maxsize=8)
 def _columns(config: SpectrogramConfig) -> np.ndarray:
     """Mel bins nearest to a quarter tone below and above each semitone of the bands, in turn."""
-    low, high = 1127 * np.log1p(np.array([config.fmin, config.fmax]) / 700)
-    centres = low + (high - low) / (config.n_mels + 1) * np.arange(1, config.n_mels + 1)
-    pitches = 69 + 12 * np.log2(700 * np.expm1(centres / 1127) / 440)
+    pitches = 69 + 12 * np.log2(bin_hertz(config) / 440)
     wanted = np.arange(LOWEST - 0.25, HIGHEST + 0.5, 0.5)
     return np.abs(pitches - wanted[:, None]).argmin(axis=1)

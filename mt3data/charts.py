@@ -18,8 +18,7 @@ import numpy as np
 
 from mt3data.markup import Html, element
 from mt3data.notes import Notes
-from mt3data.picture import mel_bin
-from mt3data.spectrogram import SpectrogramConfig
+from mt3data.spectrogram import SpectrogramConfig, mel_bin
 from mt3data.survey import DRUMS, Shown, voices
 
 WIDTH = 400  # of every chart, in its own units; about one CSS pixel on a phone

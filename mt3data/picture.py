@@ -14,7 +14,7 @@ from mt3data.errors import UserError
 from mt3data.notes import Notes
 from mt3data.records import ShardSet
 from mt3data.shards import read_manifest, read_npy
-from mt3data.spectrogram import SpectrogramConfig, log_mel
+from mt3data.spectrogram import SpectrogramConfig, log_mel, mel_bin
 from mt3data.tokens import FRAMES_PER_SECOND
 from mt3data.vocabulary import VocabularyConfig, describe
 
@@ -110,13 +110,6 @@ def _draw_notes(
         axes.plot(mine.onset, height, "o", color=colours(number % 10), ms=3)
     if voices:
         axes.legend(loc="upper right", fontsize=8, framealpha=0.8)
-
-
-def mel_bin(hertz: np.ndarray, config: SpectrogramConfig) -> np.ndarray:
-    """Positions of frequencies, in hertz, on the axis of mel bins (HTK formula)."""
-    mel = 1127 * np.log1p(hertz / 700)
-    low, high = 1127 * np.log1p(np.array([config.fmin, config.fmax]) / 700)
-    return (mel - low) / (high - low) * (config.n_mels + 1)
 
 
 def _find(folder: Path, key: str) -> tuple[ShardSet, int]:

@@ -228,6 +228,26 @@ def _tables(config: SpectrogramConfig) -> tuple[np.ndarray, scipy.sparse.csr_mat
     return hann_window(config.fft_size), filters, np.flatnonzero(~weights.any(axis=0))
 
 
+def mel_bin(hertz: np.ndarray, config: SpectrogramConfig) -> np.ndarray:
+    """Positions of frequencies, in hertz, on the axis of mel bins; the first bin is at 1.
+
+    In float64, for pictures and for what is measured on bins; `mel_matrix` has its own rounding.
+    """
+    low, high = _htk_mel(np.array([config.fmin, config.fmax]))
+    return (_htk_mel(hertz) - low) / (high - low) * (config.n_mels + 1)
+
+
+def bin_hertz(config: SpectrogramConfig) -> np.ndarray:
+    """The centre of every mel bin in hertz, shape (n_mels,), float64."""
+    low, high = _htk_mel(np.array([config.fmin, config.fmax]))
+    centres = low + (high - low) / (config.n_mels + 1) * np.arange(1, config.n_mels + 1)
+    return 700 * np.expm1(centres / 1127)
+
+
+def _htk_mel(hertz: np.ndarray) -> np.ndarray:
+    return 1127 * np.log1p(hertz / 700)
+
+
 def _hertz_to_mel(hertz: np.ndarray) -> np.ndarray:
     """HTK mel scale, float32 in and out, every operation rounded to float32."""
     return np.float32(1127) * _tensorflow_log(np.float32(1) + hertz / np.float32(700))
