@@ -35,7 +35,6 @@ METADATA_KEY = "mt3kit"
 WEIGHTS, OPTIMIZER = ".safetensors", ".optimizer.safetensors"
 BEST = "best.safetensors"
 HALF_MAX = torch.finfo(torch.float16).max  # 65,504
-INPUT_AND_OUTPUT = ("vocabulary", "spectrogram", "edge")  # what weights cannot do without
 
 
 class Damaged(UserError):
@@ -63,22 +62,6 @@ class CheckpointInfo:
     edge: str = "segment"
     frames: int = 256
     max_target_length: int = 1024
-
-    def difference(
-        self,
-        other: "CheckpointInfo",
-        names: tuple[str, ...] = (*INPUT_AND_OUTPUT, "frames", "max_target_length", "model"),
-    ) -> tuple[str, Any, Any] | None:
-        """The first setting of those that differs: (name, ours, theirs)."""
-        ours, theirs = dataclasses.asdict(self), dataclasses.asdict(other)
-        for name in names:
-            mine, other_s = ours[name], theirs[name]
-            if mine != other_s and isinstance(mine, dict):
-                key = next(key for key in mine if mine[key] != other_s[key])
-                return f"{name}.{key}", mine[key], other_s[key]
-            if mine != other_s:
-                return name, mine, other_s
-        return None
 
 
 def save_weights(path: Path, model: MT3, info: CheckpointInfo, half: bool = False) -> None:

@@ -10,7 +10,6 @@ import torch
 from mt3data.errors import UserError
 from mt3data.vocabulary import num_embeddings
 from mt3train.checkpoint import (
-    INPUT_AND_OUTPUT,
     CheckpointInfo,
     Damaged,
     checkpoints,
@@ -24,6 +23,8 @@ from mt3train.checkpoint import (
 from mt3train.config import Config
 from mt3train.model import MT3
 from mt3train.sources import Segments
+
+INPUT_AND_OUTPUT = ("vocabulary", "spectrogram", "edge")  # what weights cannot do without
 
 
 def describe(config: Config, shards: Segments) -> CheckpointInfo:
@@ -85,7 +86,7 @@ def restore(
         except Damaged as error:
             damaged.append((file, str(error)))
             continue
-        differ = found.difference(info)
+        differ = _difference(found, info, *INPUT_AND_OUTPUT, "frames", "max_target_length", "model")
         for name, now in settings.items():
             if progress["settings"].get(name) != now:
                 differ = differ or (name, progress["settings"].get(name), now)
@@ -123,7 +124,8 @@ def initialize(model: MT3, path: str | Path, info: CheckpointInfo) -> None:
     file = weights_file(Path(path))
     found, weights = read_weights(file)
     sizes = dataclasses.replace(found.model, dropout_rate=info.model.dropout_rate)
-    differ = dataclasses.replace(found, model=sizes).difference(info, (*INPUT_AND_OUTPUT, "model"))
+    same_dropout = dataclasses.replace(found, model=sizes)
+    differ = _difference(same_dropout, info, *INPUT_AND_OUTPUT, "model")
     if differ and differ[0].startswith("model."):
         name, theirs, ours = differ
         raise UserError(
@@ -136,6 +138,20 @@ def initialize(model: MT3, path: str | Path, info: CheckpointInfo) -> None:
         )
     require_arrays(file, model, weights)
     model.load_state_dict(weights)
+
+
+def _difference(
+    found: CheckpointInfo, wanted: CheckpointInfo, *names: str
+) -> tuple[str, Any, Any] | None:
+    """The first setting of those named that differs: (name, found, wanted)."""
+    for name in names:
+        theirs, ours = (dataclasses.asdict(info)[name] for info in (found, wanted))
+        if theirs != ours and isinstance(theirs, dict):
+            key = next(key for key in theirs if theirs[key] != ours[key])
+            return f"{name}.{key}", theirs[key], ours[key]
+        if theirs != ours:
+            return name, theirs, ours
+    return None
 
 
 def _fill(
