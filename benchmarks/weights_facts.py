@@ -20,6 +20,7 @@ import soundfile
 import torch
 
 from mt3data.audio import TARGET_RATE, read_blocks
+from mt3data.midi import read_midi
 from mt3data.shards import read_manifest
 from mt3data.track import Track
 from mt3train.checkpoint import checksum, load_model
@@ -121,15 +122,14 @@ def long_recording(file: Path, pieces: Sequence[Track], hours: float) -> dict[st
             [sys.executable, "-c", SMALL_PARENT, *map(str, command)], check=True,
             stdout=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "2"},
         )  # fmt: skip
-    said, measured = done.stdout.strip().splitlines()[-2:]
-    status, wall, cpu, kilobytes = json.loads(measured)
-    if status:
-        raise SystemExit(f"the command ended with status {status}")
-    found = re.search(r": (\d+) notes of", said)
+        status, wall, cpu, kilobytes = json.loads(done.stdout.strip().splitlines()[-1])
+        if status:
+            raise SystemExit(f"the command ended with status {status}")
+        n_notes = len(read_midi(out))
     return {
         "seconds": round(written / TARGET_RATE, 1), "wall_seconds": round(wall, 1),
         "cpu_seconds": round(cpu, 1), "threads": 2, "max_rss_mb": round(kilobytes / 1024),
-        "n_notes": int(found[1]) if found else 0,
+        "n_notes": n_notes,
     }  # fmt: skip
 
 
