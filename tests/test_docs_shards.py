@@ -23,6 +23,7 @@ from mt3data.plan import BuildConfig, make_plan
 from mt3data.reader import IndexedShards
 from mt3data.records import ShardSet
 from mt3data.shards import (
+    FILE_NAME,
     OUTCOME,
     SCHEMA_VERSION,
     index_schema,
@@ -41,7 +42,7 @@ from mt3data.vocabulary import (
     codec_of,
     vocabulary_size,
 )
-from mt3data.windows import WindowConfig
+from mt3data.windows import NOTE_MARGIN_SECONDS, WindowConfig
 
 PAGE = (Path(__file__).parent.parent / "docs" / "shards.md").read_text(encoding="utf-8")
 
@@ -320,3 +321,8 @@ def test_the_page_s_way_to_verify_a_build_finds_a_flipped_bit(
     shard.write_bytes(data)
     with pytest.raises(AssertionError, match=shard.name):
         exec(code, {})
+
+
+def test_names_and_margins_of_the_page_are_those_of_the_code() -> None:
+    assert f"`{FILE_NAME.pattern}`" in PAGE
+    assert f"w / 125 - {NOTE_MARGIN_SECONDS} " in " ".join(PAGE.split())
