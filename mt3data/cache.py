@@ -12,7 +12,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
-from mt3data.disk import locked, require_space
+from mt3data.disk import has_size, locked, require_space
 from mt3data.fetch import fetch
 from mt3data.manifest import Source
 from mt3data.shards import MANIFEST, parse_manifest, write_durably
@@ -58,9 +58,4 @@ def cached(build: str | Path, cache: Path, patience: Patience = PATIENT) -> Path
 def _missing(folder: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """Files that are still to come, small ones first; those that are there were checked."""
     entries = [*manifest["files"], *manifest["shards"]]
-    paths = [folder / entry["name"] for entry in entries]
-    return [
-        entry
-        for entry, path in zip(entries, paths, strict=True)
-        if not path.is_file() or path.stat().st_size != entry["bytes"]
-    ]
+    return [e for e in entries if not has_size(folder / e["name"], e["bytes"])]

@@ -126,7 +126,7 @@ def _source(source: Source, n_files: int) -> Iterator[str]:
     told += [f"{name} {value}" for name in ("md5", "sha256") if (value := getattr(source, name))]
     told += ["optional"] if source.optional else []
     yield from _text("-", ", ".join(told))
-    for url in (source.url, *source.mirrors):
+    for url in source.urls:
         yield f"      {url}"
     if source.note:
         yield from _text("", source.note)

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mt3data.disk import locked
+from mt3data.disk import has_size, locked
 from mt3data.errors import UserError
 from mt3data.plan import Plan, ShardPlan
 from mt3data.records import track_rows
@@ -126,14 +126,14 @@ def beside(plan: Plan) -> Plan:
 
 def is_done(folder: Path, shard: ShardPlan) -> bool:
     """Whether a shard in the folder is whole, and without the tracks that are to be left out."""
-    path, tar = folder / STATE / f"{shard.name}.json", folder / shard.name
-    if not path.is_file() or not tar.is_file():
+    path = folder / STATE / f"{shard.name}.json"
+    if not path.is_file():
         return False
     try:
         record = json.loads(path.read_bytes())
     except ValueError:  # a disk's fault; what it tells of is made anew
         return False
-    return tar.stat().st_size == record["shard"]["bytes"] and all(
+    return has_size(folder / shard.name, record["shard"]["bytes"]) and all(
         _agrees(row, planned.bad)
         for row, planned in zip(record["tracks"], shard.tracks, strict=True)
     )
@@ -166,14 +166,9 @@ def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
 def _require_files(folder: Path, manifest: dict[str, Any]) -> None:
     """Raises a UserError if files of a finished build are missing or have another size."""
     entries = manifest["shards"] + manifest["files"]
-    sizes = {e["name"]: e["bytes"] for e in entries}
-    lost = [
-        name
-        for name, size in sizes.items()
-        if not (folder / name).is_file() or (folder / name).stat().st_size != size
-    ]
+    lost = [e["name"] for e in entries if not has_size(folder / e["name"], e["bytes"])]
     if lost:
         raise UserError(
-            f"{folder} was finished, but {len(lost)} of its {len(sizes)} files are missing or have "
+            f"{folder} was finished, but {len(lost)} of its {len(entries)} files are missing or have "
             f"another size, first {lost[0]}; copy them back, or remove the folder and build again"
         )

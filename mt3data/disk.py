@@ -54,6 +54,11 @@ def remove_at_once(folder: Path) -> None:
         shutil.rmtree(gone, ignore_errors=True)
 
 
+def has_size(path: Path, n_bytes: int) -> bool:
+    """Whether there is a file at path, of just so many bytes."""
+    return path.is_file() and path.stat().st_size == n_bytes
+
+
 def size(n_bytes: float) -> str:
     """A number of bytes in words: "104.3 GB"."""
     unit = 0

@@ -1,9 +1,7 @@
 """Brings a dataset from its publisher to the disk: fetched, verified, unpacked, recorded last.
 
-Everything lies in one folder, ROOT/FOLDER of the manifest. What this module needs is beside the data
-in its hidden folder `.mt3kit`: the archives, one log per archive of the members that were unpacked,
-a lock, and `download.json`, which names a source only when all of it is there and was checked.
-Running again continues. MT3 has no counterpart: its data were files inside one company.
+Everything lies in one folder, ROOT/FOLDER of the manifest. What was done so far
+stands beside the data, see ledger.py, and running again continues. MT3 has no counterpart: its data were files inside one company.
 """
 
 from __future__ import annotations
@@ -241,9 +239,8 @@ def _streamed(
     source: Source, place: Placement, log: MemberLog, patience: Patience
 ) -> tuple[Sums, int]:
     """Unpacks a tar.gz while it comes. Nothing counts before the checksum of the whole stream."""
-    urls = [source.url, *source.mirrors]
     with (
-        RemoteFile(urls, expected_bytes=expected_bytes(source), patience=patience) as remote,
+        RemoteFile(source.urls, expected_bytes=expected_bytes(source), patience=patience) as remote,
         progress(remote.total / MB, f"stream {file_name(source)}", "MB") as bar,
     ):
         metered = Metered(remote, bar)
@@ -257,8 +254,9 @@ def _members_alone(
     source: Source, place: Placement, log: MemberLog, patience: Patience
 ) -> tuple[Sums, int]:
     """Fetches the selected members of a zip over HTTP Range; the zip's own CRC-32 checks each."""
-    urls = [source.url, *source.mirrors]
-    with RangedFile(urls, expected_bytes=expected_bytes(source), patience=patience) as remote:
+    with RangedFile(
+        source.urls, expected_bytes=expected_bytes(source), patience=patience
+    ) as remote:
         file = io.BufferedReader(remote, FIRST_BYTES)
         sizes = zip_sizes(file, place)
         require_space(place.folder, sum(sizes.values()), "for the selected members")
@@ -312,18 +310,14 @@ def _require_space(folder: Path, todo: dict[Source, Path | None], wishes: Wishes
         if not given and not (wishes.stream and source.kind == "tar.gz"):
             packed += max(0, source.bytes - done)
         if not is_file and not wishes.select:
-            log = log_path(folder, source.id)
-            unpacked += max(0, source.bytes - _logged_bytes(log))
+            logged = sum(entry["bytes"] for entry in read_log(log_path(folder, source.id)))
+            unpacked += max(0, source.bytes - logged)
     streamable = any(s.kind == "tar.gz" for s in todo) and not wishes.stream
     advice = ", or use --stream, which keeps no archive on the disk" if streamable else ""
     if any(source.seekable for source in todo) and not wishes.select:
         advice += ", or fetch members without their archive: --select"
     purpose = f"({size(packed)} to download, about {size(unpacked)} unpacked)"
     require_space(folder, packed + unpacked, purpose, advice=advice)
-
-
-def _logged_bytes(log: Path) -> int:
-    return sum(entry["bytes"] for entry in read_log(log))
 
 
 def _example(manifest: Manifest) -> str:

@@ -117,7 +117,7 @@ def fetch(source: Source, target: Path, patience: Patience = PATIENT) -> Sums:
         if not difference(source, sums):
             return sums
         faults.append(_put_aside(target, target, difference(source, sums)))
-    urls = [source.url, *source.mirrors]
+    urls = list(source.urls)
     while urls:
         try:
             used = _transfer(urls, source, part, patience)

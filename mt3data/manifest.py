@@ -57,6 +57,11 @@ class Source:
     note: str = ""
     group: str = ""
 
+    @property
+    def urls(self) -> tuple[str, ...]:
+        """All addresses, in the order in which to try them."""
+        return (self.url, *self.mirrors)
+
 
 @dataclass(frozen=True)
 class KnownIssue:

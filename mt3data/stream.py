@@ -35,7 +35,7 @@ from mt3data.shards import (
     tar_members,
 )
 from mt3data.tar import BUFFER_BYTES, DamagedTar, TarReader
-from mt3data.transport import PATIENT, Patience
+from mt3data.transport import PATIENT, Patience, RemoteFile
 
 if TYPE_CHECKING:
     import webdataset
@@ -94,19 +94,6 @@ def stream(
     )
 
 
-def records_per_rank(
-    builds: Sequence[str | Path], split: str = "train", *, seed: int = 0, epoch: int = 0,
-    world: int = 1, patience: Patience = PATIENT,
-) -> list[int]:  # fmt: skip
-    """How many records `stream` yields to each of `world` processes in an epoch.
-
-    They differ, as shards do: an epoch has as many steps as the least of them allows. Builds, split and
-    seed are those of `stream`.
-    """
-    shards = epoch_shards(builds, split, seed=seed, epoch=epoch, patience=patience)
-    return [sum(shard.records for shard in shards[rank::world]) for rank in range(world)]
-
-
 def epoch_shards(
     builds: Sequence[str | Path], split: str, *, seed: int, epoch: int, patience: Patience = PATIENT
 ) -> list[Shard]:
@@ -158,8 +145,6 @@ def read_remote(url: str, patience: Patience = PATIENT) -> bytes:
     Raises:
         UserError: it is not served.
     """
-    from mt3data.transport import RemoteFile
-
     with RemoteFile([url], patience=patience) as remote:
         return remote.read()
 
@@ -232,8 +217,6 @@ def _records(tar: TarReader, shard: Shard) -> Generator[Record, None, int]:
 
 def _open(shard: Shard, patience: Patience) -> BinaryIO:
     if is_address(shard.where):
-        from mt3data.transport import RemoteFile
-
         remote = RemoteFile([shard.where], expected_bytes=shard.bytes, patience=patience)
         return cast(BinaryIO, io.BufferedReader(remote, BUFFER_BYTES))
     try:

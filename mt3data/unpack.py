@@ -23,6 +23,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO, Protocol, cast
 
+from mt3data.disk import has_size
 from mt3data.errors import UserError
 from mt3data.ledger import MemberLog
 
@@ -219,7 +220,7 @@ def _unpack(
         path = place.path_of(member.name)
         target = place.folder / path
         known = log.entries.get(member.index)
-        if known and known["name"] == member.name and _has_size(target, known["bytes"]):
+        if known and known["name"] == member.name and has_size(target, known["bytes"]):
             if compare:
                 with member.open() as content:
                     if copy_and_hash(content, None, on_bytes)[1] != known["sha256"]:
@@ -284,10 +285,6 @@ def _check_size(n_bytes: int, n_members: int, place: Placement) -> None:
             f"in {n_members:,} members; at most {place.max_bytes:,} bytes are believed. "
             "This is not the published file"
         )
-
-
-def _has_size(path: Path, n_bytes: int) -> bool:
-    return path.is_file() and path.stat().st_size == n_bytes
 
 
 def _special(name: str, kind: str) -> str:

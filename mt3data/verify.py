@@ -14,7 +14,7 @@ from pathlib import Path
 
 from mt3data.errors import UserError
 from mt3data.fetch import file_name
-from mt3data.ledger import STATE, dataset_folder, read_log, read_record
+from mt3data.ledger import STATE, dataset_folder, log_path, read_log, read_record
 from mt3data.manifest import Manifest
 
 BLOCK_BYTES = 1 << 20
@@ -103,7 +103,7 @@ def _unfinished(manifest: Manifest, folder: Path) -> Iterator[Fault]:
     record = read_record(folder)
     chosen = any(s.id in record for s in manifest.sources if s.optional)
     for source in manifest.sources:
-        begun = (folder / STATE / f"{source.id}.members.jsonl").is_file()
+        begun = log_path(folder, source.id).is_file()
         if source.id not in record and (begun or not (source.optional or chosen)):
             detail = f"not downloaded whole; run `mt3data download {manifest.name}`"
             yield Fault("missing", str(Path(source.into) / file_name(source)), detail)
