@@ -27,7 +27,7 @@ from mt3data.audio import AudioInfo, audio_info, read_audio
 from mt3data.compose import compose
 from mt3data.datasets import demo
 from mt3data.detokenize import decode_segments
-from mt3data.events import SILENCE, EventTable
+from mt3data.events import NOT_SAID, EventTable
 from mt3data.manifest import load
 from mt3data.midi import midi_bytes, read_midi
 from mt3data.notes import Notes, moved_by
@@ -149,7 +149,7 @@ def _events(piece: Walk) -> Iterator[list[object]]:
     starts = [round(start * 100) for start, _ in piece.segments]
     columns = (events.step, events.program, events.velocity_bin, events.word)
     for step, program, velocity_bin, word in zip(*(c.tolist() for c in columns), strict=True):
-        is_drum = program == SILENCE
+        is_drum = program == NOT_SAID
         what = f"{instrument(program, is_drum)}: {pitch_name(codec.decode(word).value, is_drum)} "
         what += "is hit" if is_drum else "begins" if velocity_bin else "ends"
         segment = int(np.searchsorted(starts, step, side="right"))

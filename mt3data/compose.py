@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from mt3data.players import Bar, Chord, Event, Plan, bass, broken, comp, drums, held, melody
+from mt3data.players import Bar, Chord, Note, Plan, bass, broken, comp, drums, held, melody
 
 if TYPE_CHECKING:
     import pretty_midi
@@ -71,10 +71,10 @@ def compose(seed: int, seconds: float = 40.0) -> pretty_midi.PrettyMIDI:
     rng = random.Random(seed)
     plan = _plan(rng, seconds)
     midi = pretty_midi.PrettyMIDI(resolution=TICKS_PER_QUARTER, initial_tempo=plan.tempo)
-    for program, events, pedal in _band(plan, rng):
+    for program, notes, pedal in _band(plan, rng):
         name = "Drums" if program < 0 else pretty_midi.program_to_instrument_name(program)
         part = pretty_midi.Instrument(max(program, 0), is_drum=program < 0, name=name)
-        part.notes = _perform(plan, events, rng, seconds)
+        part.notes = _perform(plan, notes, rng, seconds)
         if pedal:
             part.control_changes = _pedal(plan, seconds)
         midi.instruments.append(part)
@@ -117,8 +117,8 @@ def _plan(rng: random.Random, seconds: float) -> Plan:
     )
 
 
-def _band(plan: Plan, rng: random.Random) -> Iterator[tuple[int, list[Event], bool]]:
-    """The parts in score order: (program or -1 for drums, events, uses the pedal)."""
+def _band(plan: Plan, rng: random.Random) -> Iterator[tuple[int, list[Note], bool]]:
+    """The parts in score order: (program or -1 for drums, notes, uses the pedal)."""
     lead = rng.choice(LEADS)
     yield lead, melody(plan, rng, LEAD_RANGES.get(lead, (60, 84))), False
     yield rng.choice(BASSES), bass(plan, rng), False
@@ -140,28 +140,28 @@ def _band(plan: Plan, rng: random.Random) -> Iterator[tuple[int, list[Event], bo
     yield -1, drums(plan, rng), False
 
 
-def _perform(plan: Plan, events: list[Event], rng: random.Random, seconds: float) -> list:
+def _perform(plan: Plan, notes: list[Note], rng: random.Random, seconds: float) -> list:
     """Beats to seconds and accents to velocities, then no pitch twice at once."""
     import pretty_midi
 
     loudness, spread = rng.uniform(66, 92), rng.uniform(4, 9)
     by_pitch: dict[int, list[tuple[float, float, int]]] = defaultdict(list)
-    for event in sorted(events):
-        energy = plan.bars[min(int(event.beat // plan.beats), len(plan.bars) - 1)].energy
-        swell = 6 * math.sin(event.beat * math.pi / (2 * plan.beats))
-        velocity = loudness + 26 * (energy - 0.5) + swell + 14 * event.accent + rng.gauss(0, spread)
-        onset = max(0.0, plan.seconds(event.beat) + rng.gauss(0, 1) * plan.human)
-        offset = min(plan.seconds(event.beat + event.length), seconds)
-        by_pitch[event.pitch].append((onset, offset, min(124, max(14, round(velocity)))))
-    notes = []
+    for note in sorted(notes):
+        energy = plan.bars[min(int(note.beat // plan.beats), len(plan.bars) - 1)].energy
+        swell = 6 * math.sin(note.beat * math.pi / (2 * plan.beats))
+        velocity = loudness + 26 * (energy - 0.5) + swell + 14 * note.accent + rng.gauss(0, spread)
+        onset = max(0.0, plan.seconds(note.beat) + rng.gauss(0, 1) * plan.human)
+        offset = min(plan.seconds(note.beat + note.length), seconds)
+        by_pitch[note.pitch].append((onset, offset, min(124, max(14, round(velocity)))))
+    struck = []
     for pitch, played in by_pitch.items():
         played.sort()
         next_onsets = [onset for onset, _, _ in played[1:]] + [math.inf]
         for (onset, offset, velocity), next_onset in zip(played, next_onsets, strict=True):
             offset = min(offset, next_onset - GAP_SECONDS)
             if offset - onset >= MIN_NOTE_SECONDS:
-                notes.append(pretty_midi.Note(velocity, pitch, onset, offset))
-    return sorted(notes, key=lambda note: (note.start, note.pitch))
+                struck.append(pretty_midi.Note(velocity, pitch, onset, offset))
+    return sorted(struck, key=lambda note: (note.start, note.pitch))
 
 
 def _pedal(plan: Plan, seconds: float) -> list:

@@ -15,7 +15,7 @@ import numpy as np
 from mt3data.notes import Notes, validate
 from mt3data.vocabulary import VocabularyConfig, codec_of, map_programs, velocity_to_bin
 
-SILENCE = -1  # no program or velocity
+NOT_SAID = -1  # the program of a drum, and what a target says before its first program or velocity
 PART_STEPS = 1 << 40  # between parts of a table: further than any step of a track
 DRUM_KEY = 1 << 14  # above 128 * program + pitch of any pitched note
 
@@ -79,7 +79,7 @@ class EventTable:
         return EventTable(
             config,
             step + part * PART_STEPS,
-            np.where(is_drum, SILENCE, map_programs(key // 128, config.granularity)),
+            np.where(is_drum, NOT_SAID, map_programs(key // 128, config.granularity)),
             velocity_bin,
             key % 128 + np.where(is_drum, codec.first["drum"], codec.first["pitch"]),
             *_held_spans(key, part, velocity_bin),
@@ -91,7 +91,7 @@ class EventTable:
         order = np.argsort(notes.pitch, kind="stable")
         order = order[_by_part_and_time(part[order], notes.onset[order])]
         notes, part, none = notes[order], part[order], np.zeros(0, np.int64)
-        nothing = np.full(len(notes), SILENCE)
+        nothing = np.full(len(notes), NOT_SAID)
         step = np.rint(notes.onset * config.steps_per_second).astype(np.int64)
         word = notes.pitch + codec_of(config).first["pitch"]
         return EventTable(

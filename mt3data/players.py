@@ -29,7 +29,7 @@ WALTZES: tuple[dict[int, str], ...] = (
 STRENGTH = {"X": 0.8, "x": 0.0, "o": -1.6}
 
 
-class Event(NamedTuple):
+class Note(NamedTuple):
     """One note of a player, in beats from the start; accent about -2 (ghost) to 1 (loud)."""
 
     beat: float
@@ -94,10 +94,10 @@ def _near(tones: tuple[int, ...], pitch: float, low: int, high: int) -> int:
     return min(allowed, key=lambda p: (abs(p - pitch), p))
 
 
-def bass(plan: Plan, rng: random.Random) -> list[Event]:
+def bass(plan: Plan, rng: random.Random) -> list[Note]:
     """One line in one of six styles: held roots, repeated eighths, walking, syncopated, leaps."""
     style = rng.choice(("roots", "eighths", "fifths", "walking", "syncopated", "octaves"))
-    events, chords = [], plan.chords
+    notes, chords = [], plan.chords
     for chord, following in zip(chords, [*chords[1:], chords[-1]], strict=True):
         root = _near(chord.tones[:1], 38, 33, 44)
         fifth, goal = root + (chord.tones[2] - chord.tones[0]) % 12, following.tones[:1]
@@ -114,19 +114,19 @@ def bass(plan: Plan, rng: random.Random) -> list[Event]:
         else:
             other = fifth if style == "fifths" else root + 12
             line = [(float(k), 0.8, (root, other)[k % 2]) for k in range(int(chord.beats))]
-        events += [Event(chord.beat + at, length, pitch, 0.6 * (at == 0))
-                   for at, length, pitch in line if at < chord.beats]  # fmt: skip
-    return events
+        notes += [Note(chord.beat + at, length, pitch, 0.6 * (at == 0))
+                  for at, length, pitch in line if at < chord.beats]  # fmt: skip
+    return notes
 
 
-def comp(plan: Plan, rng: random.Random, strum: float) -> list[Event]:
+def comp(plan: Plan, rng: random.Random, strum: float) -> list[Note]:
     """Block chords in a rhythm of the piece's; strum > 0 spreads the tones, in beats per string."""
     rhythm = rng.choice((
         ((0.0, 3.8),), ((0.0, 1.9), (2.0, 1.9)), ((0.0, 0.9), (1.0, 0.9), (2.0, 0.9), (3.0, 0.9)),
         ((0.5, 0.3), (1.5, 0.3), (2.5, 0.3), (3.5, 0.3)), ((0.0, 1.4), (1.5, 1.4), (3.0, 0.9)),
         ((0.0, 0.9), (1.0, 0.4), (1.5, 0.4), (2.5, 0.4), (3.0, 0.4), (3.5, 0.4)),
     ))  # fmt: skip
-    events = []
+    notes = []
     for chord in plan.chords:
         voices = _voicing(chord, 57)
         if strum:
@@ -135,31 +135,31 @@ def comp(plan: Plan, rng: random.Random, strum: float) -> list[Event]:
             if at < chord.beats:
                 down = int(at * 2) % 2 == 0
                 order = voices if down else voices[::-1]
-                events += [Event(chord.beat + at + strum * k, min(length, chord.beats - at), pitch,
-                           0.3 * (at == 0)) for k, pitch in enumerate(order)]  # fmt: skip
-    return events
+                notes += [Note(chord.beat + at + strum * k, min(length, chord.beats - at), pitch,
+                          0.3 * (at == 0)) for k, pitch in enumerate(order)]  # fmt: skip
+    return notes
 
 
-def held(plan: Plan, rng: random.Random) -> list[Event]:
+def held(plan: Plan, rng: random.Random) -> list[Note]:
     """Pads: every tone is held as long as the harmony keeps it, often over several chords."""
     sounding: dict[int, float] = {}
-    events, centre = [], rng.choice((55, 60, 64))
+    notes, centre = [], rng.choice((55, 60, 64))
     for chord in [*plan.chords, None]:
         tones = set(_voicing(chord, centre)) if chord else set()
         now = chord.beat if chord else plan.bars[-1].beat + plan.beats
         for pitch in sorted(set(sounding) - tones):
             start = sounding.pop(pitch)
-            events.append(Event(start, now - start, pitch, -0.5))
+            notes.append(Note(start, now - start, pitch, -0.5))
         for pitch in tones:
             sounding.setdefault(pitch, now)
-    return events
+    return notes
 
 
-def broken(plan: Plan, rng: random.Random, low: int, step: float) -> list[Event]:
+def broken(plan: Plan, rng: random.Random, low: int, step: float) -> list[Note]:
     """Broken chords: a pattern of chord tones over three octaves from `low` up, `step` beats apart."""
     pattern = rng.choice(((0, 1, 2, 3, 4, 3, 2, 1), (0, 2, 1, 2), (0, 2, 4, 5), (5, 4, 3, 2, 1, 0),
                           (0, 0, 2, 2, 4, 4, 2, 2)))  # fmt: skip
-    events = []
+    notes = []
     for bar in plan.bars:
         # Quiet sections thin out, the last bar stands still.
         pace = plan.beats if bar is plan.bars[-1] else step * (2 if bar.energy < 0.5 else 1)
@@ -169,12 +169,12 @@ def broken(plan: Plan, rng: random.Random, low: int, step: float) -> list[Event]
                 length = pace * rng.choice((0.6, 0.9, 1.6))
                 accent = 0.5 * (k == 0)
                 pitch = ladder[pattern[k % len(pattern)]]
-                events.append(Event(chord.beat + k * pace, length, pitch, accent))
-    return events
+                notes.append(Note(chord.beat + k * pace, length, pitch, accent))
+    return notes
 
 
 def melody(plan: Plan, rng: random.Random, pitches: tuple[int, int],
-            slow: bool = False) -> list[Event]:  # fmt: skip
+            slow: bool = False) -> list[Note]:  # fmt: skip
     """Two rhythmic motifs with their contours, which return over changing chords; with rests.
 
     Args:
@@ -192,7 +192,7 @@ def melody(plan: Plan, rng: random.Random, pitches: tuple[int, int],
         rests = [rng.random() < 0.14 for _ in rhythm]
         motifs.append(list(zip(rhythm, moves, rests, strict=True)))
     legato, pitch = rng.choice((0.7, 0.92, 1.0)), (low + high) / 2
-    events, silent = [], rng.random() < 0.5
+    notes, silent = [], rng.random() < 0.5
     for pair in range(0, len(plan.bars), 2):
         bar = plan.bars[pair]
         if silent and (bar.section % 6 == (3 if slow else 0)):
@@ -209,26 +209,26 @@ def melody(plan: Plan, rng: random.Random, pitches: tuple[int, int],
             pitch = _near(chord.tones if strong else plan.scale, goal, low, high)
             if not rest:
                 accent = 0.5 * strong - 0.3 * (length < 0.5)
-                events.append(Event(beat, min(length, end - beat) * legato, int(pitch), accent))
+                notes.append(Note(beat, min(length, end - beat) * legato, int(pitch), accent))
             beat += length
-    return events
+    return notes
 
 
-def drums(plan: Plan, rng: random.Random) -> list[Event]:
+def drums(plan: Plan, rng: random.Random) -> list[Note]:
     """A groove for quiet and one for loud bars, fills that close sections, crashes that open them."""
     grooves = rng.sample(WALTZES if plan.beats == 3 else GROOVES, 2)
-    events = []
+    notes = []
     for bar in plan.bars[:-1]:
         if bar.first and bar.section:
-            events.append(Event(bar.beat, 0.25, CRASH, 0.8))
+            notes.append(Note(bar.beat, 0.25, CRASH, 0.8))
         fill_from = plan.beats - rng.choice((1, 1, 2)) if bar.last else plan.beats
         for drum, line in grooves[bar.energy > 0.65].items():
             for k, mark in enumerate(line):
                 busy = mark != "o" or rng.random() < bar.energy
                 if mark != "." and k / 4 < fill_from and busy:
-                    events.append(Event(bar.beat + k / 4, 0.2, drum, STRENGTH[mark]))
+                    notes.append(Note(bar.beat + k / 4, 0.2, drum, STRENGTH[mark]))
         for k in range(int(fill_from * 4), plan.beats * 4):
             drum = (SNARE, SNARE, HIGH_TOM, MID_TOM, LOW_TOM)[min(4, rng.randrange(6))]
             if rng.random() < 0.75:
-                events.append(Event(bar.beat + k / 4, 0.2, drum, rng.uniform(-0.5, 1)))
-    return [*events, *(Event(plan.bars[-1].beat, 0.25, drum, 0.8) for drum in (KICK, CRASH))]
+                notes.append(Note(bar.beat + k / 4, 0.2, drum, rng.uniform(-0.5, 1)))
+    return [*notes, *(Note(plan.bars[-1].beat, 0.25, drum, 0.8) for drum in (KICK, CRASH))]

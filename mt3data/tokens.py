@@ -26,7 +26,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mt3data.events import DRUM_KEY, PART_STEPS, SILENCE, EventTable
+from mt3data.events import DRUM_KEY, NOT_SAID, PART_STEPS, EventTable
 from mt3data.notes import COLUMNS, Notes
 from mt3data.vocabulary import (
     EOS_ID,
@@ -121,7 +121,7 @@ def encode_many(
     bounds += PART_STEPS * part
     begin, end = np.searchsorted(events.step, bounds)
     sections: list[tuple[np.ndarray, np.ndarray]] = []  # codec ids and their crops
-    last_program = np.full(len(crops), SILENCE)
+    last_program = np.full(len(crops), NOT_SAID)
     if config.encoding == "ties":
         sections.append(_tie_sections(events, begin, part, last_program))
         sections.append((np.full(len(crops), codec.first["tie"]), crops))
@@ -221,12 +221,12 @@ def _event_tokens(
         rest = shift - k * config.max_shift_steps
         ids[:, k] = first["shift"] + np.minimum(rest, config.max_shift_steps)
         said[:, k] = starts_group & (rest > 0)
-    pitched = np.flatnonzero(program != SILENCE)
+    pitched = np.flatnonzero(program != NOT_SAID)
     ids[:, -3] = first["program"] + program
     if config.granularity != "flat":
         said[pitched, -3] = _changes(program[pitched], crop[pitched], last_program)
     ids[:, -2] = first["velocity"] + velocity_bin
-    said[:, -2] = _changes(velocity_bin, crop, np.full_like(begin, SILENCE))
+    said[:, -2] = _changes(velocity_bin, crop, np.full_like(begin, NOT_SAID))
     ids[:, -1] = events.word[rows]
     said[:, -1] = True
     return _said(ids, said, crop)
