@@ -40,6 +40,8 @@ def list_(dataset: str | None, as_json: bool, as_markdown: bool) -> None:
     from mt3data.catalogue import facts, lines, markdown, summary, table
     from mt3data.manifest import load, names
 
+    if as_markdown and (dataset or as_json):
+        raise UserError("--markdown prints all datasets; leave out DATASET and --json")
     if dataset is not None:
         if as_json:
             print_json(facts(load(dataset)))

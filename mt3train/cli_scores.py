@@ -64,6 +64,8 @@ def evaluate(
     from mt3data.shards import find_builds, read_manifest
     from mt3train.results import dataset_table, to_csv, to_json, track_table
 
+    if as_json and as_csv:
+        raise UserError("--json and --csv: expected one of them")
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise UserError(f"--out {out}: expected a file, in a folder that exists")
     builds = find_builds(folder)

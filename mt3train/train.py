@@ -282,7 +282,7 @@ def main() -> None:
     except UserError as error:
         code = 2
         if int(os.environ.get("LOCAL_RANK", 0)) == 0:  # the others have the same to say
-            print(f"error: {error}", file=sys.stderr)
+            print(f"Error: {error}", file=sys.stderr)
     except KeyboardInterrupt:
         code = 130
     except Exception:

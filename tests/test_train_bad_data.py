@@ -93,7 +93,7 @@ def test_a_nan_in_one_record_stops_both_ranks_before_the_update_and_names_it(tmp
     codes, said = ended(tmp_path, poisoned, tmp_path / "run")
     assert codes == [2, 2]
     assert errors(said[0]) == [
-        "error: the loss is nan at step 3, nothing was updated; records: made-2-1"
+        "Error: the loss is nan at step 3, nothing was updated; records: made-2-1"
     ]
     assert errors(said[1]) == []  # the record was rank 1's, the line is rank 0's
     newest = checkpoints(tmp_path / "run")[-1]
@@ -158,4 +158,4 @@ def test_ranks_that_find_different_checkpoints_do_not_go_on(tmp_path):
 def test_a_batch_smaller_than_the_number_of_processes_is_refused(tmp_path):
     codes, said = ended(tmp_path, plain, tmp_path / "run", {"batch": 1})
     assert codes == [2, 2]
-    assert errors(said[0]) == ["error: batch=1 for 2 processes; expected at least one each"]
+    assert errors(said[0]) == ["Error: batch=1 for 2 processes; expected at least one each"]

@@ -95,10 +95,10 @@ def test_a_split_that_no_build_has_means_no_evaluation_and_is_said(shards, tmp_p
 @pytest.mark.parametrize(
     "argument, message",
     [
-        ("optim.lrr=1", "error: command line: unknown key optim.lrr; did you mean optim.lr?"),
+        ("optim.lrr=1", "Error: command line: unknown key optim.lrr; did you mean optim.lr?"),
         ("data.split=late", "has no split 'late'; it has train, validation"),
         ("data.frames=128", "records of 256 frames with edge 'segment' cannot be cut to 128"),
-        ("batch=0", "error: batch=0; expected at least 1"),
+        ("batch=0", "Error: batch=0; expected at least 1"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(
@@ -108,6 +108,6 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     monkeypatch.setattr(sys, "argv", ["train.py", *options])
     with pytest.raises(SystemExit) as stopped:
         main()
-    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error")]
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("Error")]
     assert stopped.value.code == 2
     assert len(lines) == 1 and message in lines[0]

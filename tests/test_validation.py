@@ -120,7 +120,7 @@ def test_a_track_that_cannot_be_scored_ends_all_ranks(shards, tmp_path):
     world = World(tmp_path, 2, failing, tmp_path / "run", shards)
     assert world.codes(20.0) == [2, 1], world.said(0)
     told = "ValueError: 3 notes end before they begin"
-    assert world.said(0).endswith(f"error: {told} (process 1 of 2)\n")
+    assert world.said(0).endswith(f"Error: {told} (process 1 of 2)\n")
     assert "Traceback" in world.said(1) and world.said(1).endswith(told + "\n")
 
 

@@ -150,7 +150,7 @@ def ended(
 
 def errors(said: str) -> list[str]:
     """The lines by which a run was ended."""
-    return [line for line in said.splitlines() if line.startswith("error:")]
+    return [line for line in said.splitlines() if line.startswith("Error:")]
 
 
 def after(step: int) -> str:
