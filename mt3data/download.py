@@ -26,15 +26,15 @@ from mt3data.fetch import (
     sums_of,
 )
 from mt3data.ledger import (
-    RECORD,
+    LEDGER,
     STATE,
     MemberLog,
     dataset_folder,
     log_path,
+    read_ledger,
     read_log,
-    read_record,
 )
-from mt3data.manifest import Manifest, Source, load, names
+from mt3data.manifest import Manifest, Source, load, names, row_paths
 from mt3data.ranges import FIRST_BYTES, RangedFile
 from mt3data.shards import canonical_json, write_durably
 from mt3data.terminal import progress
@@ -102,7 +102,7 @@ def needs_download(manifest: Manifest, root: Path) -> bool:
     if not required:
         return False
     if (folder / STATE).is_dir():
-        there = read_record(folder)
+        there = read_ledger(folder)
         missing = [s for s in required if s.id not in there]
         chosen = any(s.id in there for s in manifest.sources if s.optional)
         return bool(missing) and not (chosen and len(missing) == len(required))
@@ -146,8 +146,8 @@ def download(manifest: Manifest, root: Path, wishes: Wishes = PLAIN) -> Path:
 def _download(
     manifest: Manifest, folder: Path, mine: dict[Source, Path | None], wishes: Wishes
 ) -> None:
-    record = read_record(folder)
-    todo = {s: path for s, path in mine.items() if not _is_done(s, record.get(s.id), wishes.select)}
+    ledger = read_ledger(folder)
+    todo = {s: path for s, path in mine.items() if not _is_done(s, ledger.get(s.id), wishes.select)}
     _require_space(folder, todo, wishes)
     n_members = 0
     for source, archive in todo.items():
@@ -158,9 +158,9 @@ def _download(
             n_members += entry["members"]
             if not entry["members"]:
                 continue
-        record[source.id] = entry
-        whole = {"schema": 1, "sources": record}
-        write_durably(folder / STATE / RECORD, canonical_json(whole))
+        ledger[source.id] = entry
+        whole = {"schema": 1, "sources": ledger}
+        write_durably(folder / STATE / LEDGER, canonical_json(whole))
     if todo and wishes.select and not n_members:
         raise UserError(
             f"--select {' '.join(wishes.select)} matches no member of {manifest.name}; patterns speak of "
@@ -189,7 +189,7 @@ def _single_file(source: Source, folder: Path, given: Path | None, wishes: Wishe
 
 
 def _archive(source: Source, folder: Path, given: Path | None, wishes: Wishes) -> dict[str, Any]:
-    """Obtains and unpacks one archive; returns its entry of the record."""
+    """Obtains and unpacks one archive; returns its entry of the ledger."""
     identity = {
         "source": source.id, "url": source.url, "md5": source.md5, "sha256": source.sha256,
         "into": source.into, "strip": source.strip,
@@ -321,5 +321,5 @@ def _require_space(folder: Path, todo: dict[Source, Path | None], wishes: Wishes
 
 
 def _example(manifest: Manifest) -> str:
-    row = next(iter(manifest.rows.values()), {})
-    return repr(row.get("audio", "").split(";")[0] or "train/*")
+    rows = manifest.rows.values()
+    return repr(next((path for row in rows for path in row_paths(row, "audio")), "train/*"))

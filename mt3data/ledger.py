@@ -18,7 +18,7 @@ from mt3data.disk import size
 from mt3data.manifest import Manifest
 
 STATE = ".mt3kit"
-RECORD = "download.json"
+LEDGER = "download.json"
 
 
 def dataset_folder(manifest: Manifest, root: Path) -> Path:
@@ -27,9 +27,9 @@ def dataset_folder(manifest: Manifest, root: Path) -> Path:
     return root if root.resolve().name == name else root / name
 
 
-def read_record(folder: Path) -> dict[str, dict[str, Any]]:
+def read_ledger(folder: Path) -> dict[str, dict[str, Any]]:
     """What was downloaded whole into a folder: source id -> bytes, checksums, select, members."""
-    path = folder / STATE / RECORD
+    path = folder / STATE / LEDGER
     if not path.is_file():
         return {}
     return json.loads(path.read_text(encoding="utf-8"))["sources"]
@@ -42,19 +42,19 @@ def log_path(folder: Path, source_id: str) -> Path:
 
 def report(manifest: Manifest, folder: Path) -> list[str]:
     """What lies in a dataset's folder, in words: sources, what could not be checked, archives."""
-    record, bare = read_record(folder), 0
-    there = [source for source in manifest.sources if source.id in record]
+    ledger, bare = read_ledger(folder), 0
+    there = [source for source in manifest.sources if source.id in ledger]
     lines = [
         f"{folder}: {len(there)} of {len(manifest.sources)} sources are there and were checked"
     ]
     for source in there:
-        if record[source.id]["select"] and not record[source.id]["sha256"]:
+        if ledger[source.id]["select"] and not ledger[source.id]["sha256"]:
             lines.append(f"  {source.id}: members came alone, checked by their CRC-32 only")
         elif not (source.md5 or source.sha256):
             bare += 1
     if bare:
         lines.append(
-            f"  {bare} sources have no published checksum; {STATE}/{RECORD} says what came"
+            f"  {bare} sources have no published checksum; {STATE}/{LEDGER} says what came"
         )
     ours = (".json", ".jsonl", "lock")
     archives = [p for p in (folder / STATE).iterdir() if not p.name.endswith(ours)]

@@ -212,6 +212,11 @@ class Manifest:
         return self.schemes[name]
 
 
+def row_paths(row: Mapping[str, str], column: str) -> list[str]:
+    """The files that a row names in a column, "audio" or "labels": paths below the dataset's folder."""
+    return [path for path in row.get(column, "").split(";") if path]
+
+
 def names() -> list[str]:
     """Datasets that have a manifest, in alphabetical order."""
     return sorted(path.stem for path in _folder().glob("*.toml"))
@@ -254,8 +259,8 @@ def _sources(entry: dict[str, Any], manifest: Manifest) -> list[Source]:
     source = Source(**_frozen(entry))
     if source.kind != "rows":
         return [source]
-    named = (row[key] for row in manifest.rows.values() for key in ("audio", "labels"))
-    paths = [PurePosixPath(path) for cell in named for path in cell.split(";") if path]
+    columns = ((row, key) for row in manifest.rows.values() for key in ("audio", "labels"))
+    paths = [PurePosixPath(path) for row, key in columns for path in row_paths(row, key)]
     return [
         replace(source, id=path.name, url=source.url + quote(str(path)), kind="file",
                 mirrors=tuple(mirror + quote(str(path)) for mirror in source.mirrors),

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from mt3data.errors import UserError
 from mt3data.fetch import file_name
-from mt3data.ledger import STATE, dataset_folder, log_path, read_log, read_record
-from mt3data.manifest import Manifest
+from mt3data.ledger import STATE, dataset_folder, log_path, read_ledger, read_log
+from mt3data.manifest import Manifest, row_paths
 
 BLOCK_BYTES = 1 << 20
 
@@ -46,17 +46,17 @@ def known_files(manifest: Manifest, folder: Path) -> dict[str, Known]:
 
     Where only parts were asked for (`download --select` or `--source`), the logs alone decide.
     """
-    record = read_record(folder)
+    ledger = read_ledger(folder)
     known = {
         entry["path"]: Known(entry["bytes"], entry["sha256"])
         for log in sorted((folder / STATE).glob("*.members.jsonl"))
         for entry in read_log(log)
     }
-    for entry in record.values():
+    for entry in ledger.values():
         if "path" in entry:
             known[entry["path"]] = Known(entry["bytes"], entry["sha256"])
-    whole = [s.id for s in manifest.sources if s.id in record and not record[s.id]["select"]]
-    partial = bool(record) and any(s.id not in whole for s in manifest.sources if not s.optional)
+    whole = [s.id for s in manifest.sources if s.id in ledger and not ledger[s.id]["select"]]
+    partial = bool(ledger) and any(s.id not in whole for s in manifest.sources if not s.optional)
     for path, md5 in _listed(manifest):
         if path in known or not partial:
             known[path] = replace(known.get(path, Known()), md5=md5)
@@ -100,11 +100,11 @@ def _unfinished(manifest: Manifest, folder: Path) -> Iterator[Fault]:
     """Sources whose download has begun, or should have, and is not complete."""
     if not (folder / STATE).is_dir():
         return
-    record = read_record(folder)
-    chosen = any(s.id in record for s in manifest.sources if s.optional)
+    ledger = read_ledger(folder)
+    chosen = any(s.id in ledger for s in manifest.sources if s.optional)
     for source in manifest.sources:
         begun = log_path(folder, source.id).is_file()
-        if source.id not in record and (begun or not (source.optional or chosen)):
+        if source.id not in ledger and (begun or not (source.optional or chosen)):
             detail = f"not downloaded whole; run `mt3data download {manifest.name}`"
             yield Fault("missing", str(Path(source.into) / file_name(source)), detail)
 
@@ -149,6 +149,6 @@ def _listed(manifest: Manifest) -> Iterator[tuple[str, str]]:
     """(path, md5 or "") of the files that the manifest's rows name."""
     for row in manifest.rows.values():
         for column in ("audio", "labels"):
-            paths = [path for path in row.get(column, "").split(";") if path]
+            paths = row_paths(row, column)
             sums = row.get(f"md5_{column}", "").split(";")
             yield from zip(paths, sums + [""] * (len(paths) - len(sums)), strict=False)

@@ -14,7 +14,7 @@ from toys import CONTENT, MEMBERS, UNPACKED, a_tar_gz, a_zip, files, get, manife
 from mt3data import disk
 from mt3data.download import needs_download
 from mt3data.errors import UserError
-from mt3data.ledger import STATE, read_record
+from mt3data.ledger import STATE, read_ledger
 from mt3data.manifest import Source
 from mt3data.verify import verify
 
@@ -199,7 +199,7 @@ def test_a_killed_unpacking_continues_and_skips_what_is_there(
     assert process.returncode == -signal.SIGKILL
     first = tmp_path / "toy" / "train" / "1.wav"
     before = first.stat()
-    assert read_record(tmp_path / "toy") == {}
+    assert read_ledger(tmp_path / "toy") == {}
     folder = get(tmp_path, source(web, name), stream=how == "stream")
     assert files(folder) == UNPACKED
     assert len(web.requests) == (2 if how == "stream" else 1)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from mt3data.errors import UserError
-from mt3data.manifest import Manifest, SplitScheme
+from mt3data.manifest import Manifest, SplitScheme, row_paths
 from mt3data.midi import read_midi_and_count
 from mt3data.notes import Notes, assign_instruments, moved_by, successive
 
@@ -92,15 +92,11 @@ def _row(
             problems[-1] += f" (note times moved by {issue.shift_seconds:+.3f} s)"
     return Row(
         id=track_id, name=entry.get("name") or track_id, split=split,
-        audio=tuple(audio / path for path in _paths(entry, "audio")),
-        labels=tuple(labels / path for path in _paths(entry, "labels")),
+        audio=tuple(audio / path for path in row_paths(entry, "audio")),
+        labels=tuple(labels / path for path in row_paths(entry, "labels")),
         problems=tuple(problems), shift_seconds=shift,
         failure="" if split else f"in no split of the scheme {scheme.name!r}",
     )  # fmt: skip
-
-
-def _paths(entry: dict[str, str], column: str) -> list[str]:
-    return [path for path in entry.get(column, "").split(";") if path]
 
 
 def _base(bases: Iterable[Path], manifest: Manifest, column: str) -> Path | None:
@@ -112,13 +108,13 @@ def _base(bases: Iterable[Path], manifest: Manifest, column: str) -> Path | None
 
 
 def _holds(base: Path, manifest: Manifest, column: str) -> bool:
-    paths = [path for entry in manifest.rows.values() for path in _paths(entry, column)]
+    paths = [path for entry in manifest.rows.values() for path in row_paths(entry, column)]
     there = {folder: (base / folder).is_dir() for folder in {p.rpartition("/")[0] for p in paths}}
     return any(there[p.rpartition("/")[0]] and (base / p).is_file() for p in paths)
 
 
 def _nothing(root: Path, bases: list[Path], manifest: Manifest) -> str:
-    example = next(path for entry in manifest.rows.values() for path in _paths(entry, "audio"))
+    example = next(path for entry in manifest.rows.values() for path in row_paths(entry, "audio"))
     looked = " and ".join(str(base) for base in bases)
     said = (
         f"{root} holds no file of {manifest.title}; looked for {example} and its like in {looked}"
