@@ -27,7 +27,7 @@ from mt3train.checkpoint import checksum, load_model
 from mt3train.config import Config, as_dict
 from mt3train.log import read_metrics
 
-FROM_RUN = {"run": "runs/weights", "data.train": "shards/demo"}  # in place of paths of a machine
+PLACES = {"run": "runs", "init.from": "runs", "data.train": "shards", "data.eval": "shards"}
 # Starts a command from a small process: Linux counts a child's memory from that of its parent on.
 SMALL_PARENT = """
 import json, os, subprocess, sys, time
@@ -55,9 +55,13 @@ def training(runs: Sequence[Path]) -> list[dict[str, Any]]:
 
 def one_run(run: Path) -> dict[str, Any]:
     found, usual = (flat(c) for c in (json.loads((run / "config.json").read_text()), as_dict(Config())))  # fmt: skip
-    settings = {key: value for key, value in found.items() if value != usual.get(key)} | FROM_RUN
+    settings = {key: value for key, value in found.items() if value != usual.get(key)}
     for key in ("model.vocab_size", "model.n_mels"):  # these come from the shards
         settings.pop(key, None)
+    for key, folder in PLACES.items():  # in place of the folders of a machine
+        if key in settings:
+            *_, above, name = Path(folder, settings[key]).parts
+            settings[key] = f"{folder}/{above}/{name}" if "." in name else f"{folder}/{name}"
     lines = read_metrics(run / "metrics.jsonl")
     steps = [line for line in lines if "seconds" in line]
     # Seconds begin anew in every process that continued the run.

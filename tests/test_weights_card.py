@@ -52,7 +52,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Namespace:
     run = folder / "run"
     run.mkdir()
     (run / "config.json").write_text(json.dumps(
-        {"run": "/home/me/run", "batch": 4, "model": {"emb_dim": 16}, "data": {"train": "/home/me/shards"}}
+        {"run": "/home/me/weights", "batch": 4, "model": {"emb_dim": 16}, "data": {"train": "/home/me/demo"}}
     ))  # fmt: skip
     lines = [{"step": 2, "loss": 3.0, "seconds": 3600.0}, {"step": 2, "eval_loss": 2.75},
              {"step": 3, "loss": 2.5, "seconds": 1800.0}]  # fmt: skip

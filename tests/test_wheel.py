@@ -104,12 +104,25 @@ def test_the_datasets_are_listed_from_an_empty_folder(installed: Installed) -> N
         assert name in done.stdout
 
 
-def test_one_command_turns_a_recording_into_midi(installed: Installed) -> None:
+def test_one_command_turns_a_recording_into_midi_and_a_page(installed: Installed) -> None:
     song = record(installed.empty / "song.wav", 3.0)
     model = save_model(installed.bin.parent / "tiny.safetensors", VocabularyConfig())
-    done = installed.run("mt3train", "transcribe", song, "--checkpoint", model, "-o", "song.mid")
+    done = installed.run(
+        "mt3train",
+        "transcribe",
+        song,
+        "--checkpoint",
+        model,
+        "-o",
+        "song.mid",
+        "--html",
+        "song.html",
+    )
     assert done.returncode == 0, done.stderr
-    assert len(read_midi(installed.empty / "song.mid")) > 0
+    n_notes = len(read_midi(installed.empty / "song.mid"))
+    assert n_notes > 0 and f"{n_notes:,} note" in done.stdout
+    page = (installed.empty / "song.html").read_text(encoding="utf-8")
+    assert page.startswith("<!doctype html>") and "song.wav" in page
 
 
 def test_without_a_checkpoint_it_takes_the_demo_weights_or_says_that_there_are_none(
