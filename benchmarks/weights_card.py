@@ -201,7 +201,9 @@ def decoding(measured: Mapping[str, Any]) -> str:
             rows.append([what, *(f"{value:.4f}" for value in means), *sums, f"{used:.0f}"])
     names = ["", "onset", "with offset", "with class", "events without sense", "tokens behind the segment",
              "CPU-seconds"]  # fmt: skip
-    return f"\n### Ways of decoding\n\nThe first {n} test pieces.\n\n" + table(names, rows)
+    return f"\n### Ways of decoding\n\nMeans over the first {n} test pieces.\n\n" + table(
+        names, rows
+    )
 
 
 def speed(measured: Mapping[str, Any]) -> str:
