@@ -22,7 +22,7 @@ from mt3data.shards import (
     write_table,
 )
 from mt3data.windows import SEGMENT_WINDOWS
-from mt3data.worker import STATE
+from mt3data.worker import STATE, state_path
 
 MAX_TARGET_TOKENS = 1024 - 1  # mt3/preprocessors.py handle_too_long, which counts before EOS
 
@@ -38,21 +38,21 @@ def assemble(
         The manifest, and the rows of tracks.parquet.
     """
     folder = plan.folder
-    records = [json.loads((folder / STATE / f"{s.name}.json").read_bytes()) for s in plan.shards]
+    states = [json.loads(state_path(folder, s.name).read_bytes()) for s in plan.shards]
     tracks = sorted(
-        [row for record in records for row in record["tracks"]] + list(plan.rejected),
+        [row for state in states for row in state["tracks"]] + list(plan.rejected),
         key=lambda row: (row["split"], row["track"]),
     )
     splits, files = {}, [write_table(folder / "tracks.parquet", tracks, tracks_schema())]
     for split in sorted({shard.split for shard in plan.shards}):
-        mine = [record for record in records if record["shard"]["split"] == split]
-        rows = [row for record in mine for row in record["rows"]]
+        mine = [state for state in states if state["shard"]["split"] == split]
+        rows = [row for state in mine for row in state["rows"]]
         written = write_table(
             folder / "index" / f"{split}.parquet", rows, index_schema(plan.identity["members"])
         )
         files.append(written | {"name": f"index/{split}.parquet"})
         if split != "train":
-            notes = [row for record in mine for row in _reference_rows(record)]
+            notes = [row for state in mine for row in _reference_rows(state)]
             path = folder / f"references-{split}.parquet"
             files.append(write_table(path, notes, references_schema()))
         of_split = [track for track in tracks if track["split"] == split]
@@ -62,7 +62,7 @@ def assemble(
         "licence": plan.manifest.licence, "licence_url": plan.manifest.licence_url,
         "redistribution": plan.manifest.redistribution, "citation": plan.manifest.citation,
         "title": plan.manifest.title,
-        "splits": splits, "shards": [record["shard"] for record in records],
+        "splits": splits, "shards": [state["shard"] for state in states],
         "quarantined": sum(row["status"] != "ok" for row in tracks),
         "environment": environment,
     }  # fmt: skip
@@ -73,8 +73,8 @@ def assemble(
     return body, tracks
 
 
-def _reference_rows(record: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    for entry in record["references"]:
+def _reference_rows(state: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    for entry in state["references"]:
         for onset, offset, pitch, velocity, program, is_drum, instrument in entry["notes"]:
             yield {
                 "track": entry["track"], "onset": onset, "offset": offset, "pitch": int(pitch),

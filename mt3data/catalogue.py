@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from mt3data.disk import size
 from mt3data.manifest import KnownIssue, Manifest, PaperFigures, Source
 
 WIDTH = 100
@@ -121,8 +122,9 @@ def lines(manifest: Manifest) -> Iterator[str]:
 
 
 def _source(source: Source, n_files: int) -> Iterator[str]:
-    size = f"{n_files} files" if n_files > 1 else _size(source.bytes) or "size unknown"
-    told = [f"{source.group or source.id}: {size} [{source.status}]"]
+    alone = size(source.bytes) if source.bytes else "size unknown"
+    much = f"{n_files} files" if n_files > 1 else alone
+    told = [f"{source.group or source.id}: {much} [{source.status}]"]
     told += [f"{name} {value}" for name in ("md5", "sha256") if (value := getattr(source, name))]
     told += ["optional"] if source.optional else []
     yield from _text("-", ", ".join(told))
@@ -179,19 +181,10 @@ def _grouped(sources: Iterable[Source]) -> list[tuple[Source, int]]:
 
 
 def _download(row: dict[str, Any]) -> str:
+    known = size(row["download_bytes"]) if row["download_bytes"] else ""
     if row["sizes_unknown"]:
-        return f"{_size(row['download_bytes'])}+?" if row["download_bytes"] else "?"
-    return _size(row["download_bytes"]) or "-"
-
-
-def _size(n_bytes: int) -> str:
-    """Decimal units, as publishers and df -H count."""
-    if not n_bytes:
-        return ""
-    for unit, factor in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if n_bytes >= factor:
-            return f"{n_bytes / factor:.1f} {unit}"
-    return f"{n_bytes} B"
+        return f"{known}+?" if known else "?"
+    return known or "-"
 
 
 def _status(manifest: Manifest, fact: str) -> str:

@@ -16,7 +16,7 @@ from mt3data.errors import UserError
 from mt3data.plan import Plan, ShardPlan
 from mt3data.records import track_rows
 from mt3data.shards import MANIFEST, canonical_json, write_durably
-from mt3data.worker import STATE
+from mt3data.worker import STATE, state_path
 
 LOG = "build.log.jsonl"
 
@@ -126,16 +126,16 @@ def beside(plan: Plan) -> Plan:
 
 def is_done(folder: Path, shard: ShardPlan) -> bool:
     """Whether a shard in the folder is whole, and without the tracks that are to be left out."""
-    path = folder / STATE / f"{shard.name}.json"
+    path = state_path(folder, shard.name)
     if not path.is_file():
         return False
     try:
-        record = json.loads(path.read_bytes())
+        state = json.loads(path.read_bytes())
     except ValueError:  # a disk's fault; what it tells of is made anew
         return False
-    return has_size(folder / shard.name, record["shard"]["bytes"]) and all(
+    return has_size(folder / shard.name, state["shard"]["bytes"]) and all(
         _agrees(row, planned.bad)
-        for row, planned in zip(record["tracks"], shard.tracks, strict=True)
+        for row, planned in zip(state["tracks"], shard.tracks, strict=True)
     )
 
 
