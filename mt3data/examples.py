@@ -16,7 +16,7 @@ from mt3data.audio import read_audio
 from mt3data.mix import mixes
 from mt3data.notes import Notes, trim_overlapping
 from mt3data.plan import passes_of
-from mt3data.rows import label_files, track_row
+from mt3data.rows import track_row
 from mt3data.spectrogram import n_frames_of, pad_to_frames
 from mt3data.track import Track
 from mt3data.warp import warp
@@ -70,7 +70,7 @@ class TrackExamples:
     def _windows(self) -> Iterator[Window]:
         track, config, rate = self.track, self.config, self.config.spectrogram.sample_rate
         notes, remarks = _notes_of_passes(track)
-        labels_sha256 = _sha256_of(label_files(track))
+        labels_sha256 = _sha256_of(track.label_files)
         self._stage = "audio"
         heard = mixes(track, rate) if track.passes else [read_audio(track.audio, rate)]
         audio_sha256 = _sha256_of(track.audio_files)

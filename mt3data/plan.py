@@ -25,7 +25,7 @@ from mt3data.audio import audio_info
 from mt3data.errors import UserError
 from mt3data.manifest import Manifest, load, names
 from mt3data.mix import LAW, LEAST_STEMS, PAPER_SUBSETS, with_subsets
-from mt3data.rows import bytes_of_sources, failed_row, passes_said
+from mt3data.rows import failed_row, passes_said
 from mt3data.shards import SCHEMA_VERSION, canonical_json
 from mt3data.spectrogram import n_frames_of
 from mt3data.track import Track
@@ -155,7 +155,7 @@ def make_plan(config: BuildConfig) -> Plan:
     if subsets:
         seed, least = config.windows.seed, config.least_stems
         chosen = [with_subsets(track, seed, subsets, least) for track in chosen]
-    sizes = {track.id: bytes_of_sources(track) for track in chosen}
+    sizes = {track.id: _source_bytes(track) for track in chosen}
     bad = _listed(chosen, config.bad)
     usable, rejected = [], []
     for track in chosen:
@@ -180,6 +180,11 @@ def make_plan(config: BuildConfig) -> Plan:
     }  # fmt: skip
     folder = config.out / manifest.name
     return Plan(config, manifest, tuple(shards), tuple(rejected), identity, folder)
+
+
+def _source_bytes(track: Track) -> tuple[int, ...]:
+    """The sizes of a track's source files; -1 for what is no file."""
+    return tuple(p.stat().st_size if p.is_file() else -1 for p in track.source_files)
 
 
 def _planned(

@@ -20,7 +20,7 @@ FIRST_BYTES, MOST_BYTES = 1 << 16, 1 << 24
 
 
 class RangedFile(io.RawIOBase):
-    """A remote file that can be read at any place: what `zipfile` needs to fetch single members.
+    """One remote file, read where one wants by HTTP Range.
 
     Reads that are short would be many, so wrap it: io.BufferedReader(RangedFile(...), FIRST_BYTES).
     """
@@ -37,7 +37,7 @@ class RangedFile(io.RawIOBase):
         """
         self._patience, self._session = patience, session(patience)
         self._position = self._start = 0
-        self._window = b""  # what was fetched last, from byte _start on
+        self._held = b""  # what was fetched last, from byte _start on
         self._ahead = FIRST_BYTES
         errors = []
         for url in urls:
@@ -83,13 +83,13 @@ class RangedFile(io.RawIOBase):
         """
         if self._position >= self.total:
             return 0
-        if not 0 <= self._position - self._start < len(self._window):
-            straight = self._position == self._start + len(self._window)
+        if not 0 <= self._position - self._start < len(self._held):
+            straight = self._position == self._start + len(self._held)
             self._ahead = min(2 * self._ahead, MOST_BYTES) if straight else FIRST_BYTES
             self._start = self._position
-            self._window = self._fetched(min(self._ahead, self.total - self._position))
+            self._held = self._fetched(min(self._ahead, self.total - self._position))
         first = self._position - self._start
-        data = memoryview(self._window)[first : first + len(buffer)]
+        data = memoryview(self._held)[first : first + len(buffer)]
         buffer[: len(data)] = data
         self._position += len(data)
         return len(data)

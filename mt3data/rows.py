@@ -1,4 +1,4 @@
-"""What `tracks.parquet` says of a track, and the files that a track is made of."""
+"""What `tracks.parquet` says of a track, and the list of tracks that a build is to leave out."""
 
 from __future__ import annotations
 
@@ -7,23 +7,6 @@ from typing import Any
 
 from mt3data.errors import UserError
 from mt3data.track import Track
-
-
-def source_files(track: Track) -> list[Path]:
-    """Everything a track is built from: its audio, then its label files or its stems' MIDI."""
-    return [*track.audio_files, *label_files(track)]
-
-
-def label_files(track: Track) -> list[Path]:
-    """The files that hold a track's labels."""
-    if track.labels is not None:
-        return list(track.labels.files)
-    return [stem.midi for stem in track.stems if stem.midi]
-
-
-def bytes_of_sources(track: Track) -> tuple[int, ...]:
-    """The size of each of `source_files`; -1 where there is no such file."""
-    return tuple(p.stat().st_size if p.is_file() else -1 for p in source_files(track))
 
 
 def failed_row(track: Track, stage: str, error: Exception | str) -> dict[str, Any]:
@@ -39,7 +22,7 @@ def failed_row(track: Track, stage: str, error: Exception | str) -> dict[str, An
     if isinstance(error, Exception) and not isinstance(error, UserError):
         said = f"{type(error).__name__}: {said}"
     # Bytes of a build must not depend on where the data lie.
-    for path in sorted(source_files(track), key=lambda path: -len(str(path))):
+    for path in sorted(track.source_files, key=lambda path: -len(str(path))):
         said = said.replace(str(path), path.name)
     return track_row(track, status="quarantined", stage=stage, error=said)
 

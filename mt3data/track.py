@@ -92,6 +92,18 @@ class Track:
         stems = tuple(stem.audio for stem in self.stems if stem.audio and stem.id in heard)
         return stems or (self.audio,)
 
+    @property
+    def label_files(self) -> tuple[Path, ...]:
+        """What the labels are read from: their own files, or the MIDI of the stems."""
+        if self.labels is not None:
+            return self.labels.files
+        return tuple(stem.midi for stem in self.stems if stem.midi)
+
+    @property
+    def source_files(self) -> tuple[Path, ...]:
+        """Everything that records of the track are made from: its audio, then its labels."""
+        return self.audio_files + self.label_files
+
     def load_notes(self) -> Notes:
         """The notes, untrimmed: see load_labels."""
         return self.load_labels()[0]

@@ -21,14 +21,14 @@ from mt3data.attempts import Run
 from mt3data.errors import UserError
 from mt3data.examples import TrackExamples, TrackFailure
 from mt3data.plan import PlannedTrack, ShardPlan
-from mt3data.rows import failed_row, source_files
+from mt3data.rows import failed_row
 from mt3data.sequences import import_note_seq
 from mt3data.shard_writer import ShardWriter
 from mt3data.shards import canonical_json, write_durably
 from mt3data.track import Track
 from mt3data.windows import WindowConfig
 
-STATE = ".state"  # records of an unfinished build; removed when the manifest is written
+STATE = ".state"  # of an unfinished build: a file per finished shard; gone with the manifest
 # A dask worker with several threads would run several tasks, and a process has one time limit.
 _ONE_AT_A_TIME = threading.Lock()
 
@@ -88,10 +88,15 @@ def write_shard(
     except BaseException:
         writer.abandon()
         raise
-    record = {"shard": shard | {"split": plan.split}, "rows": writer.rows, "tracks": rows,
+    state = {"shard": shard | {"split": plan.split}, "rows": writer.rows, "tracks": rows,
               "references": references}  # fmt: skip
-    write_durably(folder / STATE / f"{plan.name}.json", canonical_json(record))
+    write_durably(state_path(folder, plan.name), canonical_json(state))
     return failures
+
+
+def state_path(folder: Path, shard: str) -> Path:
+    """Where the state record of a shard stands in the folder of its build."""
+    return folder / STATE / f"{shard}.json"
 
 
 def _told(failure: TrackFailure) -> str:
@@ -139,7 +144,7 @@ def _require_same(before: list[tuple[str, int, int]], track: Track) -> None:
 def _seen(track: Track) -> list[tuple[str, int, int]]:
     """Name, size and time of change of every source file; -1 and 0 for what is no file."""
     seen = []
-    for path in source_files(track):
+    for path in track.source_files:
         size, changed = -1, 0
         with suppress(OSError):
             stat = path.stat()

@@ -18,7 +18,6 @@ from mt3data.errors import UserError
 from mt3data.manifest import Manifest
 from mt3data.notes import validate
 from mt3data.plan import BuildConfig, make_plan
-from mt3data.rows import source_files
 from mt3data.track import Track
 from mt3data.windows import WindowConfig
 
@@ -94,7 +93,7 @@ def test_a_track_survives_pickling(found):
 
 def test_audio_and_labels_are_there_and_the_notes_are_valid(found):
     for track in found:
-        assert [path for path in source_files(track) if not path.is_file()] == []
+        assert [path for path in track.source_files if not path.is_file()] == []
         notes = track.load_notes()
         validate(notes)
         assert len(notes) > 0
