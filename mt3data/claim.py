@@ -11,11 +11,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mt3data.disk import has_size, locked
+from mt3data.disk import has_size, locked, write_durably
 from mt3data.errors import UserError
 from mt3data.plan import Plan, ShardPlan
 from mt3data.records import track_rows
-from mt3data.shards import MANIFEST, canonical_json, write_durably
+from mt3data.shards import MANIFEST, canonical_json
 from mt3data.worker import STATE, state_path
 
 LOG = "build.log.jsonl"

@@ -1,14 +1,15 @@
-"""Room on a disk, and a lock that keeps two runs out of one folder."""
+"""Room on a disk, files that are whole or absent, and a lock that keeps two runs out of one folder."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import BinaryIO, TextIO
 
 import click
 
@@ -46,9 +47,42 @@ def require_space(
         )
 
 
+def temporary(path: Path) -> Path:
+    """A name beside a path, for what is not whole yet or no longer: nobody else takes the same."""
+    return path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex}")
+
+
+def write_durably(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Writes data, whole or in pieces, to a file so that after a crash it is whole or absent.
+
+    Where it cannot be written, or a piece cannot be made, nothing is left behind.
+    """
+    part = temporary(path)
+    try:
+        with part.open("wb") as file:
+            file.writelines([data] if isinstance(data, bytes) else data)
+            sync_and_rename(file, part, path)
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def sync_and_rename(file: BinaryIO, part: Path, path: Path) -> None:
+    """Closes a file that was written as `part` and makes it durable under its name."""
+    file.flush()
+    os.fsync(file.fileno())
+    file.close()
+    part.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
 def remove_at_once(folder: Path) -> None:
     """Removes a folder in which other processes may be writing: they find it gone, not half gone."""
-    gone = folder.with_name(f"{folder.name}.tmp-{uuid.uuid4().hex}")
+    gone = temporary(folder)
     with suppress(FileNotFoundError):
         folder.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mt3data.disk import free_bytes, locked, require_space, size
+from mt3data.disk import free_bytes, locked, require_space, size, write_durably
 from mt3data.errors import UserError
 from mt3data.fetch import (
     MB,
@@ -36,7 +36,7 @@ from mt3data.ledger import (
 )
 from mt3data.manifest import Manifest, Source, load, names, row_paths
 from mt3data.ranges import FIRST_BYTES, RangedFile
-from mt3data.shards import canonical_json, write_durably
+from mt3data.shards import canonical_json
 from mt3data.terminal import progress
 from mt3data.transport import PATIENT, Patience, RemoteFile
 from mt3data.unpack import (

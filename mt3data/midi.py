@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from mt3data.disk import write_durably
 from mt3data.errors import UserError
 from mt3data.notes import COLUMNS, Notes
 from mt3data.sequences import import_note_seq
@@ -144,13 +145,7 @@ def write_midi(notes: Notes, path: str | Path) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    path = Path(path)
-    part = path.with_name(path.name + ".part")
-    try:
-        part.write_bytes(midi_bytes(notes))
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_durably(Path(path), midi_bytes(notes))
 
 
 def midi_bytes(notes: Notes) -> bytes:

@@ -15,10 +15,10 @@ from typing import Any
 
 from mt3data import charts, figures
 from mt3data.align import MIN_SHIFT_SECONDS
-from mt3data.disk import size
+from mt3data.disk import size, write_durably
 from mt3data.errors import UserError
 from mt3data.markup import Html, document, element, joined, style_sheet, table
-from mt3data.shards import find_builds, write_durably
+from mt3data.shards import find_builds
 from mt3data.survey import DRUMS, Survey, n_reads, survey
 
 PICTURES = 12  # in all; at least one of each build

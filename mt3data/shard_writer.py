@@ -16,14 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from mt3data.disk import sync_and_rename, temporary
 from mt3data.shards import (
     SCHEMA_VERSION,
     SOUND,
     canonical_json,
     npy_parts,
-    sync_and_rename,
     tar_members,
-    temporary,
 )
 from mt3data.windows import Window
 

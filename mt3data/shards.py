@@ -22,17 +22,16 @@ import glob
 import hashlib
 import io
 import json
-import os
 import re
-import uuid
 from collections.abc import Iterable
 from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 
+from mt3data.disk import write_durably
 from mt3data.errors import UserError
 
 SCHEMA_VERSION = 1
@@ -102,43 +101,10 @@ def canonical_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
-def temporary(path: Path) -> Path:
-    """A name beside a file for writing it: no process on any host takes the same."""
-    return path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex}")
-
-
-def write_durably(path: Path, data: bytes | Iterable[bytes]) -> None:
-    """Writes data, whole or in pieces, to a file so that after a crash it is whole or absent.
-
-    Where it cannot be written, or a piece cannot be made, nothing is left behind.
-    """
-    part = temporary(path)
-    try:
-        with part.open("wb") as file:
-            file.writelines([data] if isinstance(data, bytes) else data)
-            sync_and_rename(file, part, path)
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
 def write_listed(path: Path, data: bytes) -> dict[str, Any]:
     """As `write_durably`; returns name, bytes and sha256, as the manifest lists files."""
     write_durably(path, data)
     return {"name": path.name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
-
-
-def sync_and_rename(file: BinaryIO, part: Path, path: Path) -> None:
-    """Closes a file that was written as `part` and makes it durable under its name."""
-    file.flush()
-    os.fsync(file.fileno())
-    file.close()
-    part.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 # --- tables --------------------------------------------------------------------------------------

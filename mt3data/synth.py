@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mt3data.compose import compose
-from mt3data.disk import locked
+from mt3data.disk import locked, write_durably
 from mt3data.errors import UserError
 from mt3data.render import MAX_SECONDS, Rendered, default_soundfont, soundfont_bytes, write_track
 from mt3data.terminal import progress
@@ -189,9 +189,7 @@ def _claim(root: Path, settings: dict[str, Any]) -> None:
         )
     else:
         root.mkdir(parents=True, exist_ok=True)
-        part = path.with_name("synth.json.part")
-        part.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-        part.replace(path)
+        write_durably(path, (json.dumps(settings, indent=1) + "\n").encode())
 
 
 def _render_piece(job: _Job) -> Rendered:

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mt3data.disk import write_durably
 from mt3data.notes import COLUMNS, Notes
-from mt3data.shards import write_durably
 from mt3train.instruments import DRUMS, instrument_name
 
 
