@@ -18,6 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from mt3data.midi import DRUMS, instrument_name
 from mt3data.players import Bar, Chord, Note, Plan, bass, broken, comp, drums, held, melody
 
 if TYPE_CHECKING:
@@ -72,8 +73,8 @@ def compose(seed: int, seconds: float = 40.0) -> pretty_midi.PrettyMIDI:
     plan = _plan(rng, seconds)
     midi = pretty_midi.PrettyMIDI(resolution=TICKS_PER_QUARTER, initial_tempo=plan.tempo)
     for program, notes, pedal in _band(plan, rng):
-        name = "Drums" if program < 0 else pretty_midi.program_to_instrument_name(program)
-        part = pretty_midi.Instrument(max(program, 0), is_drum=program < 0, name=name)
+        is_drum, name = program == DRUMS, instrument_name(program)
+        part = pretty_midi.Instrument(0 if is_drum else program, is_drum, name)
         part.notes = _perform(plan, notes, rng, seconds)
         if pedal:
             part.control_changes = _pedal(plan, seconds)
@@ -118,7 +119,7 @@ def _plan(rng: random.Random, seconds: float) -> Plan:
 
 
 def _band(plan: Plan, rng: random.Random) -> Iterator[tuple[int, list[Note], bool]]:
-    """The parts in score order: (program or -1 for drums, notes, uses the pedal)."""
+    """The parts in score order: (program or DRUMS, notes, uses the pedal)."""
     lead = rng.choice(LEADS)
     yield lead, melody(plan, rng, LEAD_RANGES.get(lead, (60, 84))), False
     yield rng.choice(BASSES), bass(plan, rng), False
@@ -137,7 +138,7 @@ def _band(plan: Plan, rng: random.Random) -> Iterator[tuple[int, list[Note], boo
         yield second, melody(plan, rng, LEAD_RANGES.get(second, (55, 79)), slow=True), False
     if "guitar" in extra:
         yield rng.choice(GUITARS), broken(plan, rng, 48, 0.5), False
-    yield -1, drums(plan, rng), False
+    yield DRUMS, drums(plan, rng), False
 
 
 def _perform(plan: Plan, notes: list[Note], rng: random.Random, seconds: float) -> list:

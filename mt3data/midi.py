@@ -26,6 +26,7 @@ TEMPO_BPM = 120.0
 TICKS_PER_BEAT = 500
 TICK_SECONDS = 60 / TEMPO_BPM / TICKS_PER_BEAT  # 1 ms
 SUSTAIN = 64  # number of the pedal's controller
+DRUMS = -1  # stands for all drums where a program is expected
 
 
 def read_midi(source: str | Path | bytes, *, sustain: bool = True) -> Notes:
@@ -164,8 +165,8 @@ def midi_bytes(notes: Notes) -> bytes:
     midi = pretty_midi.PrettyMIDI(resolution=TICKS_PER_BEAT, initial_tempo=TEMPO_BPM)
     voices = np.stack([notes.instrument, notes.program, notes.is_drum], axis=1)
     for instrument, program, is_drum in np.unique(voices, axis=0).tolist():
-        label = "Drums" if is_drum else pretty_midi.program_to_instrument_name(program)
-        track = pretty_midi.Instrument(program=program, is_drum=bool(is_drum), name=label)
+        name = instrument_name(DRUMS if is_drum else program)
+        track = pretty_midi.Instrument(program=program, is_drum=bool(is_drum), name=name)
         mine = notes[(voices == (instrument, program, is_drum)).all(axis=1)]
         offsets = np.maximum(mine.offset, mine.onset + TICK_SECONDS)
         for onset, offset, pitch, velocity in zip(
@@ -177,6 +178,13 @@ def midi_bytes(notes: Notes) -> bytes:
     file = io.BytesIO()
     midi.write(file)
     return file.getvalue()
+
+
+def instrument_name(program: int) -> str:
+    """What General MIDI calls a program; "Drums" for DRUMS."""
+    import pretty_midi
+
+    return "Drums" if program == DRUMS else str(pretty_midi.program_to_instrument_name(program))
 
 
 def _from_sequence(sequence: Any) -> Notes:

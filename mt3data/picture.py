@@ -11,6 +11,7 @@ import numpy as np
 
 from mt3data.audio import from_int16
 from mt3data.errors import UserError
+from mt3data.midi import DRUMS, instrument_name
 from mt3data.notes import Notes
 from mt3data.records import ShardSet
 from mt3data.shards import read_manifest, read_npy
@@ -91,13 +92,12 @@ def _draw_notes(
 ) -> None:
     """A line per note at its fundamental, coloured by instrument; drums as ticks at the bottom."""
     import matplotlib.pyplot as plt
-    import pretty_midi
 
     colours = plt.get_cmap("tab10")
     voices = sorted({(bool(d), int(p)) for d, p in zip(notes.is_drum, notes.program, strict=True)})
     for number, (is_drum, program) in enumerate(voices):
         mine = notes[(notes.is_drum == is_drum) & (notes.program == program)]
-        label = "Drums" if is_drum else pretty_midi.program_to_instrument_name(program)
+        label = instrument_name(DRUMS if is_drum else program)
         if is_drum:
             height = 4 + 0.1 * (mine.pitch - 35)
             axes.plot(mine.onset, height, "|", color=colours(number % 10), ms=9, mew=2, label=label)

@@ -27,6 +27,7 @@ import numpy as np
 
 from mt3data import manifest
 from mt3data.errors import UserError
+from mt3data.midi import DRUMS, instrument_name
 
 if TYPE_CHECKING:
     import pretty_midi
@@ -220,14 +221,11 @@ def _level(samples: np.ndarray) -> float:
 
 def _describe(part: Any, sounds: bool, soundfont: str) -> dict[str, Any]:
     """A stem's entry in metadata.yaml, with Slakh's keys."""
-    import pretty_midi
-
-    name = "Drums" if part.is_drum else pretty_midi.program_to_instrument_name(part.program)
     return {
         "audio_rendered": sounds,
         "inst_class": "Drums" if part.is_drum else FAMILIES[part.program // 8],
         "is_drum": bool(part.is_drum),
-        "midi_program_name": name,
+        "midi_program_name": instrument_name(DRUMS if part.is_drum else part.program),
         "midi_saved": sounds,
         "plugin_name": soundfont if sounds else "None",
         "program_num": 128 if part.is_drum else int(part.program),

@@ -18,8 +18,9 @@ from mt3data.align import MIN_SHIFT_SECONDS
 from mt3data.disk import size, write_durably
 from mt3data.errors import UserError
 from mt3data.markup import Html, document, element, joined, style_sheet, table
+from mt3data.midi import DRUMS
 from mt3data.shards import find_builds
-from mt3data.survey import DRUMS, Survey, n_reads, survey
+from mt3data.survey import Survey, n_reads, survey
 
 PICTURES = 12  # in all; at least one of each build
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mt3data.align import MIN_CONFIDENCE
+from mt3data.midi import DRUMS, instrument_name
 from mt3data.notes import Notes
 from mt3data.picture import mel_of
 from mt3data.records import ShardSet, opened_table, track_rows
@@ -27,7 +28,6 @@ SAMPLE = 2000  # windows whose notes are read: half a second, or 20 s from a slo
 INDEX_COLUMNS = (
     "key track start_frame frames track_frames n_notes n_tokens programs has_drums"
 ).split()
-DRUMS = -1  # stands for all drums where a program is expected
 
 
 @dataclass(frozen=True)
@@ -148,13 +148,6 @@ def survey(folder: Path, pictures: int, on_window: Callable[[], object] = lambda
 def n_reads(folder: Path) -> int:
     """How many windows of a build `survey` will take for its sample."""
     return min(SAMPLE, sum(split["records"] for split in read_manifest(folder)["splits"].values()))
-
-
-def instrument_name(program: int) -> str:
-    """What General MIDI calls a program; "Drums" for DRUMS."""
-    import pretty_midi
-
-    return "Drums" if program == DRUMS else str(pretty_midi.program_to_instrument_name(program))
 
 
 def voices(notes: Notes) -> np.ndarray:

@@ -13,11 +13,11 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from mt3data.midi import DRUMS, instrument_name
 from mt3data.notes import Notes
 from mt3data.vocabulary import map_programs
 from mt3train.matching import Counts, count, match
 
-DRUMS = -1  # stands for all drums where a program is expected
 Confusion = Counter[tuple[int, int]]  # (program that is right, program that was said) -> notes
 
 
@@ -41,13 +41,6 @@ class InstrumentScores:
     def name(self) -> str:
         """What General MIDI calls it."""
         return instrument_name(self.program)
-
-
-def instrument_name(program: int) -> str:
-    """What General MIDI calls a program; "Drums" for DRUMS."""
-    import pretty_midi
-
-    return "Drums" if program == DRUMS else str(pretty_midi.program_to_instrument_name(program))
 
 
 def confusion(reference: Notes, estimate: Notes, granularity: str = "full") -> Confusion:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mt3data.disk import write_durably
+from mt3data.midi import DRUMS, instrument_name
 from mt3data.notes import COLUMNS, Notes
-from mt3train.instruments import DRUMS, instrument_name
 
 
 def write_json(notes: Notes, path: Path, has_velocity: bool) -> None:

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
+from mt3data.midi import DRUMS
 from mt3data.notes import Notes
 from mt3train.instruments import (
-    DRUMS,
     confusion,
     instrument_scores,
     instrument_table,
