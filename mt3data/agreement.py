@@ -51,7 +51,7 @@ class Agreement:
         spectrogram = self.spectrogram
         if self.member == "mel":
             return (frames, spectrogram.n_mels), np.dtype(np.float16)
-        context = spectrogram.fft_size - spectrogram.hop if self.edge == "track" else 0
+        context = spectrogram.context if self.edge == "track" else 0
         return (frames * spectrogram.hop + context,), np.dtype(np.int16)
 
 

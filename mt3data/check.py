@@ -23,7 +23,6 @@ from mt3data.notes import COLUMNS, Notes, validate
 from mt3data.records import Index
 from mt3data.shards import (
     MANIFEST,
-    SOUND,
     has_its_fingerprint,
     read_manifest,
     read_npy,
@@ -33,6 +32,7 @@ from mt3data.tables import check_tables
 from mt3data.tar import BUFFER_BYTES, DamagedTar, TarReader
 from mt3data.tokens import encode_crops
 from mt3data.vocabulary import EOS_ID, VocabularyConfig, vocabulary_size
+from mt3data.windows import SOUND
 
 MOST_TOLD = 5  # faults of the records of one shard
 TOGETHER = 32  # records whose notes are encoded at once

@@ -19,12 +19,11 @@ import numpy as np
 from mt3data.disk import sync_and_rename, temporary
 from mt3data.shards import (
     SCHEMA_VERSION,
-    SOUND,
     canonical_json,
     npy_parts,
     tar_members,
 )
-from mt3data.windows import Window
+from mt3data.windows import SOUND, Window
 
 MAX_KEY_BYTES = 80  # tar names end at 100
 

@@ -35,7 +35,6 @@ from mt3data.disk import write_durably
 from mt3data.errors import UserError
 
 SCHEMA_VERSION = 1
-SOUND = ("audio", "mel")  # the arrays whose crc32 the index keeps
 MANIFEST = "manifest.json"
 # What a manifest holds beside the settings and tracks that its fingerprint is taken of.
 OUTCOME = {"fingerprint", "licence", "licence_url", "redistribution", "citation", "title", "splits",
@@ -118,13 +117,15 @@ def index_schema(arrays: Iterable[str]) -> Any:
     """
     import pyarrow as pa
 
+    from mt3data.windows import SOUND
+
     arrays = set(arrays)
     columns = [
         ("shard", pa.dictionary(pa.int32(), pa.string())), ("key", pa.string()),
         ("track", pa.string()), ("pass", pa.int32()), ("start_frame", pa.int64()),
         ("frames", pa.int32()), ("track_frames", pa.int64()), ("n_notes", pa.int32()),
         ("n_tokens", pa.int32()), ("programs", pa.list_(pa.uint8())), ("has_drums", pa.bool_()),
-        *((f"{name}_crc32", pa.uint32()) for name in SOUND if name in arrays),
+        *((f"{name}_crc32", pa.uint32()) for name in sorted(SOUND) if name in arrays),
     ]  # fmt: skip
     for member in tar_members(arrays):
         name = member.removesuffix(".npy")

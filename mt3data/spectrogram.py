@@ -50,6 +50,11 @@ class SpectrogramConfig:
         """125.0 with the defaults."""
         return self.sample_rate / self.hop
 
+    @property
+    def context(self) -> int:
+        """Samples that a frame hears beyond its own hop: 1920 with the defaults."""
+        return self.fft_size - self.hop
+
 
 def n_frames_of(n_samples: int, hop: int = 128) -> int:
     """How many frames MT3 cuts `n_samples` into: one whole extra frame when hop divides them.

@@ -33,7 +33,7 @@ from mt3data.vocabulary import VocabularyConfig
 
 SEGMENT_WINDOWS = (256, 512)  # frames of a segment in MT3 and in the ISMIR 2021 piano model
 EDGES = ("segment", "track")
-MEMBERS = ("mel", "audio")  # what a window can carry of the sound
+SOUND = ("mel", "audio")  # what a window can carry of the sound
 ALIGN_MODES = ("measure", "off", "shift", "dtw")
 # A crop owns events up to one step before its first frame, plus half a step of rounding: 15 ms at
 # 100 steps per second. Twice that serves every vocabulary from 50 steps per second on.
@@ -53,7 +53,7 @@ class WindowConfig:
         seed: of the phases of later passes, and of the order of tracks.
         align: what is done about labels that are early or late: "off", "measure" (only reported),
             "shift" (a constant lag is removed) or "dtw" (labels are warped to the audio).
-        members: what records hold of the sound: "mel", "audio" or both, in the order of MEMBERS.
+        members: what records hold of the sound: "mel", "audio" or both, in the order of SOUND.
     """
 
     frames: int = 2048
@@ -66,10 +66,10 @@ class WindowConfig:
     vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
 
     def __post_init__(self) -> None:
-        if not self.members or set(self.members) - set(MEMBERS):
+        if not self.members or set(self.members) - set(SOUND):
             named = ",".join(self.members)
             raise ValueError(f"members={named!r}; expected mel, audio or mel,audio")
-        in_order = tuple(member for member in MEMBERS if member in self.members)
+        in_order = tuple(member for member in SOUND if member in self.members)
         object.__setattr__(self, "members", in_order)
         if not self.edge:
             is_exact = self.frames in SEGMENT_WINDOWS or "mel" not in self.members
@@ -82,15 +82,10 @@ class WindowConfig:
             raise ValueError(f"window={self.frames}, passes={self.passes}; both must be at least 1")
 
     @property
-    def context(self) -> int:
-        """Samples that a frame hears beyond its own hop: 1920."""
-        return self.spectrogram.fft_size - self.spectrogram.hop
-
-    @property
     def schema(self) -> dict[str, dict[str, Any]]:
         """The arrays of a record by name: dtype, and shape with None for what varies."""
         spectrogram = self.spectrogram
-        n_samples = self.frames * spectrogram.hop + self.context
+        n_samples = self.frames * spectrogram.hop + spectrogram.context
         sound = {
             "mel": {"dtype": "float16", "shape": [self.frames, spectrogram.n_mels]},
             "audio": {"dtype": "int16", "shape": [n_samples]},
@@ -222,7 +217,7 @@ def window_mel(samples: np.ndarray, start: int, config: WindowConfig) -> np.ndar
     n_frames = min(config.frames, len(samples) // spectrogram.hop - start)
     first, last = start * spectrogram.hop, (start + n_frames) * spectrogram.hop
     if config.edge == "track":
-        last += config.context
+        last += spectrogram.context
     mel = log_mel_float16(samples[first:last], n_frames, spectrogram)
     return (
         mel if n_frames == config.frames else np.pad(mel, ((0, config.frames - n_frames), (0, 0)))
@@ -237,7 +232,7 @@ def window_audio(samples: np.ndarray, start: int, config: WindowConfig) -> np.nd
         int16, shape (frames * hop + context,), full scale 32767, 0 behind the end of the track.
     """
     hop = config.spectrogram.hop
-    audio = np.zeros(config.frames * hop + config.context, np.int16)
+    audio = np.zeros(config.frames * hop + config.spectrogram.context, np.int16)
     there = samples[start * hop : start * hop + len(audio)]
     audio[: len(there)] = to_int16(there)
     return audio

@@ -54,7 +54,7 @@ def segments_of(records: TrackRecords, info: CheckpointInfo) -> Iterator[tuple[i
     """(start frame, float32 [frames, n_mels]) of each segment of a track, padded with 0.0."""
     size, starts = info.frames, range(0, records.track_frames, info.frames)
     if records.audio:
-        hop, context = info.spectrogram.hop, info.spectrogram.fft_size - info.spectrogram.hop
+        hop, context = info.spectrogram.hop, info.spectrogram.context
         samples = np.concatenate([window[: len(window) - context] for window in records.audio])
         # A track's last frame is padded, by one sample at least, which segment_mels does itself.
         samples = from_int16(samples[: records.track_frames * hop - 1])
