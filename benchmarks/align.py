@@ -21,7 +21,7 @@ import numpy as np
 
 from mt3data import align
 from mt3data.audio import read_audio
-from mt3data.datasets import demo
+from mt3data.datasets import slakh
 from mt3data.manifest import load
 from mt3data.notes import Notes
 from mt3data.spectrogram import SpectrogramConfig, log_mel
@@ -46,7 +46,7 @@ def rendered(pieces: int, seconds: float, seed: int) -> list[tuple[np.ndarray, N
         synth(Path(folder), tracks=pieces, seconds=seconds, seed=seed)
         return [
             (heard(read_audio(track.audio)), track.load_notes().sorted())
-            for track in demo.tracks(Path(folder), load("demo"))
+            for track in slakh.tracks(Path(folder), load("demo"))
         ]
 
 

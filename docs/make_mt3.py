@@ -25,7 +25,7 @@ import toy_mt3
 from mt3data import render
 from mt3data.audio import AudioInfo, audio_info, read_audio
 from mt3data.compose import compose
-from mt3data.datasets import demo
+from mt3data.datasets import slakh
 from mt3data.detokenize import decode_segments
 from mt3data.events import NOT_SAID, EventTable
 from mt3data.manifest import load
@@ -79,7 +79,7 @@ def walk(folder: Path) -> Walk:
         midi, folder / "train" / "Track00001", render.default_soundfont(),
         track="Track00001", source="docs/make_mt3.py",
     )  # fmt: skip
-    (track,) = demo.tracks(folder, load("demo"))
+    (track,) = slakh.tracks(folder, load("demo"))
     return Walk(track.load_notes(), audio_info(track.audio), track.audio, read_audio(track.audio))
 
 

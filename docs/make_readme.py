@@ -56,7 +56,7 @@ def draw(out: Path) -> None:
     from PIL import Image
 
     from mt3data.audio import read_audio
-    from mt3data.datasets.demo import tracks
+    from mt3data.datasets.slakh import tracks
     from mt3data.spectrogram import SpectrogramConfig, log_mel
     from mt3data.synth import synth
 

@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mt3data.datasets.demo import tracks
+from mt3data.datasets.slakh import tracks
 from mt3data.errors import UserError
 from mt3data.manifest import load
 from mt3data.midi import write_midi

@@ -15,7 +15,7 @@ from mt3data import mix
 from mt3data.audio import read_audio
 from mt3data.build import build
 from mt3data.check import check
-from mt3data.datasets import demo
+from mt3data.datasets import slakh
 from mt3data.errors import UserError
 from mt3data.manifest import KnownIssue, load
 from mt3data.plan import BuildConfig, make_plan
@@ -158,7 +158,7 @@ def test_the_papers_profile_keeps_what_the_fixed_one_would_move(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: dict[int, list[str]] = {}
-    original = demo.tracks
+    original = slakh.tracks
 
     def spy(root, manifest, scheme=None):  # type: ignore[no-untyped-def]
         seen[len(seen)] = [issue.action for issue in manifest.known_issues]
@@ -167,7 +167,7 @@ def test_the_papers_profile_keeps_what_the_fixed_one_would_move(
     late = KnownIssue("late", "labels are late", "shift", shift_seconds=-0.4)
     described = replace(load("demo"), known_issues=(late,))
     monkeypatch.setattr("mt3data.plan.load", lambda name: described)
-    monkeypatch.setattr(demo, "tracks", spy)
+    monkeypatch.setattr(slakh, "tracks", spy)
     for profile in ("fixed", "paper"):
         make_plan(BuildConfig("demo", source, tmp_path, profile=profile))
     assert seen == {0: ["shift"], 1: ["flag"]}

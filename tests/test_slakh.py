@@ -8,7 +8,7 @@ import pytest
 from fakes import slakh_notes, slakh_tree, write_midi
 
 from mt3data import manifest
-from mt3data.datasets import demo, slakh
+from mt3data.datasets import slakh
 from mt3data.errors import UserError
 from mt3data.track import Stem, Track
 
@@ -64,7 +64,7 @@ def test_a_number_in_no_split_is_a_failure(tmp_path):
 
 def test_the_demo_splits_by_folder(tmp_path):
     slakh_tree(tmp_path, "demo", {"Track00001": "test", "Track00002": "train"})
-    found = list(demo.tracks(tmp_path, DEMO))
+    found = list(slakh.tracks(tmp_path, DEMO))
     assert [(t.dataset, t.split, t.trim) for t in found] == [
         ("demo", "test", False), ("demo", "train", True),
     ]  # fmt: skip
@@ -191,7 +191,7 @@ def test_the_root_may_be_the_parent_the_archive_or_a_split_folder(tmp_path, poin
 def test_half_written_folders_are_ignored(tmp_path):
     top = slakh_tree(tmp_path, "demo", ["Track00001"])
     (top / "train" / ".Track00002.part").mkdir()
-    assert [t.id for t in demo.tracks(tmp_path, DEMO)] == ["Track00001"]
+    assert [t.id for t in slakh.tracks(tmp_path, DEMO)] == ["Track00001"]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ import soundfile
 
 from mt3data import manifest
 from mt3data.compose import compose
-from mt3data.datasets import demo
+from mt3data.datasets.slakh import tracks
 from mt3data.errors import UserError
 from mt3data.midi import read_midi
 from mt3data.render import default_soundfont, write_track
@@ -176,7 +176,7 @@ def test_the_mix_is_the_sum_of_its_stems_and_does_not_clip(rendered):
 
 
 def test_the_slakh_adapter_reads_what_was_written(rendered):
-    found = list(demo.tracks(rendered.root, manifest.load("demo")))
+    found = list(tracks(rendered.root, manifest.load("demo")))
     assert [(t.id, t.split) for t in found] == [
         ("Track00001", "train"), ("Track00002", "validation"), ("Track00003", "test"),
     ]  # fmt: skip
@@ -269,7 +269,7 @@ def test_own_midi_files_are_rendered_and_bad_ones_reported(tmp_path):
     (good,) = summary.rendered
     assert (good.track, good.source, good.stems) == ("Track00005", "good.MIDI", 2)
     assert good.left_out == ("S01: program 98 has no Slakh class, not rendered",)
-    (track,) = demo.tracks(tmp_path / "out", manifest.load("demo"))
+    (track,) = tracks(tmp_path / "out", manifest.load("demo"))
     assert track.problems == ("S01: program 98 has no Slakh class; no label",)
     labels = track.load_notes()
     assert labels.pitch.tolist() == [60, 64, 38]

@@ -1,4 +1,4 @@
-"""Slakh2100 from its published folders, and anything else that is laid out like it.
+"""Slakh2100 from its published folders, and what is laid out like it: the demo pieces.
 
 Two layouts are read: `slakh2100_flac_redux/{train,validation,test,omitted}/TrackNNNNN` and
 `babyslakh_16k/TrackNNNNN` (a folder without split folders). The label of a stem carries the program
