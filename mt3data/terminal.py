@@ -100,7 +100,7 @@ def progress(total: float, what: str, unit: str) -> Any:
     """A tqdm bar with rate and time left; where stderr is no terminal, a line now and then.
 
     Args:
-        total: when it is full, in the unit.
+        total: when it is full, in the unit; the bar's `total` can be set later.
         what: is under way, as its first word.
         unit: what is counted.
     """
@@ -109,10 +109,10 @@ def progress(total: float, what: str, unit: str) -> Any:
     if sys.stderr.isatty():
         return tqdm(total=total, desc=what, unit=unit, dynamic_ncols=True)
     return tqdm(
-        total=total, desc=what, unit=unit,
+        total=float(f"{total:.4g}") if isinstance(total, float) else total, desc=what, unit=unit,
         mininterval=LINE_EVERY_SECONDS, delay=LINE_EVERY_SECONDS,  # short work needs no lines
-        # tqdm forgets a total that is exceeded, and could not format it then
-        bar_format=f"{{desc}}: {{n:.4g}}/{total:.4g} {{unit}}, {{rate_fmt}}, {{elapsed}} so far, "
+        # not {total:.4g}: tqdm forgets a total that is exceeded
+        bar_format="{desc}: {n:.4g}/{total_fmt} {unit}, {rate_fmt}, {elapsed} so far, "
         "{remaining} left\n",
     )  # fmt: skip
 

@@ -14,6 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 import mt3train.cli
+from mt3data import terminal
 from mt3data.cli import main
 
 
@@ -311,3 +312,19 @@ def test_the_trainer_run_by_path_says_how_it_is_used(
     monkeypatch.setattr(sys, "argv", ["train.py", word])
     train.main()
     assert "torchrun --nproc_per_node=8 mt3train/train.py CONFIG.toml" in capsys.readouterr().out
+
+
+def test_without_a_terminal_progress_lines_tell_a_total_that_came_later_or_was_too_low(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(terminal, "LINE_EVERY_SECONDS", 0)
+    with terminal.progress(123.456, "build", "h") as bar:
+        bar.update(1)
+        bar.total = 7.5
+        bar.update(5)
+        bar.update(5)
+    lines = capsys.readouterr().err.replace("\r", "\n").split("\n")
+    told = [line.strip().split(" h, ")[0] for line in lines if line.strip()]
+    assert list(dict.fromkeys(told)) == [
+        "build: 0/123.5", "build: 1/123.5", "build: 6/7.5", "build: 11/?",
+    ]  # fmt: skip
