@@ -53,13 +53,12 @@ def tar_members(arrays: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(["json", *(f"{name}.npy" for name in arrays)]))
 
 
-def npy_bytes(array: np.ndarray) -> bytes:
-    """An array as the bytes of a version 1.0 .npy file; object arrays are refused."""
-    return b"".join(npy_parts(array))
-
-
 def npy_parts(array: np.ndarray) -> tuple[bytes, memoryview]:
-    """Header and data of an array as a .npy file, the data without a copy."""
+    """Header and data of an array as a .npy file of version 1.0, the data without a copy.
+
+    Raises:
+        ValueError: the array holds Python objects.
+    """
     array = np.ascontiguousarray(array)
     return _npy_header(array.dtype, array.shape), array.reshape(-1).view(np.uint8).data
 

@@ -240,10 +240,10 @@ def test_objects_and_other_orders_are_never_read(array: np.ndarray) -> None:
 
 
 def test_an_array_that_is_cut_short_is_refused() -> None:
-    from mt3data.shards import npy_bytes
+    from mt3data.shards import npy_parts
 
     with pytest.raises(ValueError, match="buffer|reshape"):
-        read_npy(npy_bytes(np.arange(5))[:-4])
+        read_npy(b"".join(npy_parts(np.arange(5)))[:-4])
     with pytest.raises(ValueError, match="expected a .npy file"):
         read_npy(b"PK not an array")
 

@@ -13,7 +13,7 @@ from mt3data import examples
 from mt3data.examples import TrackExamples, TrackFailure
 from mt3data.notes import Notes
 from mt3data.shard_writer import ShardWriter, record_key
-from mt3data.shards import npy_bytes, read_npy
+from mt3data.shards import npy_parts, read_npy
 from mt3data.track import Stem, Track
 from mt3data.windows import Window, WindowConfig, windows_of
 
@@ -63,7 +63,7 @@ def test_the_index_says_where_each_member_begins(tmp_path: Path, records: list[W
         for name, array in stored.items():
             start = row[f"{name}_offset"]
             member = data[start : start + row[f"{name}_size"]]
-            assert member == npy_bytes(array)
+            assert member == b"".join(npy_parts(array))
             np.testing.assert_array_equal(read_npy(member), array)
 
 
@@ -99,7 +99,7 @@ def test_keys_have_no_dot_and_fit_into_a_tar_name() -> None:
 
 def test_python_objects_are_refused() -> None:
     with pytest.raises(ValueError, match="Python objects"):
-        npy_bytes(np.array([{}]))
+        npy_parts(np.array([{}]))
 
 
 @pytest.fixture
