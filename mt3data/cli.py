@@ -187,14 +187,7 @@ def build(
 
         click.echo("\n".join(forecast(plan)))
         return
-    summary = _run_build(plan)
-    for row in summary.quarantined:
-        click.echo(f"quarantined {row['name']} ({row['stage']}): {row['error']}")
-    print_info(summary.folder, summary.manifest)
-    if len(summary.quarantined) > max_failures:
-        failed = counted(len(summary.quarantined), "track")
-        click.echo(f"{failed} failed; --max-failures is {max_failures}", err=True)
-        sys.exit(1)
+    _tell(_run_build(plan), max_failures)
 
 
 def _demo_root(root: Path) -> Path:
@@ -235,6 +228,17 @@ def _run_build(plan: Plan) -> Summary:
     if summary.already_complete:
         click.echo("already complete; nothing to do", err=True)
     return summary
+
+
+def _tell(summary: Summary, max_failures: int) -> None:
+    """What came of a build; exits with 1 where more tracks failed than are forgiven."""
+    for row in summary.quarantined:
+        click.echo(f"quarantined {row['name']} ({row['stage']}): {row['error']}")
+    print_info(summary.folder, summary.manifest)
+    if len(summary.quarantined) > max_failures:
+        failed = counted(len(summary.quarantined), "track")
+        click.echo(f"{failed} failed; --max-failures is {max_failures}", err=True)
+        sys.exit(1)
 
 
 for command in (list_, download, verify, check, info, show, report):

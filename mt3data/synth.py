@@ -14,7 +14,7 @@ import hashlib
 import importlib.metadata
 import json
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -79,14 +79,9 @@ def synth(
     if workers < 1:
         raise UserError(f"workers={workers}; expected at least 1")
     root, soundfont = Path(root), Path(soundfont) if soundfont else default_soundfont()
-    sources: list[Path | int] = [seed * 100_000 + n for n in range(1, tracks + 1)]
-    if midi_dir is not None:
-        sources = list(_midi_files(Path(midi_dir)))
-    elif tracks < 1 or seed < 0 or not 4 <= seconds <= MAX_SECONDS:
-        raise UserError(
-            f"tracks={tracks}, seed={seed}, seconds={seconds}: expected at least 1 piece, a seed of "
-            f"at least 0 and 4 to {MAX_SECONDS:.0f} s"
-        )
+    sources: Sequence[Path | int] = (
+        _seeds(tracks, seed, seconds) if midi_dir is None else _midi_files(Path(midi_dir))
+    )
     if len(sources) > 99_999:
         raise UserError(f"{len(sources)} pieces; Slakh's track numbers end at 99999")
     splits = _splits(len(sources), validation, test)
@@ -140,7 +135,17 @@ def _require_renderer() -> None:
         ) from error
 
 
-def _midi_files(folder: Path) -> Iterator[Path]:
+def _seeds(tracks: int, seed: int, seconds: float) -> Sequence[int]:
+    """The seeds of the pieces to compose."""
+    if tracks < 1 or seed < 0 or not 4 <= seconds <= MAX_SECONDS:
+        raise UserError(
+            f"tracks={tracks}, seed={seed}, seconds={seconds}: expected at least 1 piece, a seed of "
+            f"at least 0 and 4 to {MAX_SECONDS:.0f} s"
+        )
+    return range(seed * 100_000 + 1, seed * 100_000 + tracks + 1)
+
+
+def _midi_files(folder: Path) -> Sequence[Path]:
     files = sorted(
         path for path in folder.rglob("*")
         if path.suffix.lower() in (".mid", ".midi") and path.is_file()
@@ -148,7 +153,7 @@ def _midi_files(folder: Path) -> Iterator[Path]:
     if not files:
         there = "holds no .mid or .midi file" if folder.is_dir() else "is not a folder"
         raise UserError(f"{folder} {there}; point --midi at a folder of MIDI files")
-    yield from files
+    return files
 
 
 def _digest(files: Iterable[Any], folder: Path) -> str:
