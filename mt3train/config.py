@@ -113,7 +113,9 @@ class Config:
         if self.data.reader == "webdataset" and (self.data.weights or self.data.mix_examples):
             raise UserError("data.weights and data.mix_examples are for data.reader='indexed'")
         if self.optim.name == "adafactor" and self.optim.weight_decay:
-            raise UserError("optim.weight_decay is for optim.name='adamw' and 'muon'; Adafactor has none")
+            raise UserError(
+                "optim.weight_decay is for optim.name='adamw' and 'muon'; Adafactor has none"
+            )
         values = dict(_flatten(as_dict(self)))
         for key, (low, high) in RANGES.items():
             if not low <= values[key] <= high or math.isinf(values[key]):

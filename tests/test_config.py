@@ -123,7 +123,10 @@ def test_weights_of_builds_are_a_table(tmp_path):
         ("data.weights.a=1", "unknown key data.weights.a; did you mean data.weights"),
         ("model.vocab_size=99", "model.vocab_size is no setting; it comes from the shards"),
         ("init.from_=a", "unknown key init.from_; did you mean init.from?"),
-        ("missing.toml", "no configuration file missing.toml; .* demo_weights.toml, ismir2021.toml"),
+        (
+            "missing.toml",
+            "no configuration file missing.toml; .* demo_weights.toml, ismir2021.toml",
+        ),
     ],
 )
 def test_a_mistake_is_named_with_what_was_expected(argument, message):
