@@ -129,7 +129,8 @@ def fetch(source: Source, target: Path, patience: Patience = PATIENT) -> Sums:
             return sums
         faults.append(f"{used}: {_put_aside(part, target, difference(source, sums))}")
         urls = urls[urls.index(used) + 1 :]
-    raise UserError("; ".join(faults))
+    again = "the same command fetches it anew; if that ends alike, the file is another one there"
+    raise UserError("; ".join([*faults, again]))
 
 
 def _put_aside(path: Path, target: Path, fault: str) -> str:

@@ -86,7 +86,8 @@ def verify(
     if not known:
         raise UserError(
             f"nothing is known of the single files of {manifest.name} in {folder}: they were not unpacked "
-            f"by `mt3data download` and the manifest does not list them"
+            f"by `mt3data download {manifest.name}`, or not to the end, and the manifest does not list "
+            "them; run that command"
         )
     faults = list(_unfinished(manifest, folder))
     for path, facts in known.items():
