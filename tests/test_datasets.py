@@ -55,7 +55,7 @@ def found(described, root) -> list[Track]:
 
 def test_there_is_an_iterator_of_usable_tracks(described, root, found):
     assert isinstance(tracks(root, described), Iterator)
-    assert len(found) >= 3
+    assert len(found) > 1  # or unique ids would mean nothing
     assert [track.failure for track in found] == [""] * len(found)
 
 
