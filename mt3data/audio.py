@@ -9,6 +9,7 @@ function gives, however its input is split (tests/test_audio.py).
 
 import os
 import re
+import shlex
 import shutil
 import threading
 from collections.abc import Iterator
@@ -120,19 +121,30 @@ def require_finite(samples: np.ndarray, name: str, rate: int, first: int = 0) ->
         raise UserError(f"{name}: NaN or infinite samples, first at {at:.3f} s; export it again")
 
 
-@contextmanager
-def _open(path: str | Path) -> Iterator[soundfile.SoundFile]:
-    path = Path(path)
+def require_file(path: Path) -> None:
+    """Raise a UserError, saying what is wrong, unless there is a file that could hold audio."""
+    if re.match(r"(https?|ftp):/", str(path)):
+        raise UserError(
+            "a web address; expected a file on this machine: download the recording first"
+        )
     if not path.is_file():
         seen = "a folder" if path.is_dir() else "no such file"
         raise UserError(f"{path}: {seen}; expected an audio file (wav, flac, mp3, ogg, ...)")
-    try:
-        file = soundfile.SoundFile(path)
-    except soundfile.LibsndfileError as error:
-        raise UserError(
-            f"{path}: not audio that libsndfile reads ({error.error_string.strip()}); expected wav, "
-            f"flac, mp3, ogg or the like; try `ffmpeg -i {path.name} converted.wav`"
-        ) from error
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: empty file; record or download it again")
+
+
+def conversion(path: Path) -> str:
+    """The command that makes a WAV file of one that libsndfile does not read."""
+    return f"`ffmpeg -i {shlex.quote(str(path))} converted.wav`"
+
+
+@contextmanager
+def _open(path: str | Path) -> Iterator[soundfile.SoundFile]:
+    path = Path(path)
+    require_file(path)
+    with _unread(path):
+        file = _sound_file(path)
     if file.format == "MP3" and not _mp3_tells_its_length(path):
         file.close()
         with _streamed(path) as file:
@@ -145,9 +157,36 @@ def _open(path: str | Path) -> Iterator[soundfile.SoundFile]:
         if file.frames >= _UNKNOWN:
             raise UserError(
                 f"{path}: its header does not say how long it is, as when written to a pipe; "
-                f"try `ffmpeg -i {path.name} converted.wav`"
+                f"try {conversion(path)}"
             )
         yield file
+
+
+@contextmanager
+def _unread(path: Path) -> Iterator[None]:
+    """Makes a UserError of a file that cannot be opened."""
+    try:
+        yield
+    except soundfile.LibsndfileError as error:
+        raise UserError(
+            f"{path}: not audio that libsndfile reads ({error.error_string.strip(' .')}); expected "
+            f"wav, flac, mp3, ogg or the like; try {conversion(path)}"
+        ) from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be opened ({error.strerror}); expected audio") from error
+
+
+def _sound_file(path: Path) -> soundfile.SoundFile:
+    """A file as libsndfile opens it by its name, else by a descriptor.
+
+    The name's ending tells that it is MP3 where junk precedes the first frame. But by a name, a
+    Mac's leftover "._song.mp3" is taken for a part of song.mp3 (its resource fork) and spoils it;
+    and of an MP3 file that is none, it is said that it does not exist.
+    """
+    try:
+        return soundfile.SoundFile(path)
+    except soundfile.LibsndfileError:
+        return soundfile.SoundFile(os.open(path, os.O_RDONLY), closefd=True)
 
 
 def _require_whole(file: soundfile.SoundFile, path: Path) -> None:
@@ -193,7 +232,9 @@ def _streamed(path: Path) -> Iterator[soundfile.SoundFile]:
     thread = threading.Thread(target=feed, daemon=True)
     thread.start()
     try:
-        with soundfile.SoundFile(reader, closefd=False) as file:
+        with _unread(path):
+            opened = soundfile.SoundFile(reader, closefd=False)
+        with opened as file:
             yield file
     finally:
         os.close(reader)
@@ -210,9 +251,10 @@ def _decode(
         try:
             block = _mono(file.read(size, dtype="float32", always_2d=True))
         except soundfile.LibsndfileError as error:
-            seen = f"cannot be decoded after {done / file.samplerate:.2f} s"
+            start, end = done / file.samplerate, min(done + size, file.frames) / file.samplerate
             raise UserError(
-                f"{path}: {seen} ({error.error_string.strip()}); download or export it again"
+                f"{path}: damaged between {start:.2f} and {end:.2f} s; download or export it again, "
+                f"or try {conversion(Path(path))}"
             ) from error
         require_finite(block, str(path), file.samplerate, done)
         if len(block) == 0:

@@ -1,6 +1,9 @@
 """mt3data.audio: any file in, 16 kHz mono out, and helpful errors."""
 
+import errno
 import io
+import os
+import shlex
 from pathlib import Path
 
 import numpy as np
@@ -125,12 +128,68 @@ def test_a_folder_is_not_audio(tmp_path):
         audio.audio_info(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"RIFF", b"this is not audio at all" * 40])
-def test_an_unreadable_file_says_what_would_be_read(tmp_path, content):
-    path = tmp_path / "song.wav"
+@pytest.mark.parametrize("content", [b"RIFF", b"this is not audio at all" * 40])
+@pytest.mark.parametrize("name", ["song.wav", "my song.mp3"])
+def test_an_unreadable_file_says_what_would_be_read(tmp_path, content, name):
+    path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"song\.wav: not audio .* expected wav, flac"):
+    with pytest.raises(UserError, match=f"{name}: not audio .* expected wav, flac") as error:
         audio.read_audio(path)
+    assert "(Format not recognised)" in str(error.value)
+    assert "exist" not in str(error.value)  # which libsndfile says of what is no MP3 file
+    assert f"`ffmpeg -i {shlex.quote(str(path))} converted.wav`" in str(error.value)
+
+
+def test_an_empty_file_is_said_to_be(tmp_path):
+    (tmp_path / "song.mp3").touch()
+    with pytest.raises(UserError, match=r"song\.mp3: empty file; record or download it again"):
+        audio.read_audio(tmp_path / "song.mp3")
+
+
+def test_a_file_that_must_not_be_read_is_no_bug(tmp_path, monkeypatch):
+    def refuse(path: Path, flags: int) -> int:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    (tmp_path / "song.wav").write_bytes(b"RIFF")
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(UserError, match=r"song\.wav: cannot be opened \(Permission denied\)"):
+        audio.read_audio(tmp_path / "song.wav")
+
+
+@pytest.mark.parametrize("address", ["https://example.org/song.mp3", "http://a/b.wav"])
+def test_a_web_address_is_to_be_downloaded_first(address):
+    with pytest.raises(UserError, match="a web address; .* download the recording first"):
+        audio.audio_info(address)
+
+
+def test_what_a_mac_leaves_beside_a_file_does_not_spoil_it(tmp_path):
+    path = write(tmp_path / "song.mp3", noise(1, 16000), 16000)
+    alone = audio.read_audio(path)
+    (tmp_path / "._song.mp3").write_bytes(b"\x00\x05\x16\x07" + bytes(100))
+    with pytest.raises(soundfile.LibsndfileError, match="bad data offset"):
+        soundfile.SoundFile(path)  # so it would be, by its name alone
+    assert audio.read_audio(path).tobytes() == alone.tobytes()
+    assert audio.audio_info(path).n_samples == 16000
+
+
+def test_an_mp3_with_junk_before_its_first_frame_is_read(tmp_path):
+    content = write(tmp_path / "a.mp3", noise(2, 44100), 44100).read_bytes()
+    (tmp_path / "b.mp3").write_bytes(bytes(1000) + content)
+    assert len(audio.read_audio(tmp_path / "b.mp3")) == 32000
+    first = content.find(b"\xff\xfb")
+    (tmp_path / "c.mp3").write_bytes(bytes(1000) + content[content.find(b"\xff\xfb", first + 40) :])
+    with pytest.raises(UserError, match=r"c\.mp3: not audio .* try `ffmpeg"):  # nor says its length
+        audio.read_audio(tmp_path / "c.mp3")
+
+
+def test_an_mp3_that_is_damaged_in_the_middle_says_between_which_seconds(tmp_path):
+    content = write(tmp_path / "a.mp3", noise(8, 44100), 44100).read_bytes()
+    middle = len(content) // 2
+    damaged = content[:middle] + bytes(8000) + content[middle + 8000 :]
+    (tmp_path / "a.mp3").write_bytes(damaged)
+    for block_seconds, said in ((10.0, "0.00 and 8.00"), (3.0, "3.00 and 6.00")):
+        with pytest.raises(UserError, match=rf"a\.mp3: damaged between {said} s; .*`ffmpeg"):
+            list(audio.read_blocks(tmp_path / "a.mp3", block_seconds=block_seconds))
 
 
 @pytest.mark.parametrize("read", [audio.audio_info, audio.read_audio])
@@ -155,7 +214,9 @@ def test_a_download_that_broke_off_is_refused(tmp_path):
     soundfile.write(buffer, noise(4, 16000), 16000, format="FLAC")
     path = tmp_path / "half.flac"
     path.write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
-    with pytest.raises(UserError, match=r"half\.flac: (ends after 1\.\d+ s|cannot be decoded)"):
+    with pytest.raises(
+        UserError, match=r"half\.flac: (ends after 1\.\d+ s|damaged between 0\.00 and 4\.00 s)"
+    ):
         audio.read_audio(path)
 
 
