@@ -21,15 +21,16 @@ def demo_weights() -> tuple[Path, str]:
     """The checkpoint of the package, and one line that says what it is and how well it does.
 
     Raises:
-        UserError: this installation has none.
+        UserError: this installation has none, or not what was measured of them.
     """
-    path = FOLDER / WEIGHTS
-    if not path.is_file():
-        raise UserError(
-            f"this installation comes without demo weights ({path} is not there); name a checkpoint "
-            "with --checkpoint"
-        )
-    return path, about(json.loads((FOLDER / SCORES).read_text(encoding="utf-8")))
+    weights, scores = FOLDER / WEIGHTS, FOLDER / SCORES
+    for path in (weights, scores):
+        if not path.is_file():
+            raise UserError(
+                f"this installation comes without demo weights ({path} is not there); name a "
+                "checkpoint with --checkpoint"
+            )
+    return weights, about(json.loads(scores.read_text(encoding="utf-8")))
 
 
 def about(measured: dict[str, Any]) -> str:

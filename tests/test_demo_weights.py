@@ -70,6 +70,13 @@ def test_where_there_are_none_one_line_says_what_to_do(tmp_path, monkeypatch, wo
     assert "comes without demo weights" in done.stderr and "--checkpoint" in done.stderr
 
 
+def test_weights_of_which_nothing_was_measured_are_none(tmp_path, installed):
+    (installed / SCORES).unlink()
+    done = run("transcribe", record(tmp_path / "song.wav"), "-o", tmp_path / "a.mid")
+    assert done.exit_code == 2
+    assert done.stderr.count("\n") == 1 and f"{SCORES} is not there); name" in done.stderr
+
+
 # --- the packaged files --------------------------------------------------------------------------
 
 packaged = pytest.mark.skipif(
