@@ -68,7 +68,7 @@ class Instruments:
                 programs.add(int(word))
             elif word != DRUMS:
                 raise UserError(
-                    f"no instrument {word!r}; expected, between commas, programs 0 to 127 or "
+                    f"no instrument {word!r}{_hint(word)}; expected, between commas, programs 0 to 127 or "
                     f"{', '.join((*FAMILIES, DRUMS))}"
                 )
         return Instruments(frozenset(programs), DRUMS in words)
@@ -100,6 +100,30 @@ class Instruments:
         if vocabulary.granularity == "midi_class":
             return {program // 8 * 8 for program in self.programs}
         return set(self.programs)
+
+
+def _hint(word: str) -> str:
+    """Where what a musician calls so is found, by the names of families, then of General MIDI."""
+    from mt3data.midi import instrument_name
+
+    if word.startswith(("voc", "voice", "sing")):
+        return " (there is none for singing)"
+    families = [(family, family.split("-")) for family in (*FAMILIES, DRUMS)]
+    programs = [(FAMILIES[p // 8], instrument_name(p).lower().split()) for p in range(128)]
+    for named, alike in ((families, _near), (programs, str.__eq__), (programs, _near)):
+        found = [
+            family for family, names in named
+            if any(alike(name, part) for name in names for part in word.split("-"))
+        ]  # fmt: skip
+        if found:
+            return f" (take {' or '.join(dict.fromkeys(found))})"
+    return ""
+
+
+def _near(one: str, other: str) -> bool:
+    """Whether one word begins with the other: sax, saxophones."""
+    short, long = sorted((one, other), key=len)
+    return len(short) > 2 and long.startswith(short)
 
 
 def by_grammar(

@@ -221,6 +221,26 @@ def test_instruments_that_there_are_not_are_named(text):
         Instruments.parse(text)
 
 
+@pytest.mark.parametrize(
+    ("word", "family"),
+    [
+        ("sax", "reed"), ("Saxophones", "reed"), ("alto sax", "reed"), ("flute", "pipe"),
+        ("violin", "strings"), ("cello", "strings"), ("string", "strings"), ("harp", "strings"),
+        ("trumpets", "brass"), ("synth", "synth-lead or synth-pad or synth-effects"),
+        ("drum", "drums"), ("electric guitar", "guitar"), ("choir", "ensemble"),
+    ],
+)  # fmt: skip
+def test_a_musician_s_word_leads_to_its_family(word, family):
+    with pytest.raises(UserError, match=rf"no instrument '.*' \(take {family}\); expected"):
+        Instruments.parse(f"piano,{word}")
+
+
+@pytest.mark.parametrize("word", ["vocals", "voice", "singer"])
+def test_that_no_instrument_sings_is_said(word):
+    with pytest.raises(UserError, match=f"no instrument '{word}' .there is none for singing.;"):
+        Instruments.parse(word)
+
+
 def test_a_model_of_one_instrument_cannot_be_asked_for_others():
     with pytest.raises(UserError, match="does not tell instruments apart"):
         Instruments.parse("piano").forbidden(VocabularyConfig(granularity="flat"))
