@@ -122,7 +122,7 @@ def require_finite(samples: np.ndarray, name: str, rate: int, first: int = 0) ->
 
 
 def require_file(path: Path) -> None:
-    """Raise a UserError, saying what is wrong, unless there is a file that could hold audio."""
+    """Raise a UserError, saying what there is instead, unless a path is that of a file."""
     if re.match(r"(https?|ftp):/", str(path)):
         raise UserError(
             "a web address; expected a file on this machine: download the recording first"
@@ -130,8 +130,6 @@ def require_file(path: Path) -> None:
     if not path.is_file():
         seen = "a folder" if path.is_dir() else "no such file"
         raise UserError(f"{path}: {seen}; expected an audio file (wav, flac, mp3, ogg, ...)")
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: empty file; record or download it again")
 
 
 def conversion(path: Path) -> str:
@@ -143,6 +141,8 @@ def conversion(path: Path) -> str:
 def _open(path: str | Path) -> Iterator[soundfile.SoundFile]:
     path = Path(path)
     require_file(path)
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: empty file; record or download it again")
     with _unread(path):
         file = _sound_file(path)
     if file.format == "MP3" and not _mp3_tells_its_length(path):
