@@ -9,6 +9,7 @@ import difflib
 import fnmatch
 import math
 from collections.abc import Callable, Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +20,27 @@ from mt3train.model import MT3
 MIN_DIM_SIZE_TO_FACTOR = 128  # t5x/adafactor.py: smaller matrices keep the full second moment
 
 
-class Adafactor(torch.optim.Optimizer):
+class _Optimizer(torch.optim.Optimizer):
+    """Updates every parameter by itself, from its gradient and its state."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """As `torch.optim.Optimizer.step`; gradients are left as they are."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, group)
+        return loss
+
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        raise NotImplementedError
+
+
+class Adafactor(_Optimizer):
     """Adafactor without momentum, equal to T5X's to float32 rounding.
 
     Differences from torch.optim.Adafactor: torch factors every matrix, this one those with both
@@ -57,20 +78,7 @@ class Adafactor(torch.optim.Optimizer):
         }
         super().__init__(params, defaults)
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """As `torch.optim.Optimizer.step`; gradients are left as they are."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
-        return loss
-
-    def _update(self, parameter: Tensor, gradient: Tensor, group: dict) -> None:
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
             state["step"] = torch.zeros((), dtype=torch.int64)  # on the CPU: read at every step
@@ -98,7 +106,7 @@ def _rms(x: Tensor) -> Tensor:
     return x.square().mean().sqrt_()
 
 
-class Muon(torch.optim.Optimizer):
+class Muon(_Optimizer):
     """Momentum made orthogonal for matrices, Adam for the rest.
 
     A matrix moves along the nearest orthogonal matrix to its momentum, so that all directions of it
@@ -126,22 +134,11 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
         self._by_adam = {id(parameter) for parameter in by_adam}
 
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """As `torch.optim.Optimizer.step`; gradients are left as they are."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                gradient = parameter.grad
-                if gradient is not None:
-                    parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                    by_adam = parameter.ndim != 2 or id(parameter) in self._by_adam
-                    update = (self._adam if by_adam else self._orthogonal)(parameter, gradient)
-                    parameter.sub_(update, alpha=group["lr"])
-        return loss
+    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
+        parameter.mul_(1 - group["lr"] * group["weight_decay"])
+        by_adam = parameter.ndim != 2 or id(parameter) in self._by_adam
+        update = (self._adam if by_adam else self._orthogonal)(parameter, gradient)
+        parameter.sub_(update, alpha=group["lr"])
 
     def _orthogonal(self, parameter: Tensor, gradient: Tensor) -> Tensor:
         state = self._state(parameter, "momentum")
