@@ -41,9 +41,10 @@ PRECISIONS = ("auto", "bf16", "fp16", "float32", "float64")
 class DataConfig:
     """Which segments are read."""
 
-    train: str = "shards/*"  # a build, a pattern of builds, or addresses of builds with commas
+    train: str = "shards/*"  # a build, a pattern of builds, or several of these with commas;
+    # also addresses of builds, see `cache`
     split: str = "train"
-    eval: str = ""  # builds of the evaluation loss; empty: those of `train`
+    eval: str = ""  # as `train`, of the evaluation loss; empty: those of `train`
     eval_split: str = "validation"
     frames: int = 256  # length of a segment
     max_target_length: int = 1024  # segments with more tokens, EOS included, are skipped

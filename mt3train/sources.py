@@ -53,7 +53,7 @@ def open_shards(config: DataConfig, seed: int) -> Segments:
 def _open_streamed(config: DataConfig, seed: int) -> Segments:
     builds: Sequence[str | Path]
     if "://" in config.train and not config.cache:
-        builds, temperature = config.train.split(","), config.temperature
+        builds, temperature = named(config.train), config.temperature
         if config.mixture:
             raise UserError(
                 "data.mixture chooses among builds on this machine; give data.cache=DIR"
@@ -72,22 +72,34 @@ def builds_at(where: str, cache: str) -> list[Path]:
     """The builds that a setting names, on this machine.
 
     Args:
-        where: a build, a pattern of builds, or addresses with commas.
+        where: a build, a pattern of builds, an address, or several of these with commas.
         cache: folder into which builds with an address are copied, unless they are there.
     Raises:
         UserError: nothing is there, or an address without a cache.
     """
-    if "://" not in where:
-        return find_builds(where)
+    builds = [build for part in named(where) for build in _builds_at_one(part, cache)]
+    return list(dict.fromkeys(builds))  # once, however many patterns find it
+
+
+def named(where: str) -> list[str]:
+    """The builds, patterns and addresses that a setting names with commas."""
+    if Path(where).exists():
+        return [where]  # whose own name may have commas
+    return [part for part in map(str.strip, where.split(",")) if part] or [where]
+
+
+def _builds_at_one(part: str, cache: str) -> list[Path]:
+    if "://" not in part:
+        return find_builds(part)
     if not cache:
         raise UserError(
-            f"{where} is an address, where single crops cannot be read: copy it with data.cache=DIR; "
+            f"{part} is an address, where single crops cannot be read: copy it with data.cache=DIR; "
             "or train with data.reader=webdataset, and evaluate on data.eval=DIR or not at all "
             "(eval_every=0)"
         )
     from mt3data.cache import cached  # brings requests, which other training does without
 
-    return [cached(address, Path(cache)) for address in where.split(",")]
+    return [cached(part, Path(cache))]
 
 
 def weights_of(builds: Sequence[Path], config: DataConfig) -> list[float] | None:

@@ -7,7 +7,7 @@ import pytest
 from mt3data.errors import UserError
 from mt3data.shards import SCHEMA_VERSION, find_builds
 from mt3train.config import DataConfig
-from mt3train.sources import mixture_builds, weights_of
+from mt3train.sources import builds_at, mixture_builds, weights_of
 
 
 @pytest.mark.parametrize("pattern", ["*", "a", "", "[ab]"])
@@ -36,6 +36,32 @@ def builds_of(folder, *datasets):
 
 
 MT3_SETS = ("cerberus4", "guitarset", "maestro_v3", "musicnet_em", "slakh", "urmp")
+
+
+@pytest.mark.parametrize(
+    ("where", "found"),
+    [
+        ("{}/urmp,{}/demo", ["urmp", "demo"]),
+        ("{}/urmp, {}/d*,", ["urmp", "demo"]),
+        ("{}/urmp,{}/*", ["urmp", "demo", "slakh"]),  # each once
+        ("{}/a,b", ["a,b"]),  # a folder's name may have commas
+    ],
+)
+def test_several_builds_are_named_with_commas(tmp_path, where, found):
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    builds_of(folder, "demo", "slakh", "urmp")
+    builds_of(tmp_path, "a,b")
+    where = where.replace("{}/a", f"{tmp_path}/a").replace("{}", str(folder))
+    assert [build.name for build in builds_at(where, "")] == found
+
+
+def test_of_several_builds_the_one_that_is_not_there_is_named(tmp_path):
+    builds_of(tmp_path, "demo")
+    with pytest.raises(UserError, match=rf"^{tmp_path}/gone: no such folder"):
+        builds_at(f"{tmp_path}/demo,{tmp_path}/gone", "")
+    with pytest.raises(UserError, match=r"^https://a.b/c is an address"):
+        builds_at(f"{tmp_path}/demo,https://a.b/c", "")
 
 
 def test_a_mixture_takes_its_own_sets_at_its_own_temperature(tmp_path):
