@@ -218,11 +218,12 @@ def _render_demo(root: Path, tracks: int, seed: int, workers: int) -> Path:
 def _run_build(plan: Plan) -> Summary:
     from mt3data.build import build as run
 
-    hours = sum(shard.seconds for shard in plan.shards) / 3600
-    with progress(hours, f"build {plan.manifest.name}", "h") as bar:
+    seconds = sum(shard.seconds for shard in plan.shards)
+    unit, each = ("h", 3600) if seconds >= 3600 else ("min", 60)  # of audio
+    with progress(seconds / each, f"build {plan.manifest.name}", unit) as bar:
         summary = run(
             plan,
-            on_shard=lambda shard: bar.update(shard.seconds / 3600),
+            on_shard=lambda shard: bar.update(shard.seconds / each),
             report=lambda line: click.echo(line, err=True),
         )
     if summary.already_complete:

@@ -154,8 +154,7 @@ def _transfer(urls: Sequence[str], source: Source, part: Path, patience: Patienc
         require_space(
             part.parent, max(0, remote.total - remote.position), f"to download {part.stem}"
         )
-        with progress(remote.total / MB, part.stem, "MB") as bar:
-            bar.update(remote.position / MB)
+        with progress(remote.total / MB, part.stem, "MB", done=remote.position / MB) as bar:
             while block := remote.read(BLOCK_BYTES):
                 file.write(block)
                 bar.update(len(block) / MB)

@@ -11,6 +11,8 @@ import errno
 import json
 import os
 import sys
+import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -96,25 +98,70 @@ def counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
-def progress(total: float, what: str, unit: str) -> Any:
+def progress(total: float, what: str, unit: str, done: float = 0) -> Any:
     """A tqdm bar with rate and time left; where stderr is no terminal, a line now and then.
 
     Args:
         total: when it is full, in the unit; the bar's `total` can be set later.
         what: is under way, as its first word.
         unit: what is counted.
+        done: of the total, before this call.
     """
+    if not sys.stderr.isatty():
+        return ProgressLines(total, what, unit, done)
     from tqdm import tqdm
 
-    if sys.stderr.isatty():
-        return tqdm(total=total, desc=what, unit=unit, dynamic_ncols=True)
-    return tqdm(
-        total=float(f"{total:.4g}") if isinstance(total, float) else total, desc=what, unit=unit,
-        mininterval=LINE_EVERY_SECONDS, delay=LINE_EVERY_SECONDS,  # short work needs no lines
-        # not {total:.4g}: tqdm forgets a total that is exceeded
-        bar_format="{desc}: {n:.4g}/{total_fmt} {unit}, {rate_fmt}, {elapsed} so far, "
-        "{remaining} left\n",
-    )  # fmt: skip
+    return tqdm(total=total, desc=what, unit=unit, initial=done, dynamic_ncols=True)
+
+
+class ProgressLines:
+    """What a tqdm bar does, in lines of text: for a file, where a bar would fill it.
+
+    Attributes:
+        total: when the work is done, in the unit; may be set.
+        n: what is done.
+    """
+
+    def __init__(self, total: float, what: str, unit: str, done: float = 0) -> None:
+        self.total, self.n = total, done
+        self._what, self._unit, self._first = what, unit, done
+        self._begun = self._told_at = time.monotonic()
+        self._told: float | None = None
+
+    def __enter__(self) -> ProgressLines:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._told not in (None, self.n):  # short work needs no lines
+            self._tell()
+
+    def update(self, n: float = 1) -> None:
+        """Counts n more, and says so if the last line is a while ago."""
+        self.n += n
+        if time.monotonic() - self._told_at >= LINE_EVERY_SECONDS:
+            self._tell()
+
+    def _tell(self) -> None:
+        self._told, self._told_at = self.n, time.monotonic()
+        seconds = self._told_at - self._begun
+        is_known = self.n <= self.total * (1 + 1e-9)  # sums of floats exceed it a little
+        digits = 2 if isinstance(self.total, float) and self.total < 100 else 0
+        total = f"{self.total:,.{digits}f}" if is_known else "?"
+        parts = [f"{self._what}: {self.n:,.{digits}f}/{total} {self._unit}"]
+        rate = (self.n - self._first) / max(seconds, 1e-9)
+        if rate > 0:
+            parts.append(_pace(rate, self._unit))
+        parts.append(f"{timedelta(seconds=round(seconds))} so far")
+        if rate > 0 and is_known:
+            parts.append(f"{timedelta(seconds=round((self.total - self.n) / rate))} left")
+        click.echo(", ".join(parts), err=True)
+
+
+def _pace(rate: float, unit: str) -> str:
+    """So much of a unit per second in few digits: "2.5 tracks/s", or "20.5 s per track"."""
+    few, one = max(rate, 1 / rate), unit.removesuffix("s") or unit
+    number = f"{few:,.{2 if few < 10 else 1 if few < 100 else 0}f}"
+    return f"{number} {unit}/s" if rate >= 1 else f"{number} s per {one}"
 
 
 def print_json(value: Any) -> None:

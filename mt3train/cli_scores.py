@@ -104,15 +104,14 @@ def _evaluate_build(
     totals = manifest["splits"].get(split, {"tracks": 0})
     file = ResultsFile(out, identity(model, info, manifest, split), build.name) if out else None
     n_tracks = min(totals["tracks"], tracks or totals["tracks"])
-    with progress(n_tracks, f"evaluate {build.name}", "tracks") as bar:
+    before = min(len(file.done), n_tracks) if file else 0
+    with progress(n_tracks, f"evaluate {build.name}", "tracks", before) as bar:
 
         def on_track(result: TrackScores) -> None:
             if file:
                 file.add(result)
             bar.update(1)
 
-        if file:
-            bar.update(min(len(file.done), n_tracks))
         return run(
             model, info, build, split, batch=batch, max_tracks=tracks, workers=workers,
             done=file.done if file else None, on_track=on_track,
