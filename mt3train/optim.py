@@ -111,8 +111,8 @@ class Muon(_Optimizer):
 
     A matrix moves along the nearest orthogonal matrix to its momentum, so that all directions of it
     learn equally fast. The update's size is that of Adam's, so both go by one rate. In training the
-    demo weights it had AdamW's loss of step 400 at step 325 (benchmarks/weights_notes.md). torch has a Muon from
-    2.9 on, for matrices alone: the rest would want a second optimiser, and a second state to keep.
+    demo weights it had AdamW's loss of step 400 at step 325 (benchmarks/weights_notes.md). torch has a
+    Muon from 2.9 on, for matrices alone: the rest would want a second optimiser, and a second state.
 
     Args:
         params: float32 or float64 parameters.
