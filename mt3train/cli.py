@@ -27,7 +27,7 @@ def train(arguments: tuple[str, ...]) -> None:
 
     Without arguments it trains the paper's model on every build under shards/. On several
     processes: torchrun --nproc_per_node=8 -m mt3train.train CONFIG.toml KEY=VALUE. The keys, with
-    their defaults, stand in mt3train/config.py.
+    their defaults, stand in mt3train/config.py; those of model.* in mt3train/model.py.
 
     \b
     Example: mt3train train demo.toml data.train=shards/demo steps=100

@@ -194,15 +194,26 @@ def _build(values: dict[str, tuple[Any, str]]) -> Config:
         if key in FROM_SHARDS:
             raise UserError(f"{origin}: {key} is no setting; it comes from the shards")
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            near += [k for k in known if k.endswith("." + key)]
-            hint = f"; did you mean {near[0]}?" if near else f"; known are {', '.join(known)}"
-            raise UserError(f"{origin}: unknown key {key}{hint}")
+            raise UserError(f"{origin}: unknown key {key}; {_hint(key, list(known))}")
         section, _, name = key.rpartition(".")
         field_name = "from_" if key == "init.from" else name
         parts[section][field_name] = _typed(key, value, type(known[key]), origin)
     sections = {s: dataclasses.replace(getattr(defaults, s), **parts[s]) for s in parts if s}
     return dataclasses.replace(defaults, **parts[""], **sections)
+
+
+def _hint(key: str, known: list[str]) -> str:
+    """What may have been meant by a key that is not known."""
+    section, dot, name = key.rpartition(".")
+    own = {k.removeprefix(section + "."): k for k in known if dot and k.startswith(section + ".")}
+    if own:  # compared without the section, which would make all its keys look alike
+        near = [own[n] for n in difflib.get_close_matches(name, own, n=1)]
+    else:
+        near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    near += [k for k in known if k.rpartition(".")[2] == name]
+    if near:
+        return f"did you mean {near[0]}?"
+    return f"{section} has {', '.join(own)}" if own else f"known are {', '.join(known)}"
 
 
 def _typed(key: str, value: Any, wanted: type, origin: str) -> Any:

@@ -96,6 +96,11 @@ def test_weights_of_builds_are_a_table(tmp_path):
     [
         ("optim.lrr=1", "command line: unknown key optim.lrr; did you mean optim.lr?"),
         ("lr=1", "command line: unknown key lr; did you mean optim.lr?"),
+        (
+            "model.d_model=8",
+            "unknown key model.d_model; model has emb_dim, num_heads, .*dropout_rate",
+        ),
+        ("model.lr=1", "unknown key model.lr; did you mean optim.lr?"),
         ("optim=3", "unknown key optim"),
         ("steps=many", "command line: steps must be a whole number, not 'many'"),
         ("steps=1.5", "steps must be a whole number, not 1.5"),
