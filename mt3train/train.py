@@ -131,7 +131,7 @@ def train_together(
         log = Log(config, done, rank, device)
     log.say(
         f"{run}: {sum(p.numel() for p in parameters):,} parameters in {precision} on {world}"
-        f" x {device.type}, steps {done} to {config.steps} of {config.batch} segments from"
+        f" x {device.type}, steps {done} to {max(done, config.steps)} of {config.batch} segments from"
         f" {shards.n_records} records of {', '.join(builds) or 'memory'}"
     )
     for file, what in restored.damaged if restored and rank == 0 else []:
@@ -177,7 +177,8 @@ def train_together(
             if done % config.save_every == 0 and done > max(saved, 0):
                 save()
             if done >= config.steps:
-                outcome = "done"
+                enough = f"the run already has {done} steps; give more than steps={done} to go on"
+                outcome = "done" if done > log.first else enough
                 break
 
             batch, n_tokens, n_skipped = next_batch(batches, done, ranks, log)
