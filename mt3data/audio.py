@@ -124,9 +124,8 @@ def require_finite(samples: np.ndarray, name: str, rate: int, first: int = 0) ->
 def require_file(path: Path) -> None:
     """Raise a UserError, saying what there is instead, unless a path is that of a file."""
     if re.match(r"(https?|ftp):/", str(path)):
-        raise UserError(
-            "a web address; expected a file on this machine: download the recording first"
-        )
+        address = str(path).replace(":/", "://", 1)  # of which Path leaves one slash
+        raise UserError(f"{address}: a web address; expected a file on this machine; download it")
     if not path.is_file():
         seen = "a folder" if path.is_dir() else "no such file"
         raise UserError(f"{path}: {seen}; expected an audio file (wav, flac, mp3, ogg, ...)")

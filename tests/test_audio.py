@@ -158,8 +158,8 @@ def test_a_file_that_must_not_be_read_is_no_bug(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("address", ["https://example.org/song.mp3", "http://a/b.wav"])
 def test_a_web_address_is_to_be_downloaded_first(address):
-    with pytest.raises(UserError, match="a web address; .* download the recording first"):
-        audio.audio_info(address)
+    with pytest.raises(UserError, match=f"{address}: a web address; .*; download it"):
+        audio.audio_info(Path(address))
 
 
 def test_what_a_mac_leaves_beside_a_file_does_not_spoil_it(tmp_path):
