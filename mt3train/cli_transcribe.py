@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 # In a folder, files with these endings are taken for recordings.
 AUDIO = set(".wav .flac .mp3 .ogg .oga .opus .aif .aiff .aifc .au .caf .w64 .rf64 .wv".split())
+# Those are recordings, too, but of formats that libsndfile does not read.
+UNREAD = set(".m4a .m4b .mp4 .aac .wma .ape .amr .3gp .mka .mkv .mov .webm".split())
 FORMATS = {"mid": (".mid", ".midi"), "json": (".json",), "csv": (".csv",)}
 ENDINGS = sum(FORMATS.values(), ())
 PAGES = (".html", ".htm")
@@ -60,7 +62,11 @@ class Work:
 @click.command()
 @click.argument("files", nargs=-1, required=True, type=PATH)
 @CHECKPOINT
-@click.option("-o", "--out", type=PATH, help="Notes: a file, or a folder for several.")
+@click.option(
+    "-o", "--out", type=PATH,
+    help="Notes: a file, or a folder for several. MIDI is in seconds, at a nominal 120 bpm: its "
+    "bars mean nothing in notation software.",
+)  # fmt: skip
 @click.option("--html", type=PATH, help="Piano roll and recording as a page, or a folder of pages.")
 @click.option(
     "--format", "kind", type=click.Choice(list(FORMATS)), help="Of --out. Default: as it ends; mid."
@@ -68,7 +74,10 @@ class Work:
 @BATCH
 @click.option("--beams", type=AT_LEAST_0, default=0, show_default=True, metavar="N",
               help="Of a beam search; 0: greedy.")  # fmt: skip
-@click.option("--programs", help='Only these instruments, such as "piano,bass,drums" or "0,33".')
+@click.option(
+    "--programs",
+    help='All that the model may say, such as "piano,bass,drums" or "0,33"; it filters no sound.',
+)
 @click.option("--grammar", is_flag=True, help="Say only what can follow; see mt3train/grammar.py.")
 @click.option("--compile", "compiled", is_flag=True, help="torch.compile: a minute, then faster.")
 def transcribe(
@@ -77,8 +86,9 @@ def transcribe(
 ) -> None:  # fmt: skip
     """Writes the notes of recordings as MIDI, JSON or CSV files, and as pages to look at and hear.
 
-    FILES may be of any format that libsndfile reads and of any length, or folders of them. A
-    recording that cannot be read is reported and the others go on.
+    FILES may be of any format that libsndfile reads and of any length, or folders of them. One
+    that is not there is told before any work; one that cannot be read is reported, and the others
+    go on.
 
     \b
     Example: mt3train transcribe song.wav -o song.mid --html song.html
@@ -86,12 +96,13 @@ def transcribe(
     # Threads that wait must not spin: where other programs run too, that takes 4 times as long.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
     recordings = find_recordings(files)
-    kind, targets = _all_targets(recordings, files == (recordings[0][0],), out, html, kind)
-    model, info = load_checkpoint(checkpoint)
+    alone = files == (recordings[0][0],)
+    kind, targets = _all_targets(recordings, alone, out, html, kind)
     from mt3train.ruled import Instruments
     from mt3train.transcribe import Decoding
 
     only = Instruments.parse(programs) if programs is not None else None
+    model, info = load_checkpoint(checkpoint)
     decoding = Decoding(batch, beams, grammar, only, compile=compiled)
     if only:
         only.forbidden(info.vocabulary)  # says so before any work if it cannot be done
@@ -101,15 +112,18 @@ def transcribe(
         try:
             click.echo(_transcribe_file(work, file, target, page))
         except UserError as error:
-            if files == (file,):
+            if alone:
                 raise
             failed += 1
             click.echo(f"Error: {error}", err=True)
+        except KeyboardInterrupt:
+            click.echo(
+                "interrupted; files that are written stay, the same command starts over", err=True
+            )
+            sys.exit(130)
     if failed:
-        click.echo(
-            f"{failed} of {counted(len(recordings), 'recording')} could not be transcribed",
-            err=True,
-        )
+        tried = counted(len(recordings), "recording")
+        click.echo(f"{failed} of {tried} could not be transcribed", err=True)
         sys.exit(1)
 
 
@@ -117,16 +131,31 @@ def find_recordings(files: Sequence[Path]) -> list[tuple[Path, Path]]:
     """Every recording that the files and folders mean, and where below the output its notes belong.
 
     Raises:
-        UserError: a folder without recordings.
+        UserError: a file that is not there, or a folder without recordings.
     """
+    from mt3data.audio import conversion, require_file
+
     found: list[tuple[Path, Path]] = []
     for file in files:
         if not file.is_dir():
+            require_file(file)
             found.append((file, Path(file.name)))
             continue
-        inside = sorted(p for p in file.rglob("*") if p.suffix.lower() in AUDIO and p.is_file())
+        # A Mac leaves ._song.mp3 beside song.mp3, which is none.
+        visible = sorted(p for p in file.rglob("[!.]*") if p.is_file())
+        inside = [path for path in visible if path.suffix.lower() in AUDIO]
+        unread = [path for path in visible if path.suffix.lower() in UNREAD]
+        hint = "expected files such as song.wav in it"
+        if unread:
+            n, first = counted(len(unread), "file"), unread[0]
+            hint = (
+                f"{n} of formats that libsndfile does not read, the first is {first}; "
+                f"try {conversion(first)}"
+            )
         if not inside:
-            raise UserError(f"{file} holds no recordings; expected files such as song.wav in it")
+            raise UserError(f"{file} holds no recordings; {hint}")
+        if unread:
+            click.echo(f"{file}: passed over {hint}", err=True)
         found += [(path, path.relative_to(file)) for path in inside]
     return found
 
@@ -177,9 +206,15 @@ def _targets(
         )
     else:
         targets = [out]
-    twice = sorted({str(target) for target in targets if targets.count(target) > 1})
-    if twice:
-        raise UserError(f"two recordings would become {twice[0]}; rename one, or use two folders")
+    first: dict[Path, Path] = {}
+    for (file, _), target in zip(recordings, targets, strict=True):
+        if target in first:
+            raise UserError(
+                f"{first[target]} and {file} would both become {target}; rename one, or use two "
+                "folders"
+            )
+        first[target] = file
+    becomes_folder = alone and targets != [out] and not out.exists()
     for folder in {target.parent for target in targets}:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -190,6 +225,9 @@ def _targets(
     for target in targets:
         if target.is_dir():
             raise UserError(f"{target} is a folder; choose another {option}")
+    if becomes_folder:
+        ending = f"does not end as a file does ({endings[0]})"
+        click.echo(f"{option} {out} {ending}, so it is now a folder", err=True)
     return targets
 
 
@@ -200,7 +238,10 @@ def _about(checkpoint: Path | None, model: MT3, info: CheckpointInfo, programs: 
     name = "the demo weights of mt3kit" if checkpoint is None else weights_file(checkpoint).name
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     only = f"; asked for {programs} alone" if programs else ""
-    return f"Model: {name}, {millions:.3g} million parameters, {info.step:,} updates{only}"
+    limits = (
+        "" if checkpoint else ". A small model that heard rendered pieces alone: expect mistakes"
+    )
+    return f"Model: {name}, {millions:.3g} million parameters, {info.step:,} updates{only}{limits}"
 
 
 def _transcribe_file(work: Work, file: Path, target: Path | None, page: Path | None) -> str:
@@ -231,7 +272,8 @@ def _heard(result: Transcription) -> str:
     notes = result.notes
     instruments = counted(len(set(notes.instrument.tolist())), "instrument")
     heard = f"{counted(len(notes), 'note')} of {instruments}" if len(notes) else "no notes found"
-    odd = f", {result.invalid} invalid events skipped" if result.invalid else ""
+    left_out = f"{counted(result.invalid, 'thing')} that the model said and that made no sense"
+    odd = f"; left out: {left_out}" if result.invalid else ""
     return f"{heard} in {counted(result.n_segments, 'segment')}{odd}"
 
 

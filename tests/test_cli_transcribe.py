@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 
 from mt3data import disk
 from mt3data.midi import read_midi
+from mt3data.notes import Notes
 from mt3data.vocabulary import EOS_ID, Event, VocabularyConfig, codec_of, num_embeddings
 from mt3train import cli_transcribe
 from mt3train.checkpoint import CheckpointInfo, save_weights
@@ -143,7 +144,7 @@ def test_the_notes_of_chosen_instruments_are_written_with_the_grammar_too(tmp_pa
     done = run(song, "--checkpoint", checkpoint, "-o", tmp_path / "a.json", "--programs", "33,drums",
                "--grammar", "--batch", 2)  # fmt: skip
     assert done.exit_code == 0, done.output
-    assert "invalid" not in done.output
+    assert "made no sense" not in done.output
     notes = json.loads((tmp_path / "a.json").read_text())["notes"]
     assert notes and {note["program"] for note in notes if not note["is_drum"]} <= {33}
 
@@ -207,6 +208,71 @@ def test_the_size_of_a_long_recording_s_page_is_said_and_room_for_it_asked(
     assert not (tmp_path / "b.html").exists()
 
 
+def test_what_a_folder_holds_that_cannot_be_read_is_said_and_leftovers_are_not_read(
+    tmp_path, checkpoint, says
+):
+    says(VocabularyConfig(), *NOTE)
+    record(tmp_path / "in" / "song.wav")
+    for name in ("a b.m4a", "c.WMA", "._song.wav", ".hidden.m4a", "notes.txt"):
+        (tmp_path / "in" / name).write_bytes(b"\x00\x05\x16\x07")
+    done = run(tmp_path / "in", "--checkpoint", checkpoint, "-o", tmp_path / "out")
+    assert done.exit_code == 0, done.output
+    first = tmp_path / "in" / "a b.m4a"
+    assert done.stderr == (
+        f"{tmp_path / 'in'}: passed over 2 files of formats that libsndfile does not read, the first "
+        f"is {first}; try `ffmpeg -i '{first}' converted.wav`\n"
+    )
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["song.mid"]
+
+
+@pytest.mark.parametrize("words", [["no.wav"], ["song.wav", "--programs", "kazoo"]])
+def test_a_mistyped_word_is_told_before_anything_is_loaded(tmp_path, monkeypatch, words):
+    def load(checkpoint: Path | None) -> None:
+        raise AssertionError("loaded")
+
+    record(tmp_path / "song.wav")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli_transcribe, "load_checkpoint", load)
+    done = run(*words, "-o", "a.mid")
+    assert done.exit_code == 2 and done.stderr.count("\n") == 1
+    assert run("song.wav", "-o", "a.mid").exception.args == ("loaded",)
+
+
+def test_a_name_without_an_ending_becomes_a_folder_and_is_said_to(tmp_path, checkpoint, says):
+    says(VocabularyConfig(), *NOTE)
+    words = [record(tmp_path / "a.wav"), "--checkpoint", checkpoint, "-o", tmp_path / "song"]
+    done = run(*words)
+    told = f"-o {tmp_path / 'song'} does not end as a file does (.mid), so it is now a folder\n"
+    assert done.stderr == told and f"{tmp_path / 'song' / 'a.mid'}: 2 notes" in done.stdout
+    assert run(*words).stderr == ""  # it was a folder before
+
+
+def test_what_made_no_sense_is_counted_in_plain_words(tmp_path, checkpoint, says):
+    says(VocabularyConfig(), *NOTE[:3], ("tie", 0), *NOTE[3:])
+    done = run(record(tmp_path / "a.wav"), "--checkpoint", checkpoint, "-o", tmp_path / "a.mid")
+    said = "segment; left out: 1 thing that the model said and that made no sense\n"
+    assert done.stdout.endswith(said)
+
+
+def test_an_interrupted_folder_keeps_what_is_written(tmp_path, checkpoint, says, monkeypatch):
+    says(VocabularyConfig(), *NOTE)
+    write_notes = cli_transcribe._write_notes
+
+    def interrupt(work: cli_transcribe.Work, notes: Notes, target: Path) -> None:
+        if target.name == "b.mid":
+            raise KeyboardInterrupt
+        write_notes(work, notes, target)
+
+    monkeypatch.setattr(cli_transcribe, "_write_notes", interrupt)
+    for name in "abc":
+        record(tmp_path / "in" / f"{name}.wav")
+    done = run(tmp_path / "in", "--checkpoint", checkpoint, "-o", tmp_path / "out")
+    assert done.exit_code == 130
+    told = "interrupted; files that are written stay, the same command starts over\n"
+    assert done.stderr == told
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.mid"]
+
+
 @pytest.mark.parametrize(
     "words, message",
     [
@@ -214,7 +280,10 @@ def test_the_size_of_a_long_recording_s_page_is_said_and_room_for_it_asked(
         (["song.wav", "-o", "a.mid", "--batch", "0"], "'--batch': 0 is not in the range x>=1"),
         (["song.wav", "-o", "a.mid", "--beams", "-1"], "'--beams': -1 is not in the range x>=0"),
         (["song.wav", "-o", "a.mid", "--programs", "kazoo"], "no instrument 'kazoo'"),
-        (["song.wav", "song.wav", "-o", "out"], "two recordings would become"),
+        (
+            ["song.wav", "in", "-o", "out"],
+            "song.wav and in/song.wav would both become out/song.mid",
+        ),
         (["song.wav", "empty", "-o", "out"], "empty holds no recordings"),
         (["song.wav"], "nowhere to write to; expected -o song.mid, --html song.html, or both"),
         (
@@ -229,7 +298,10 @@ def test_the_size_of_a_long_recording_s_page_is_said_and_room_for_it_asked(
         (["song.wav", "song.flac", "-o", "notes.txt"], "for a folder of that name, make it first"),
         (["song.wav", "--html", "song.mid"], "--html song.mid does not end in .html or .htm"),
         (["song.wav", "--html", "a.html", "--format", "csv"], "--format csv is the format of -o"),
-        (["song.wav", "song.wav", "--html", "out"], "two recordings would become out/song.html"),
+        (["song.wav", "song.flac", "--html", "out"], "song.flac would both become out/song.html"),
+        (["song.wav", "no.wav", "-o", "out"], "no.wav: no such file; expected an audio file"),
+        (["https://a.org/b.mp3", "-o", "a.mid"], "https://a.org/b.mp3: a web address;"),
+        (["phone", "-o", "out"], "phone holds no recordings; 2 files of formats that libsndfile"),
         (["song.wav", "--html", "song.wav/out"], "cannot be made"),
         (["song.wav", "--html", "/proc/a.html"], "/proc"),
         (["song.wav", "-o", "taken"], "taken/song.mid is a folder; choose another -o"),
@@ -245,6 +317,9 @@ def test_a_mistake_takes_one_line_and_exits_with_2(
     record(tmp_path / "song.wav")
     record(tmp_path / "song.flac")
     record(tmp_path / "in" / "song.wav")
+    for name in ("a.m4a", "b.wma", "._c.mp3"):
+        (tmp_path / "phone").mkdir(exist_ok=True)
+        (tmp_path / "phone" / name).touch()
     for folder in ("empty", "taken/song.mid", "taken/song.html"):
         (tmp_path / folder).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)

@@ -70,6 +70,15 @@ def test_where_there_are_none_one_line_says_what_to_do(tmp_path, monkeypatch, wo
     assert "comes without demo weights" in done.stderr and "--checkpoint" in done.stderr
 
 
+def test_a_page_tells_the_limits_of_the_demo_weights_alone(tmp_path, installed):
+    song, page = record(tmp_path / "song.wav"), tmp_path / "a.html"
+    limits = "0 updates. A small model that heard rendered pieces alone: expect mistakes</p>"
+    for words, told in (([], True), (["--checkpoint", installed / WEIGHTS], False)):
+        done = run("transcribe", song, "--html", page, *words)
+        assert done.exit_code == 0, done.output
+        assert (limits in page.read_text()) == told
+
+
 def test_weights_of_which_nothing_was_measured_are_none(tmp_path, installed):
     (installed / SCORES).unlink()
     done = run("transcribe", record(tmp_path / "song.wav"), "-o", tmp_path / "a.mid")

@@ -10,6 +10,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import pretty_midi
 import pytest
 import soundfile
 from test_report import Page
@@ -77,6 +78,8 @@ def test_the_page_holds_the_notes_and_the_midi_file(tmp_path: Path, velocity: bo
     assert midi == midi_bytes(NOTES.sorted()) and len(read_midi(midi)) == 4
     assert 'download="song.mid"' in text
     assert "0:02 · 4 notes of 3 instruments" in text
+    assert "The MIDI file is in seconds" in text
+    assert pretty_midi.PrettyMIDI(io.BytesIO(midi)).get_tempo_changes()[1].tolist() == [120.0]
 
 
 def test_the_recording_inside_lasts_as_long_and_stands_where_it_stood(tmp_path: Path):
