@@ -84,7 +84,7 @@ def transcribe(
     files: tuple[Path, ...], checkpoint: Path | None, out: Path | None, html: Path | None,
     kind: str | None, batch: int, beams: int, programs: str | None, grammar: bool, compiled: bool,
 ) -> None:  # fmt: skip
-    """Writes the notes of recordings as MIDI, JSON or CSV files, and as pages to look at and hear.
+    """Writes the notes of recordings: MIDI, JSON, CSV, or a page.
 
     FILES may be of any format that libsndfile reads and of any length, or folders of them. One
     that is not there is told before any work; one that cannot be read is reported, and the others

@@ -83,13 +83,13 @@ def test_scores_of_equal_files_are_one(tmp_path: Path) -> None:
     ("words", "complaint"),
     [
         (["transcribe", "GOOD", "--checkpoint", "nowhere", "-o", "a.mid"], "no checkpoint nowhere"),
-        (["transcribe", "GOOD", "--checkpoint", "GOOD", "-o", "a.mid"], "not a whole safetensors"),
+        (["transcribe", "GOOD", "--checkpoint", "GOOD", "-o", "a.mid"], "no .safetensors file"),
         (["transcribe", "gone.wav", "--checkpoint", "WEIGHTS", "-o", "a.mid"], "no such file"),
         (
             ["transcribe", "GOOD", "--checkpoint", "WEIGHTS", "-o", "a.mid", "--batch", "0"],
             "--batch",
         ),
-        (["transcribe", "GOOD", "GOOD", "--checkpoint", "WEIGHTS", "-o", "x"], "two recordings"),
+        (["transcribe", "GOOD", "GOOD", "--checkpoint", "WEIGHTS", "-o", "x"], "would both become"),
         (["evaluate", "nowhere", "--checkpoint", "WEIGHTS"], "no such folder"),
         (["score", "gone.mid", "gone.mid"], "cannot be read"),
         (["train", "demo.toml", "optim.lrr=1"], "did you mean optim.lr?"),
