@@ -68,10 +68,8 @@ def agree(builds: Sequence[tuple[Any, dict[str, Any]]], member: str | None = Non
     for key in ("spectrogram", "vocabulary", "edge", "window"):
         for other, manifest in builds:
             if manifest[key] != first[key]:
-                raise UserError(
-                    f"{other} has {key} {manifest[key]}, {place} has {first[key]}; builds can be "
-                    "mixed only if they agree"
-                )
+                apart = told_apart(key, (first[key], place), (manifest[key], other))
+                raise UserError(f"{apart}; builds can be mixed only if they agree")
     return Agreement(
         SpectrogramConfig(**first["spectrogram"]),
         VocabularyConfig(**first["vocabulary"]),
@@ -79,6 +77,20 @@ def agree(builds: Sequence[tuple[Any, dict[str, Any]]], member: str | None = Non
         first["window"],
         _member_of_all(builds, member),
     )
+
+
+def told_apart(name: str, one: tuple[Any, Any], other: tuple[Any, Any]) -> str:
+    """In what two unequal settings differ: "num_velocity_bins: 1 in shards/a, 127 in shards/b".
+
+    Args:
+        name: of the setting.
+        one, other: its value, and the place that has it. Of dicts only what differs is told.
+    """
+    (a, here), (b, there) = one, other
+    if not (isinstance(a, dict) and isinstance(b, dict)):
+        return f"{name}: {a} in {here}, {b} in {there}"
+    keys = [key for key in a | b if a.get(key) != b.get(key)]
+    return "; ".join(f"{key}: {a.get(key)} in {here}, {b.get(key)} in {there}" for key in keys)
 
 
 def _member_of_all(builds: Sequence[tuple[Any, dict[str, Any]]], wanted: str | None) -> str:

@@ -1,9 +1,11 @@
 """What a run trains and evaluates on: which builds, in which shares, and how they are read."""
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
+from mt3data.agreement import told_apart
 from mt3data.errors import UserError
 from mt3data.reader import Batch, IndexedShards
 from mt3data.shards import find_builds, read_manifest
@@ -158,10 +160,11 @@ def open_evaluation(config: DataConfig, like: Segments) -> Segments | None:
         return None
     shards = IndexedShards(builds, config.eval_split, seed=0, member=like.member)
     for key in ("spectrogram", "vocabulary", "edge"):
-        if getattr(shards, key) != getattr(like, key):
-            raise UserError(
-                f"{builds[0]}: its {key} is {getattr(shards, key)}, that of the training shards "
-                f"{getattr(like, key)}; give data.eval a build with the same settings"
-            )
+        ours, theirs = getattr(shards, key), getattr(like, key)
+        if ours != theirs:
+            if key != "edge":
+                ours, theirs = asdict(ours), asdict(theirs)
+            apart = told_apart(key, (ours, builds[0]), (theirs, "the training shards"))
+            raise UserError(f"{apart}; give data.eval a build with the settings of data.train")
     shards.batch(0, 1, frames=config.frames)  # better now than after hours
     return shards

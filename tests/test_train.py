@@ -234,18 +234,6 @@ def test_a_finished_run_stays_as_it_is(tmp_path):
     assert (file.stat().st_mtime_ns, metrics(tmp_path)) == before
 
 
-def test_a_run_that_has_more_steps_than_asked_for_says_so(tmp_path, capsys):
-    train(config(tmp_path), Made())
-    steps = config(tmp_path).steps
-    assert capsys.readouterr().err.endswith(": done\n")
-    train(config(tmp_path, steps=steps - 1), Made())
-    said = capsys.readouterr().err
-    assert f"steps {steps} to {steps} of" in said
-    assert said.endswith(
-        f": the run already has {steps} steps; give more than steps={steps} to go on\n"
-    )
-
-
 def test_training_lowers_the_loss_and_says_what_it_skipped(tmp_path):
     fixed = Made()
     drawn = fixed.batch

@@ -48,11 +48,14 @@ def test_torchrun_with_two_processes_trains_as_one_process_does(shards, tmp_path
     assert (info.step, info.edge, info.frames, info.model.n_mels) == (2, "segment", 256, 512)
 
 
-def test_a_run_that_is_further_than_it_was_asked_for_is_done(shards, tmp_path, capsys):
+def test_a_run_that_is_further_than_it_was_asked_for_says_so(shards, tmp_path, capsys):
     options = ["demo.toml", f"data.train={shards}", *TINY, f"run={tmp_path}"]
     train(load_config([*options, "steps=2"]))
-    train(load_config([*options, "steps=1"]))
     assert capsys.readouterr().err.endswith("checkpoint-00000002.safetensors: done\n")
+    train(load_config([*options, "steps=1"]))
+    said = capsys.readouterr().err
+    assert "steps 2 to 2 of" in said
+    assert said.endswith(": the run already has 2 steps; give more than steps=2 to go on\n")
 
 
 def test_a_run_in_a_place_of_a_file_is_one_line_and_exit_code_2(
@@ -70,8 +73,11 @@ def test_a_run_in_a_place_of_a_file_is_one_line_and_exit_code_2(
 @pytest.mark.parametrize(
     "windows, message",
     [
-        (WindowConfig(256, vocabulary=VocabularyConfig(127)), "its vocabulary is .*=127"),
-        (WindowConfig(256, "track"), "its edge is track, that of the training shards segment"),
+        (
+            WindowConfig(256, vocabulary=VocabularyConfig(127)),
+            "num_velocity_bins: 127 in .*other/demo, 1 in the",
+        ),
+        (WindowConfig(256, "track"), "edge: track in .*, segment in the training shards"),
         (WindowConfig(512), "records of 512 frames with edge 'segment' cannot be cut to 256"),
     ],
 )

@@ -1,0 +1,41 @@
+"""What builds must agree on, and what is said where they do not."""
+
+from dataclasses import asdict
+from typing import Any
+
+import pytest
+
+from mt3data.agreement import agree
+from mt3data.errors import UserError
+from mt3data.spectrogram import SpectrogramConfig
+from mt3data.vocabulary import VocabularyConfig
+
+
+def manifest(**changes: Any) -> dict[str, Any]:
+    settings = {
+        "spectrogram": asdict(SpectrogramConfig()),
+        "vocabulary": asdict(VocabularyConfig(num_velocity_bins=1)),
+        "edge": "segment", "window": 256, "members": ["mel"],
+    }  # fmt: skip
+    return settings | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"vocabulary": asdict(VocabularyConfig(num_velocity_bins=127))},
+            "num_velocity_bins: 1 in shards/a, 127 in shards/b",
+        ),
+        ({"edge": "track"}, "edge: segment in shards/a, track in shards/b"),
+        ({"window": 512}, "window: 256 in shards/a, 512 in shards/b"),
+    ],
+)
+def test_of_builds_that_differ_only_the_difference_is_told(
+    changes: dict[str, Any], told: str
+) -> None:
+    builds = [("shards/a", manifest()), ("shards/b", manifest(**changes))]
+    assert agree(builds[:1] * 2).vocabulary.num_velocity_bins == 1
+    with pytest.raises(UserError) as said:
+        agree(builds)
+    assert str(said.value) == f"{told}; builds can be mixed only if they agree"
