@@ -69,7 +69,9 @@ def read_midi_and_count(source: str | Path | bytes, *, sustain: bool = True) -> 
         try:
             sequence = note_seq.midi_to_note_sequence(midi)
         except note_seq.MIDIConversionError as error:
-            said = f"not a MIDI file that pretty_midi can read ({error})"
+            cause = error.__context__ or error  # note_seq wraps it into words for programmers
+            why = "it is cut short, or empty" if isinstance(cause, EOFError) else cause
+            said = f"not a MIDI file that pretty_midi can read ({why})"
             raise UserError(f"{name}: {said}") from error
     if sustain:
         sequence = note_seq.apply_sustain_control_changes(sequence)

@@ -90,10 +90,21 @@ def test_sustain_can_be_left_out(tmp_path: Path) -> None:
     assert read_midi(tmp_path / "pedal.mid", sustain=False).offset.tolist() == [1.0]
 
 
-@pytest.mark.parametrize("content", [b"", b"not midi at all", b"MThd\x00\x00"])
-def test_a_file_that_is_no_midi_is_named(tmp_path: Path, content: bytes) -> None:
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "it is cut short, or empty"),
+        (b"MThd\x00\x00", "it is cut short, or empty"),
+        (
+            b"MThd\x00\x00\x00\x06\x00\x01\x00\x01\x01\xe0MTrk\x00\x00\x00\x09\x00\x90",
+            "it is cut short",
+        ),
+        (b"not midi at all", "MThd not found"),
+    ],
+)
+def test_a_file_that_is_no_midi_is_named(tmp_path: Path, content: bytes, why: str) -> None:
     (tmp_path / "bad.mid").write_bytes(content)
-    with pytest.raises(UserError, match=r"bad\.mid: not a MIDI file"):
+    with pytest.raises(UserError, match=rf"bad\.mid: not a MIDI file .*\({why}"):
         read_midi(tmp_path / "bad.mid")
 
 
