@@ -44,9 +44,12 @@ def report(manifest: Manifest, folder: Path) -> list[str]:
     """What lies in a dataset's folder, in words: sources, what could not be checked, archives."""
     ledger, bare = read_ledger(folder), 0
     there = [source for source in manifest.sources if source.id in ledger]
-    lines = [
-        f"{folder}: {len(there)} of {len(manifest.sources)} sources are there and were checked"
-    ]
+    first = f"{folder}: {len(there)} of {len(manifest.sources)} sources are there and were checked"
+    rest = [source for source in manifest.sources if source.id not in ledger]
+    if rest and all(source.optional for source in rest):
+        named = ", ".join(source.id for source in rest)
+        first += f"; nothing else is needed (optional, with --source: {named})"
+    lines = [first]
     for source in there:
         if ledger[source.id]["select"] and not ledger[source.id]["sha256"]:
             lines.append(f"  {source.id}: members came alone, checked by their CRC-32 only")
