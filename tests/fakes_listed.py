@@ -210,8 +210,17 @@ def musicnet_em_tree(root: Path, *, seconds: float = 1.0) -> Path:
     return top
 
 
-# A small tree of every dataset, by manifest; each takes the folder that --root is to name.
-TREES: dict[str, Callable[[Path], Path]] = {
+class Trees(dict[str, Callable[[Path], Path]]):
+    """A small tree of every dataset, by manifest; each takes the folder that --root is to name."""
+
+    def __missing__(self, name: str) -> Callable[[Path], Path]:
+        raise LookupError(
+            f"the dataset {name!r} has no fake: write a function that makes a small tree of it, and "
+            "enter it in TREES, in tests/fakes_listed.py"
+        )
+
+
+TREES = Trees({
     "slakh": slakh_tree,
     "cerberus4": slakh_tree,
     "demo": partial(slakh_tree, layout="demo"),
@@ -221,4 +230,4 @@ TREES: dict[str, Callable[[Path], Path]] = {
     "musicnet_em": musicnet_em_tree,
     "urmp": urmp_tree,
     "folder": partial(folder_tree, stems=("a.wav", "deep/er/b c.flac", "c.ogg")),
-}
+})  # fmt: skip

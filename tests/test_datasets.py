@@ -145,3 +145,7 @@ def test_the_whole_dataset_has_the_expected_tracks_in_every_scheme(name, tmp_pat
 
 def test_every_manifest_has_an_adapter_and_a_tree():
     assert set(NAMES) <= set(TREES)
+    with pytest.raises(
+        LookupError, match=r"'lute' has no fake: .* TREES, in tests/fakes_listed.py"
+    ):
+        TREES["lute"]
