@@ -55,7 +55,7 @@ def open_shards(config: DataConfig, seed: int) -> Segments:
 def _open_streamed(config: DataConfig, seed: int) -> Segments:
     builds: Sequence[str | Path]
     if "://" in config.train and not config.cache:
-        builds, temperature = named(config.train), config.temperature
+        builds, temperature = _named(config.train), config.temperature
         if config.mixture:
             raise UserError(
                 "data.mixture chooses among builds on this machine; give data.cache=DIR"
@@ -79,11 +79,11 @@ def builds_at(where: str, cache: str) -> list[Path]:
     Raises:
         UserError: nothing is there, or an address without a cache.
     """
-    builds = [build for part in named(where) for build in _builds_at_one(part, cache)]
+    builds = [build for part in _named(where) for build in _builds_at_one(part, cache)]
     return list(dict.fromkeys(builds))  # once, however many patterns find it
 
 
-def named(where: str) -> list[str]:
+def _named(where: str) -> list[str]:
     """The builds, patterns and addresses that a setting names with commas."""
     if Path(where).exists():
         return [where]  # whose own name may have commas
