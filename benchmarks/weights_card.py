@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from mt3data.disk import write_durably
+from mt3data.windows import WindowConfig
 from mt3train.demo_weights import CARD, FOLDER, SCORES, WEIGHTS
 from mt3train.evaluate import nan_mean
 
@@ -238,9 +239,11 @@ def data(measured: Mapping[str, Any]) -> str:
 def build_command(build: Mapping[str, Any]) -> str:
     """The `mt3data build` that a manifest describes, defaults left out."""
     subsets = build["subsets"]
+    members = tuple(build["members"].split(","))
     least = re.findall(r"uniform from (\d+)", subsets["law"]) if subsets else []
     options = {
         "window": (build["window"], 2048), "members": (build["members"], "mel"),
+        "edge": (build["edge"], WindowConfig(build["window"], members=members).edge),
         "granularity": (build["granularity"], "full"), "encoding": (build["encoding"], "ties"),
         "velocity-bins": (build["num_velocity_bins"], 1), "align": (build["align"], "measure"),
         "subsets": (subsets and subsets["passes"], None), "least-stems": ("".join(least), ""),
