@@ -175,7 +175,7 @@ def main() -> None:
         return
     compare()
     print()
-    transcribe_noise(ModelConfig(), 49.15, 64, 8, threads)
+    transcribe_noise(ModelConfig(), 49.15, 64, Decoding().batch, threads)
 
 
 if __name__ == "__main__":

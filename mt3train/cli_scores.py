@@ -24,7 +24,7 @@ CHECKPOINT = click.option(
     help="A .safetensors file, or the folder of a run (its newest checkpoint); default: the demo "
     "weights of this package.",
 )  # fmt: skip
-BATCH = click.option("--batch", type=AT_LEAST_1, default=8, show_default=True, metavar="N",
+BATCH = click.option("--batch", type=AT_LEAST_1, default=16, show_default=True, metavar="N",
                      help="Segments decoded at once.")  # fmt: skip
 ROWS = {  # of `score`: what a line is called, and its score
     "onset": "onset", "onset + offset": "onset_offset", "onset + velocity": "onset_velocity",

@@ -81,7 +81,7 @@ def evaluate(
     build: str | Path,
     split: str = "test",
     *,
-    batch: int = 8,
+    batch: int = 16,
     max_tracks: int | None = None,
     workers: int = 1,
     done: Mapping[str, TrackScores] | None = None,
@@ -149,7 +149,7 @@ def score_track(
     model: MT3,
     info: CheckpointInfo,
     records: TrackRecords,
-    batch: int = 8,
+    batch: int = 16,
     on_batch: Callable[[int], None] | None = None,
 ) -> TrackScores:
     """The scores of one track, transcribed from its records.

@@ -50,7 +50,7 @@ class Decoding:
         compile: see `DecodeOptions`.
     """
 
-    batch: int = 8
+    batch: int = 16
     beams: int = 0
     grammar: bool = False
     only: Instruments | None = None
