@@ -160,6 +160,7 @@ def train_together(
                 checkpoint.save(run, model, now, optimizer, state, config.keep)
         saved = done
 
+    begun = done, progress["evaluated"]
     with closing(Ahead(load, last=config.steps - 1)) as batches, suppress(Stopped):
         while True:
             # What is due after `done` updates; a run that was stopped before it begins with it.
@@ -178,7 +179,7 @@ def train_together(
                 save()
             if done >= config.steps:
                 enough = f"the run already has {done} steps; give more than steps={done} to go on"
-                outcome = "done" if done > log.first else enough
+                outcome = enough if (done, progress["evaluated"]) == begun else "done"
                 break
 
             batch, n_tokens, n_skipped = next_batch(batches, done, ranks, log)
