@@ -114,7 +114,9 @@ def test_the_version_is_said_in_one_place_and_followed_by_the_others() -> None:
     assert mt3train.__version__ == mt3data.__version__
     said = re.findall(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
     assert said == [mt3data.__version__]
-    (latest, *_) = re.findall(r"^## \[([\d.]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    (latest, *_) = re.findall(
+        r"^## \[([\d.]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
     assert latest == mt3data.__version__
 
 
