@@ -26,7 +26,7 @@ from weights_facts import data, long_recording, machine, rounded, training, weig
 
 from mt3data.audio import audio_info, read_audio
 from mt3data.datasets.slakh import tracks as read_pieces
-from mt3data.disk import write_durably
+from mt3data.files import write_durably
 from mt3data.manifest import load
 from mt3data.notes import Notes
 from mt3data.terminal import progress

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mt3data.card import dataset_card
-from mt3data.disk import remove_at_once, write_durably
+from mt3data.files import remove_at_once, write_durably
 from mt3data.plan import Plan
 from mt3data.shards import (
     MANIFEST,

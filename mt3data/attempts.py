@@ -23,8 +23,8 @@ from pathlib import Path
 import numpy as np
 
 from mt3data import __version__
-from mt3data.disk import remove_at_once
 from mt3data.errors import UserError
+from mt3data.files import remove_at_once
 from mt3data.plan import PlannedTrack
 
 LEAST_LIMIT_SECONDS, LIMIT_PER_SECOND = 600.0, 2.0  # a track takes a hundredth of that

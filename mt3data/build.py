@@ -23,10 +23,10 @@ from typing import Any
 from mt3data.assemble import assemble
 from mt3data.attempts import Run, new_run, track_of
 from mt3data.claim import LOG, claimed, finished, is_done
-from mt3data.disk import require_space
 from mt3data.engine import LOCAL, WorkersLost
 from mt3data.engine import run as run_tasks
 from mt3data.errors import UserError
+from mt3data.files import require_space
 from mt3data.plan import Plan, ShardPlan
 from mt3data.records import track_rows
 from mt3data.worker import STATE, do_shard

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from mt3data.disk import size
+from mt3data.files import size
 from mt3data.manifest import KnownIssue, Manifest, PaperFigures, Source
 
 WIDTH = 100

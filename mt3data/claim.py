@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mt3data.disk import has_size, locked, write_durably
 from mt3data.errors import UserError
+from mt3data.files import has_size, locked, write_durably
 from mt3data.plan import Plan, ShardPlan
 from mt3data.records import track_rows
 from mt3data.shards import MANIFEST, canonical_json

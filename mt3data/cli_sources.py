@@ -118,8 +118,8 @@ def download_first(
     Raises:
         UserError: the dataset has no such splits, which is said before anything is downloaded.
     """
-    from mt3data.disk import size
     from mt3data.download import Wishes, dataset_folder, needs_download, wanted_sources
+    from mt3data.files import size
     from mt3data.manifest import load
 
     manifest = load(dataset)

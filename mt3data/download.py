@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mt3data.disk import free_bytes, locked, require_space, size, write_durably
 from mt3data.errors import UserError
 from mt3data.fetch import (
     MB,
@@ -25,6 +24,7 @@ from mt3data.fetch import (
     file_name,
     sums_of,
 )
+from mt3data.files import free_bytes, locked, require_space, size, write_durably
 from mt3data.ledger import (
     LEDGER,
     STATE,

@@ -16,8 +16,8 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from mt3data.disk import require_space, write_durably
 from mt3data.errors import UserError
+from mt3data.files import require_space, write_durably
 from mt3data.manifest import Source
 from mt3data.terminal import progress
 from mt3data.transport import PATIENT, Patience, RemoteFile

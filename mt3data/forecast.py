@@ -8,9 +8,9 @@ from collections.abc import Sequence, Set
 from itertools import islice
 
 from mt3data.claim import finished, is_done
-from mt3data.disk import free_bytes, size
 from mt3data.engine import LOCAL
 from mt3data.examples import TrackExamples, TrackFailure
+from mt3data.files import free_bytes, size
 from mt3data.plan import Plan, PlannedTrack, ShardPlan
 from mt3data.terminal import counted
 from mt3data.windows import WindowConfig

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mt3data.disk import size
+from mt3data.files import size
 from mt3data.manifest import Manifest
 
 STATE = ".mt3kit"

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from mt3data.disk import write_durably
 from mt3data.errors import UserError
+from mt3data.files import write_durably
 from mt3data.notes import COLUMNS, Notes
 from mt3data.sequences import import_note_seq
 

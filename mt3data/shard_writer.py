@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mt3data.disk import sync_and_rename, temporary
+from mt3data.files import sync_and_rename, temporary
 from mt3data.shards import (
     SCHEMA_VERSION,
     canonical_json,

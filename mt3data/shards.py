@@ -31,8 +31,8 @@ from typing import Any
 
 import numpy as np
 
-from mt3data.disk import write_durably
 from mt3data.errors import UserError
+from mt3data.files import write_durably
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"

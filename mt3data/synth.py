@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mt3data.compose import compose
-from mt3data.disk import locked, write_durably
 from mt3data.errors import UserError
+from mt3data.files import locked, write_durably
 from mt3data.render import MAX_SECONDS, Rendered, default_soundfont, soundfont_bytes, write_track
 from mt3data.terminal import progress
 

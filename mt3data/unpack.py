@@ -23,8 +23,8 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO, Protocol, cast
 
-from mt3data.disk import has_size
 from mt3data.errors import UserError
+from mt3data.files import has_size
 from mt3data.ledger import MemberLog
 
 BLOCK_BYTES = 1 << 20

@@ -18,9 +18,9 @@ from stat import S_ISREG
 from typing import Any
 
 from mt3data.attempts import Run
-from mt3data.disk import write_durably
 from mt3data.errors import UserError
 from mt3data.examples import TrackExamples, TrackFailure
+from mt3data.files import write_durably
 from mt3data.plan import PlannedTrack, ShardPlan
 from mt3data.rows import failed_row
 from mt3data.sequences import import_note_seq

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mt3data.disk import require_space, size
 from mt3data.errors import UserError
+from mt3data.files import require_space, size
 from mt3data.terminal import AT_LEAST_0, PATH, counted, progress, unusable
 from mt3train.cli_scores import BATCH, CHECKPOINT, load_checkpoint
 

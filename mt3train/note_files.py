@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mt3data.disk import write_durably
+from mt3data.files import write_durably
 from mt3data.midi import DRUMS, instrument_name
 from mt3data.notes import COLUMNS, Notes
 

@@ -31,8 +31,8 @@ import soundfile
 
 from mt3data import __version__
 from mt3data.audio import audio_info, read_blocks
-from mt3data.disk import write_durably
 from mt3data.errors import UserError
+from mt3data.files import write_durably
 from mt3data.markup import Html, document, element, style_sheet
 from mt3data.midi import DRUMS, instrument_name, midi_bytes
 from mt3data.notes import Notes

@@ -14,7 +14,7 @@ import soundfile
 import torch
 from click.testing import CliRunner, Result
 
-from mt3data import disk
+from mt3data import files as disk
 from mt3data.midi import read_midi
 from mt3data.notes import Notes
 from mt3data.vocabulary import EOS_ID, Event, VocabularyConfig, codec_of, num_embeddings

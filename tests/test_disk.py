@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from mt3data import disk
+from mt3data import files as disk
 from mt3data.errors import UserError
 
 

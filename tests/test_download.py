@@ -11,7 +11,7 @@ import pytest
 from server import Fault, Publisher, publisher
 from toys import CONTENT, MEMBERS, UNPACKED, a_tar_gz, a_zip, files, get, manifest, source
 
-from mt3data import disk
+from mt3data import files as disk
 from mt3data.download import needs_download
 from mt3data.errors import UserError
 from mt3data.ledger import STATE, read_ledger

@@ -133,7 +133,7 @@ def test_a_list_of_bad_tracks_that_cannot_be_understood_is_refused(
 def test_too_little_room_is_told_before_any_work(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mt3data.disk.free_bytes", lambda folder: 1000)
+    monkeypatch.setattr("mt3data.files.free_bytes", lambda folder: 1000)
     with pytest.raises(
         UserError, match=r"9\.\d MB needed for shards, 1\.0 kB free; .* another --out"
     ):

@@ -151,13 +151,13 @@ def test_a_bug_on_one_rank_keeps_its_traceback_and_the_other_does_not_wait_for_i
 
 def full_disk(rank, run, name):
     """The disk fills up after the checkpoint of step 2."""
-    import mt3data.disk
+    import mt3data.files
 
     def fill(step):
         if rank == 0 and step == 3:
             (run / f"{name}.tmp-0").symlink_to("/dev/full")
 
-    mt3data.disk.temporary = lambda path: path.with_name(f"{path.name}.tmp-0")
+    mt3data.files.temporary = lambda path: path.with_name(f"{path.name}.tmp-0")
     return config(run, save_every=2), Made(at_step=fill), None
 
 
