@@ -24,7 +24,7 @@ import soundfile
 import torch
 from torch import Tensor
 
-from mt3data.vocabulary import EOS_ID
+from mt3data.music.vocabulary import EOS_ID
 from mt3train.checkpoint import CheckpointInfo
 from mt3train.decode import DecodeOptions, SegmentDecoder
 from mt3train.model import MT3, ModelConfig

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mt3data.events import EventTable
-from mt3data.notes import Notes
-from mt3data.tokens import encode, encode_crops, encode_many, encode_notes
-from mt3data.vocabulary import VocabularyConfig
+from mt3data.music.events import EventTable
+from mt3data.music.fast_tokenizer import encode, encode_crops, encode_many, encode_notes
+from mt3data.music.notes import Notes
+from mt3data.music.vocabulary import VocabularyConfig
 
 NOTES = Path(__file__).parent.parent / "tests" / "golden" / "timing_60s_notes.json"
 TRACK_FRAMES = 60 * 125 + 1

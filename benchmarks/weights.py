@@ -28,7 +28,7 @@ from mt3data.audio import audio_info, read_audio
 from mt3data.datasets.slakh import tracks as read_pieces
 from mt3data.files import write_durably
 from mt3data.manifest import load
-from mt3data.notes import Notes
+from mt3data.music.notes import Notes
 from mt3data.terminal import progress
 from mt3data.track import Track
 from mt3train.checkpoint import CheckpointInfo, load_model

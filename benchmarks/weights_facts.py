@@ -20,7 +20,7 @@ import soundfile
 import torch
 
 from mt3data.audio import TARGET_RATE, read_blocks
-from mt3data.midi import read_midi
+from mt3data.music.midi import read_midi
 from mt3data.shards import read_manifest
 from mt3data.track import Track
 from mt3train.checkpoint import checksum, load_model

@@ -26,14 +26,14 @@ from mt3data import render
 from mt3data.audio import AudioInfo, audio_info, read_audio
 from mt3data.compose import compose
 from mt3data.datasets import slakh
-from mt3data.detokenize import decode_segments
-from mt3data.events import NOT_SAID, EventTable
 from mt3data.manifest import load
-from mt3data.midi import midi_bytes, read_midi
-from mt3data.notes import Notes, moved_by
+from mt3data.music.detokenizer import decode_segments
+from mt3data.music.events import NOT_SAID, EventTable
+from mt3data.music.fast_tokenizer import FRAMES_PER_SECOND, encode_many, segment_start
+from mt3data.music.midi import midi_bytes, read_midi
+from mt3data.music.notes import Notes, moved_by
+from mt3data.music.vocabulary import codec_of, describe
 from mt3data.spectrogram import log_mel, pad_to_frames
-from mt3data.tokens import FRAMES_PER_SECOND, encode_many, segment_start
-from mt3data.vocabulary import codec_of, describe
 from mt3data.windows import Window, WindowConfig, windows_of
 from mt3train.metrics import transcription_scores
 

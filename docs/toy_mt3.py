@@ -11,8 +11,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mt3data.music.vocabulary import VocabularyConfig, describe
 from mt3data.reader import pad_tokens
-from mt3data.vocabulary import VocabularyConfig, describe
 from mt3data.windows import Window
 from mt3train.checkpoint import CheckpointInfo
 from mt3train.loss import count_correct, loss_sum

@@ -24,7 +24,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from mt3data.notes import Notes, moved_by
+from mt3data.music.notes import Notes, moved_by
 from mt3data.spectrogram import SpectrogramConfig, bin_hertz
 
 LOWEST, HIGHEST = 40, 117  # pitches of the bands: below, 512 mel bins do not tell semitones apart

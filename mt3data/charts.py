@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from mt3data.markup import Html, element
-from mt3data.midi import DRUMS
-from mt3data.notes import Notes
+from mt3data.music.midi import DRUMS
+from mt3data.music.notes import Notes
 from mt3data.spectrogram import SpectrogramConfig, mel_bin
 from mt3data.survey import Shown, voices
 

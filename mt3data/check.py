@@ -18,8 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from mt3data.detokenize import NoteDecoder
-from mt3data.notes import COLUMNS, Notes, validate
+from mt3data.music.detokenizer import NoteDecoder
+from mt3data.music.fast_tokenizer import encode_crops
+from mt3data.music.notes import COLUMNS, Notes, validate
+from mt3data.music.vocabulary import EOS_ID, VocabularyConfig, vocabulary_size
 from mt3data.records import Index
 from mt3data.shards import (
     MANIFEST,
@@ -30,8 +32,6 @@ from mt3data.shards import (
 )
 from mt3data.tables import check_tables
 from mt3data.tar import BUFFER_BYTES, DamagedTar, TarReader
-from mt3data.tokens import encode_crops
-from mt3data.vocabulary import EOS_ID, VocabularyConfig, vocabulary_size
 from mt3data.windows import SOUND
 
 MOST_TOLD = 5  # faults of the records of one shard

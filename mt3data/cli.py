@@ -150,9 +150,9 @@ def build(
     from mt3data.attempts import MOST_LIMIT_SECONDS
     from mt3data.claim import beside
     from mt3data.engine import require_engine
+    from mt3data.music.vocabulary import VocabularyConfig
     from mt3data.plan import BuildConfig, checked_name, make_plan
     from mt3data.rows import read_bad
-    from mt3data.vocabulary import VocabularyConfig
     from mt3data.windows import WindowConfig
 
     if not 0 <= track_timeout <= MOST_LIMIT_SECONDS:

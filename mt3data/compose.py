@@ -18,7 +18,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from mt3data.midi import DRUMS, instrument_name
+from mt3data.music.midi import DRUMS, instrument_name
 from mt3data.players import Bar, Chord, Note, Plan, bass, broken, comp, drums, held, melody
 
 if TYPE_CHECKING:

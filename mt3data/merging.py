@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mt3data.vocabulary import EOS_ID, NUM_SPECIAL_IDS, PAD_ID, VocabularyConfig, codec_of
+from mt3data.music.vocabulary import EOS_ID, NUM_SPECIAL_IDS, PAD_ID, VocabularyConfig, codec_of
 
 SHIFT, PITCH, VELOCITY, TIE, PROGRAM, DRUM = range(6)  # in the order of their ids
 

@@ -27,7 +27,7 @@ import numpy as np
 
 from mt3data import manifest
 from mt3data.errors import UserError
-from mt3data.midi import DRUMS, instrument_name
+from mt3data.music.midi import DRUMS, instrument_name
 
 if TYPE_CHECKING:
     import pretty_midi

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mt3data.notes import validate
+from mt3data.music.notes import validate
 from mt3data.records import Index, references
 
 

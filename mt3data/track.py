@@ -15,8 +15,8 @@ from typing import Protocol
 import numpy as np
 
 from mt3data.errors import UserError
-from mt3data.midi import read_midi_and_count
-from mt3data.notes import DRUM_INSTRUMENT, Notes
+from mt3data.music.midi import read_midi_and_count
+from mt3data.music.notes import DRUM_INSTRUMENT, Notes
 
 
 @dataclass(frozen=True)

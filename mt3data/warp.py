@@ -32,7 +32,7 @@ from mt3data.align import (
     measure_attacks,
     summit,
 )
-from mt3data.notes import Notes
+from mt3data.music.notes import Notes
 from mt3data.spectrogram import SpectrogramConfig
 
 MAX_DTW_FRAMES = 1500  # a side: 2.25 million cells of 20 bytes

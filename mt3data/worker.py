@@ -21,9 +21,9 @@ from mt3data.attempts import Run
 from mt3data.errors import UserError
 from mt3data.examples import TrackExamples, TrackFailure
 from mt3data.files import write_durably
+from mt3data.music.sequences import import_note_seq
 from mt3data.plan import PlannedTrack, ShardPlan
 from mt3data.rows import failed_row
-from mt3data.sequences import import_note_seq
 from mt3data.shard_writer import ShardWriter
 from mt3data.shards import canonical_json
 from mt3data.track import Track

@@ -13,7 +13,7 @@ from mt3data.errors import UserError
 from mt3data.terminal import AT_LEAST_1, PATH, counted, print_json, progress
 
 if TYPE_CHECKING:
-    from mt3data.notes import Notes
+    from mt3data.music.notes import Notes
     from mt3train.checkpoint import CheckpointInfo
     from mt3train.evaluate import TrackScores
     from mt3train.metrics import TrackSpec
@@ -143,7 +143,7 @@ def score(reference: Path, estimate: Path, parts: tuple[str, ...], as_json: bool
     """
     from dataclasses import asdict
 
-    from mt3data.midi import read_midi
+    from mt3data.music.midi import read_midi
     from mt3train.instruments import instrument_scores, instrument_table
     from mt3train.metrics import transcription_scores
 

@@ -19,7 +19,7 @@ from mt3data.terminal import AT_LEAST_0, PATH, counted, progress, unusable
 from mt3train.cli_scores import BATCH, CHECKPOINT, load_checkpoint
 
 if TYPE_CHECKING:
-    from mt3data.notes import Notes
+    from mt3data.music.notes import Notes
     from mt3train.checkpoint import CheckpointInfo
     from mt3train.model import MT3
     from mt3train.transcribe import Decoding, Transcription
@@ -291,7 +291,7 @@ def _announce(file: Path, page: Path) -> None:
 
 
 def _write_notes(work: Work, notes: Notes, target: Path) -> None:
-    from mt3data.midi import write_midi
+    from mt3data.music.midi import write_midi
     from mt3train.note_files import write_csv, write_json
 
     with _told(target):

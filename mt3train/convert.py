@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from mt3data.errors import UserError
-from mt3data.vocabulary import VocabularyConfig, num_embeddings
+from mt3data.music.vocabulary import VocabularyConfig, num_embeddings
 from mt3train import checkpoint
 from mt3train.checkpoint import CheckpointInfo
 from mt3train.model import MT3, ModelConfig

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mt3data.vocabulary import EOS_ID
+from mt3data.music.vocabulary import EOS_ID
 from mt3train.grammar import Grammar
 from mt3train.model import MT3
 from mt3train.search import Beam, Greedy

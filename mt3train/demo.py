@@ -16,7 +16,7 @@ from pathlib import Path
 from mt3data.datasets.slakh import tracks
 from mt3data.errors import UserError
 from mt3data.manifest import load
-from mt3data.midi import write_midi
+from mt3data.music.midi import write_midi
 
 PIECES, SECONDS, SEED = 3, 32, 9  # one piece each to learn, to validate on, and as the control
 LEARNED_AT_LEAST, CONTROL_BELOW = 0.9, 0.3  # onset F1

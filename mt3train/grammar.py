@@ -1,10 +1,10 @@
 """What can follow in a target: the grammar of the tokens, for decoding that breaks no rule.
 
 The network may say anything anywhere, and what makes no sense is skipped later
-(mt3data/detokenize.py). With this mask it is not said in the first place: the tie section comes
+(mt3data/music/detokenizer.py). With this mask it is not said in the first place: the tie section comes
 first and names notes that the segment before left open, each once; time moves on; a program is
 followed by a note, a note-off ends a note that sounds, no event lies behind the segment's end, and
-EOS does not follow an unfinished thought. This is the order in which mt3data/tokens.py writes
+EOS does not follow an unfinished thought. This is the order in which mt3data/music/fast_tokenizer.py writes
 targets, and what it allows is accepted by `NoteDecoder` without an invalid event (a test holds it).
 
 The original has no such mask. It is off by default, so that tokens are the original's.
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mt3data.vocabulary import EOS_ID, NUM_SPECIAL_IDS, VocabularyConfig, codec_of
+from mt3data.music.vocabulary import EOS_ID, NUM_SPECIAL_IDS, VocabularyConfig, codec_of
 
 Key = tuple[int, int]  # pitch, program
 

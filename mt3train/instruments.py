@@ -13,9 +13,9 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from mt3data.midi import DRUMS, instrument_name
-from mt3data.notes import Notes
-from mt3data.vocabulary import map_programs
+from mt3data.music.midi import DRUMS, instrument_name
+from mt3data.music.notes import Notes
+from mt3data.music.vocabulary import map_programs
 from mt3train.matching import Counts, count, match
 
 Confusion = Counter[tuple[int, int]]  # (program that is right, program that was said) -> notes

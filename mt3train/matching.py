@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mt3data.notes import Notes
+from mt3data.music.notes import Notes
 
 ONSET_TOLERANCE = 0.05  # s; mir_eval's default, as are all of these
 OFFSET_RATIO = 0.2  # of the reference note's length

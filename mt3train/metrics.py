@@ -25,8 +25,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mt3data.notes import Notes
-from mt3data.vocabulary import map_programs
+from mt3data.music.notes import Notes
+from mt3data.music.vocabulary import map_programs
 from mt3train import pianoroll
 from mt3train.instruments import confusion, leakage
 from mt3train.matching import Counts, count
@@ -148,7 +148,7 @@ def _require_forward(notes: Notes, side: str) -> None:
     if wrong.any():
         raise ValueError(
             f"{wrong.sum()} notes of the {side} end before they begin, or begin before time 0, first "
-            f"the one at {notes.onset[wrong].min():.3f} s; mt3data.notes.validate names them"
+            f"the one at {notes.onset[wrong].min():.3f} s; mt3data.music.notes.validate names them"
         )
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from mt3data.files import write_durably
-from mt3data.midi import DRUMS, instrument_name
-from mt3data.notes import COLUMNS, Notes
+from mt3data.music.midi import DRUMS, instrument_name
+from mt3data.music.notes import COLUMNS, Notes
 
 
 def write_json(notes: Notes, path: Path, has_velocity: bool) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from mt3data.notes import Notes
+from mt3data.music.notes import Notes
 from mt3train.matching import Counts
 
 FRAMES_PER_SECOND = 62.5

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from mt3data.errors import UserError
-from mt3data.vocabulary import num_embeddings
+from mt3data.music.vocabulary import num_embeddings
 from mt3train.checkpoint import (
     CheckpointInfo,
     Damaged,

@@ -20,9 +20,9 @@ from itertools import islice
 import numpy as np
 
 from mt3data.errors import UserError
-from mt3data.notes import Notes
-from mt3data.tokens import first_step
-from mt3data.vocabulary import NUM_SPECIAL_IDS, VocabularyConfig, codec_of
+from mt3data.music.fast_tokenizer import first_step
+from mt3data.music.notes import Notes
+from mt3data.music.vocabulary import NUM_SPECIAL_IDS, VocabularyConfig, codec_of
 from mt3train.decode import SegmentDecoder
 from mt3train.grammar import Grammar, Key
 
@@ -104,7 +104,7 @@ class Instruments:
 
 def _hint(word: str) -> str:
     """Where what a musician calls so is found, by the names of families, then of General MIDI."""
-    from mt3data.midi import instrument_name
+    from mt3data.music.midi import instrument_name
 
     if word.startswith(("voc", "voice", "sing")):
         return " (there is none for singing)"

@@ -10,7 +10,7 @@ Sizes in tensor names:  S slots · W beams · V vocabulary · L length of a sequ
 import torch
 from torch import Tensor
 
-from mt3data.vocabulary import EOS_ID, PAD_ID
+from mt3data.music.vocabulary import EOS_ID, PAD_ID
 
 ALPHA = 0.6  # of the brevity penalty; t5x/decoding.py beam_search
 NEGLIGIBLE = -1e7  # t5x/decoding.py NEG_INF: the score of what is no candidate

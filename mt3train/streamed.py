@@ -22,8 +22,8 @@ import numpy as np
 
 from mt3data.agreement import Agreement, agree
 from mt3data.errors import UserError
+from mt3data.music.fast_tokenizer import encode_crops
 from mt3data.reader import Batch, pad_tokens
-from mt3data.tokens import encode_crops
 
 SHUFFLED_CROPS = 1000  # of 256 frames: 260 MB
 

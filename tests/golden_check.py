@@ -23,9 +23,12 @@ import golden_network
 import golden_spectrogram
 import numpy as np
 
-from mt3data import detokenize, merging, midi, notes, tokens, vocabulary
-from mt3data.notes import COLUMNS, Notes
-from mt3data.vocabulary import VocabularyConfig
+from mt3data import merging
+from mt3data.music import detokenizer as detokenize
+from mt3data.music import fast_tokenizer as tokens
+from mt3data.music import midi, notes, vocabulary
+from mt3data.music.notes import COLUMNS, Notes
+from mt3data.music.vocabulary import VocabularyConfig
 
 Check = Callable[[Path], tuple[int, float]]  # folder -> (cases, worst error / tolerance)
 
@@ -122,7 +125,7 @@ def _raises(function: Callable, argument: Any) -> bool:
 def check_tokens(folder: Path) -> tuple[int, float]:
     """tokens.json.gz: every variant of every segment of every sequence.
 
-    Where our rule differs from the original (module docstring of mt3data/tokens.py) our own target
+    Where our rule differs from the original (module docstring of mt3data/music/fast_tokenizer.py) our own target
     is asserted: a segment with a tie section that starts after the last event, and no notes at all.
     """
     data, cases = load(folder / "tokens.json.gz"), 0

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from mt3data import detokenize
-from mt3data.notes import Notes
-from mt3data.vocabulary import NUM_SPECIAL_IDS, VocabularyConfig
+from mt3data.music import detokenizer as detokenize
+from mt3data.music.notes import Notes
+from mt3data.music.vocabulary import NUM_SPECIAL_IDS, VocabularyConfig
 from mt3train import pianoroll
 from mt3train.metrics import GRANULARITIES, MEASURES, TOLERANCES, TrackSpec, transcription_scores
 

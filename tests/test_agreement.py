@@ -7,8 +7,8 @@ import pytest
 
 from mt3data.agreement import agree
 from mt3data.errors import UserError
+from mt3data.music.vocabulary import VocabularyConfig
 from mt3data.spectrogram import SpectrogramConfig
-from mt3data.vocabulary import VocabularyConfig
 
 
 def manifest(**changes: Any) -> dict[str, Any]:

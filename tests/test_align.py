@@ -13,7 +13,7 @@ import soundfile
 
 from mt3data import align
 from mt3data.build import build
-from mt3data.notes import Notes
+from mt3data.music.notes import Notes
 from mt3data.plan import BuildConfig, make_plan
 from mt3data.records import read_tracks
 from mt3data.spectrogram import SpectrogramConfig, log_mel

@@ -21,7 +21,7 @@ from mt3data.build import build
 from mt3data.check import check
 from mt3data.claim import claimed
 from mt3data.errors import UserError
-from mt3data.notes import Notes
+from mt3data.music.notes import Notes
 from mt3data.plan import BuildConfig, make_plan
 from mt3data.records import ShardSet, read_tracks
 from mt3data.shards import read_npy

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from mt3data.errors import UserError
-from mt3data.vocabulary import VocabularyConfig
+from mt3data.music.vocabulary import VocabularyConfig
 from mt3train.checkpoint import (
     CheckpointInfo,
     checkpoints,

@@ -13,8 +13,8 @@ from click.testing import CliRunner, Result
 from fakes import slakh_tree
 
 from mt3data.build import build
-from mt3data.midi import write_midi
-from mt3data.notes import Notes
+from mt3data.music.midi import write_midi
+from mt3data.music.notes import Notes
 from mt3data.plan import BuildConfig, make_plan
 from mt3data.windows import WindowConfig
 from mt3train import checkpoint

@@ -15,9 +15,9 @@ import torch
 from click.testing import CliRunner, Result
 
 from mt3data import files as disk
-from mt3data.midi import read_midi
-from mt3data.notes import Notes
-from mt3data.vocabulary import EOS_ID, Event, VocabularyConfig, codec_of, num_embeddings
+from mt3data.music.midi import read_midi
+from mt3data.music.notes import Notes
+from mt3data.music.vocabulary import EOS_ID, Event, VocabularyConfig, codec_of, num_embeddings
 from mt3train import cli_transcribe
 from mt3train.checkpoint import CheckpointInfo, save_weights
 from mt3train.cli import main

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from mt3data.errors import UserError
-from mt3data.vocabulary import VocabularyConfig, num_embeddings
+from mt3data.music.vocabulary import VocabularyConfig, num_embeddings
 from mt3train.config import CONFIGS, Config, as_dict, load_config
 from mt3train.model import MT3
 

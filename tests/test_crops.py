@@ -6,10 +6,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_windows import TRACK_FRAMES, WINDOW, tracks
 
-from mt3data.events import EventTable
-from mt3data.notes import Notes, trim_overlapping
-from mt3data.tokens import encode, encode_crops, encode_many
-from mt3data.vocabulary import ENCODINGS, GRANULARITIES, VocabularyConfig
+from mt3data.music.events import EventTable
+from mt3data.music.fast_tokenizer import encode, encode_crops, encode_many
+from mt3data.music.notes import Notes, trim_overlapping
+from mt3data.music.vocabulary import ENCODINGS, GRANULARITIES, VocabularyConfig
 from mt3data.windows import window_notes
 
 CONFIG = VocabularyConfig()

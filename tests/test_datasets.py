@@ -16,7 +16,7 @@ from mt3data.audio import audio_info
 from mt3data.build import build
 from mt3data.errors import UserError
 from mt3data.manifest import Manifest
-from mt3data.notes import validate
+from mt3data.music.notes import validate
 from mt3data.plan import BuildConfig, make_plan
 from mt3data.track import Track
 from mt3data.windows import WindowConfig

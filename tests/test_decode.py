@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mt3data.vocabulary import EOS_ID
+from mt3data.music.vocabulary import EOS_ID
 from mt3train.decode import DecodeOptions, Found, SegmentDecoder
 from mt3train.model import MT3, ModelConfig
 from mt3train.stepper import Stepper

@@ -8,7 +8,7 @@ import torch
 from click.testing import CliRunner, Result
 from test_cli_transcribe import record
 
-from mt3data.vocabulary import VocabularyConfig, num_embeddings
+from mt3data.music.vocabulary import VocabularyConfig, num_embeddings
 from mt3train import demo_weights
 from mt3train.checkpoint import CheckpointInfo, checksum, load_model, save_weights
 from mt3train.cli import main

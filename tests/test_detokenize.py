@@ -2,10 +2,10 @@
 
 import numpy as np
 
-from mt3data.detokenize import NoteDecoder, decode_segments
-from mt3data.notes import Notes
-from mt3data.tokens import encode_notes, segment_start
-from mt3data.vocabulary import Codec, Event, VocabularyConfig
+from mt3data.music.detokenizer import NoteDecoder, decode_segments
+from mt3data.music.fast_tokenizer import encode_notes, segment_start
+from mt3data.music.notes import Notes
+from mt3data.music.vocabulary import Codec, Event, VocabularyConfig
 
 TIES = VocabularyConfig()
 

@@ -18,7 +18,17 @@ import numpy as np
 import pytest
 
 from mt3data.build import build
-from mt3data.notes import Notes
+from mt3data.music.fast_tokenizer import encode_notes
+from mt3data.music.notes import Notes
+from mt3data.music.vocabulary import (
+    ENCODINGS,
+    GRANULARITIES,
+    NUM_EXTRA_IDS,
+    NUM_SPECIAL_IDS,
+    VocabularyConfig,
+    codec_of,
+    vocabulary_size,
+)
 from mt3data.plan import BuildConfig, make_plan
 from mt3data.reader import IndexedShards
 from mt3data.records import ShardSet
@@ -31,16 +41,6 @@ from mt3data.shards import (
     read_npy,
     references_schema,
     tracks_schema,
-)
-from mt3data.tokens import encode_notes
-from mt3data.vocabulary import (
-    ENCODINGS,
-    GRANULARITIES,
-    NUM_EXTRA_IDS,
-    NUM_SPECIAL_IDS,
-    VocabularyConfig,
-    codec_of,
-    vocabulary_size,
 )
 from mt3data.windows import NOTE_MARGIN_SECONDS, WindowConfig
 

@@ -10,10 +10,10 @@ from fakes import slakh_tree
 
 from mt3data.build import build
 from mt3data.errors import UserError
+from mt3data.music.fast_tokenizer import encode_notes
+from mt3data.music.vocabulary import VocabularyConfig
 from mt3data.plan import BuildConfig, make_plan
 from mt3data.records import read_tracks
-from mt3data.tokens import encode_notes
-from mt3data.vocabulary import VocabularyConfig
 from mt3data.windows import WindowConfig
 from mt3train.checkpoint import CheckpointInfo
 from mt3train.decode import Found, SegmentDecoder

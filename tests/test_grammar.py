@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mt3data.detokenize import NoteDecoder, decode_segments
 from mt3data.errors import UserError
-from mt3data.events import EventTable
-from mt3data.notes import Notes, trim_overlapping
-from mt3data.tokens import encode, first_step, segment_start
-from mt3data.vocabulary import EOS_ID, Event, VocabularyConfig, codec_of, num_embeddings
+from mt3data.music.detokenizer import NoteDecoder, decode_segments
+from mt3data.music.events import EventTable
+from mt3data.music.fast_tokenizer import encode, first_step, segment_start
+from mt3data.music.notes import Notes, trim_overlapping
+from mt3data.music.vocabulary import EOS_ID, Event, VocabularyConfig, codec_of, num_embeddings
 from mt3train.decode import DecodeOptions, Found
 from mt3train.grammar import Grammar
 from mt3train.ruled import Instruments, by_grammar

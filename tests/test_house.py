@@ -103,8 +103,8 @@ def test_training_and_transcribing_stay_within_few_libraries(tmp_path: Path) -> 
     code = f"""
 import numpy, pyarrow.parquet, pretty_midi, tqdm
 import mt3train.train, mt3train.transcribe, mt3train.convert, mt3data.reader
-from mt3data.midi import write_midi
-from mt3data.notes import Notes
+from mt3data.music.midi import write_midi
+from mt3data.music.notes import Notes
 write_midi(Notes.empty(), {str(tmp_path / "empty.mid")!r})
 """
     assert not loaded_after(code) & {

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from mt3data.midi import DRUMS
-from mt3data.notes import Notes
+from mt3data.music.midi import DRUMS
+from mt3data.music.notes import Notes
 from mt3train.instruments import (
     confusion,
     instrument_scores,

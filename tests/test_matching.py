@@ -4,7 +4,7 @@ import mir_eval
 import numpy as np
 import pytest
 
-from mt3data.notes import Notes
+from mt3data.music.notes import Notes
 from mt3train.matching import Counts, count, match, velocity_agrees
 
 

@@ -13,7 +13,7 @@ from test_build import digests
 from mt3data.audio import from_int16, read_audio, to_int16
 from mt3data.build import build
 from mt3data.check import check
-from mt3data.notes import Notes
+from mt3data.music.notes import Notes
 from mt3data.plan import BuildConfig, make_plan
 from mt3data.records import ShardSet
 from mt3data.shards import read_manifest, read_npy

@@ -9,10 +9,9 @@ import pytest
 from test_tokens import notes
 
 from mt3data.merging import merge, merge_targets, say_all, say_changes
-from mt3data.notes import Notes
-from mt3data.reader import pad_tokens
-from mt3data.tokens import encode_notes
-from mt3data.vocabulary import (
+from mt3data.music.fast_tokenizer import encode_notes
+from mt3data.music.notes import Notes
+from mt3data.music.vocabulary import (
     EOS_ID,
     NUM_SPECIAL_IDS,
     Codec,
@@ -20,6 +19,7 @@ from mt3data.vocabulary import (
     describe,
     tokens_to_event_ids,
 )
+from mt3data.reader import pad_tokens
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = json.loads((GOLDEN / "merge.json").read_text())

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from mt3data.notes import Notes
+from mt3data.music.notes import Notes
 from mt3train.metrics import COUNTED, SCORES, TrackSpec, transcription_scores
 
 

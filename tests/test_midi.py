@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mt3data import midi
 from mt3data.errors import UserError
-from mt3data.midi import apply_sustain, read_midi, read_midi_and_count, write_midi
-from mt3data.notes import Notes
+from mt3data.music import midi
+from mt3data.music.midi import apply_sustain, read_midi, read_midi_and_count, write_midi
+from mt3data.music.notes import Notes
 
 NOTES = Notes.from_array(
     np.array([
@@ -167,8 +167,8 @@ def test_note_ons_are_counted_also_where_they_give_no_note() -> None:
 def test_reading_leaves_the_rest_of_note_seq_until_it_is_asked_for() -> None:
     code = """
 import sys
-from mt3data.midi import apply_sustain
-from mt3data.notes import Notes
+from mt3data.music.midi import apply_sustain
+from mt3data.music.notes import Notes
 apply_sustain(Notes([0.0], [1.0], [60], [80], [0], [False], [0]), [(0.5, 64, 127, 0)])
 print("bokeh" in sys.modules, "pandas" in sys.modules)
 import note_seq

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mt3data.notes import Notes, assign_instruments, trim_overlapping, validate
+from mt3data.music.notes import Notes, assign_instruments, trim_overlapping, validate
 
 
 def notes(*rows: tuple) -> Notes:

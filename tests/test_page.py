@@ -16,8 +16,8 @@ import soundfile
 from test_report import Page
 
 from mt3data.errors import UserError
-from mt3data.midi import midi_bytes, read_midi
-from mt3data.notes import Notes
+from mt3data.music.midi import midi_bytes, read_midi
+from mt3data.music.notes import Notes
 from mt3train import page as page_module
 from mt3train.page import clock, colour_class, note_data, page_bytes, write_page
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from mt3data.notes import Notes
+from mt3data.music.notes import Notes
 from mt3train.matching import Counts
 from mt3train.pianoroll import FRAMES_PER_SECOND, frame_counts, lengthened, pianoroll
 

@@ -13,13 +13,13 @@ import pytest
 
 from mt3data.build import build
 from mt3data.errors import UserError
+from mt3data.music.fast_tokenizer import encode_notes
+from mt3data.music.vocabulary import VocabularyConfig
 from mt3data.plan import BuildConfig, make_plan
 from mt3data.reader import IndexedShards
 from mt3data.records import ShardSet, read_tracks
 from mt3data.shards import read_npy
 from mt3data.spectrogram import log_mel
-from mt3data.tokens import encode_notes
-from mt3data.vocabulary import VocabularyConfig
 from mt3data.windows import WindowConfig
 
 

@@ -21,8 +21,8 @@ from server import publisher
 from test_house import MT3DATA, MT3TRAIN
 
 import mt3data.manifest
-from mt3data.midi import write_midi
-from mt3data.notes import Notes
+from mt3data.music.midi import write_midi
+from mt3data.music.notes import Notes
 from mt3train.checkpoint import CheckpointInfo, save_weights, weights_path
 from mt3train.model import MT3, ModelConfig
 

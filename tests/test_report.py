@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from mt3data import charts
 from mt3data.cli import main
 from mt3data.markup import Html, element, table
-from mt3data.notes import Notes
+from mt3data.music.notes import Notes
 from mt3data.report import n_windows, write_report
 from mt3data.shards import read_manifest
 from mt3data.spectrogram import SpectrogramConfig

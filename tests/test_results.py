@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mt3data.errors import UserError
-from mt3data.vocabulary import VocabularyConfig
+from mt3data.music.vocabulary import VocabularyConfig
 from mt3train.checkpoint import CheckpointInfo
 from mt3train.evaluate import TrackScores
 from mt3train.instruments import InstrumentScores

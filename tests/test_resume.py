@@ -8,7 +8,7 @@ from test_checkpoint import INFO, TINY, flip, model_and_optimizer
 from worlds import MODEL, Made, config, metrics
 
 from mt3data.errors import UserError
-from mt3data.vocabulary import VocabularyConfig
+from mt3data.music.vocabulary import VocabularyConfig
 from mt3train.checkpoint import checkpoints, load_model, optimizer_file, save
 from mt3train.config import InitConfig
 from mt3train.model import MT3

@@ -11,7 +11,7 @@ import pytest
 
 from mt3data import examples
 from mt3data.examples import TrackExamples, TrackFailure
-from mt3data.notes import Notes
+from mt3data.music.notes import Notes
 from mt3data.shard_writer import ShardWriter, record_key
 from mt3data.shards import npy_parts, read_npy
 from mt3data.track import Stem, Track

@@ -3,15 +3,15 @@
 import numpy as np
 import pytest
 
-from mt3data.notes import Notes
-from mt3data.tokens import (
+from mt3data.music.fast_tokenizer import (
     EventTable,
     encode,
     encode_notes,
     first_step,
     segment_start,
 )
-from mt3data.vocabulary import VocabularyConfig, describe
+from mt3data.music.notes import Notes
+from mt3data.music.vocabulary import VocabularyConfig, describe
 
 FRAMES = 1000  # 8 s
 TIES = VocabularyConfig()

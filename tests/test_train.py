@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from worlds import PLAIN, Made, World, config, metrics
 
 from mt3data.errors import UserError
-from mt3data.vocabulary import VocabularyConfig
+from mt3data.music.vocabulary import VocabularyConfig
 from mt3train.checkpoint import checkpoints, load_model
 from mt3train.config import DataConfig, OptimConfig
 from mt3train.device import choose_precision

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from mt3data.vocabulary import (
+from mt3data.music.vocabulary import (
     Codec,
     Event,
     VocabularyConfig,

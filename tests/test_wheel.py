@@ -16,8 +16,8 @@ from pathlib import Path
 import pytest
 from test_cli_transcribe import record, save_model
 
-from mt3data.midi import read_midi
-from mt3data.vocabulary import VocabularyConfig
+from mt3data.music.midi import read_midi
+from mt3data.music.vocabulary import VocabularyConfig
 
 ROOT = Path(__file__).parent.parent
 PACKAGED = {"mt3data": "mt3data", "mt3train": "mt3train", "manifests": "mt3data/manifests"}

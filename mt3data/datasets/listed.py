@@ -16,8 +16,8 @@ import numpy as np
 
 from mt3data.errors import UserError
 from mt3data.manifest import Manifest, SplitScheme, row_paths
-from mt3data.midi import read_midi_and_count
-from mt3data.notes import Notes, assign_instruments, moved_by, successive
+from mt3data.music.midi import read_midi_and_count
+from mt3data.music.notes import Notes, assign_instruments, moved_by, successive
 
 VELOCITY = 100  # of notes whose publisher gives none; with one velocity bin no token depends on it
 AMBIGUOUS = 0.05  # semitones around a half, where rounding a pitch is a guess

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from mt3data.notes import Notes, assign_instruments
-from mt3data.vocabulary import (
+from mt3data.music.notes import Notes, assign_instruments
+from mt3data.music.vocabulary import (
     Event,
     VocabularyConfig,
     bin_to_velocity,

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from mt3data.notes import Notes, validate
-from mt3data.vocabulary import VocabularyConfig, codec_of, map_programs, velocity_to_bin
+from mt3data.music.notes import Notes, validate
+from mt3data.music.vocabulary import VocabularyConfig, codec_of, map_programs, velocity_to_bin
 
 NOT_SAID = -1  # the program of a drum, and what a target says before its first program or velocity
 PART_STEPS = 1 << 40  # between parts of a table: further than any step of a track

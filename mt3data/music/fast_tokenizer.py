@@ -26,9 +26,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mt3data.events import DRUM_KEY, NOT_SAID, PART_STEPS, EventTable
-from mt3data.notes import COLUMNS, Notes
-from mt3data.vocabulary import (
+from mt3data.music.events import DRUM_KEY, NOT_SAID, PART_STEPS, EventTable
+from mt3data.music.notes import COLUMNS, Notes
+from mt3data.music.vocabulary import (
     EOS_ID,
     NUM_SPECIAL_IDS,
     PAD_ID,

@@ -19,8 +19,8 @@ import numpy as np
 
 from mt3data.errors import UserError
 from mt3data.files import write_durably
-from mt3data.notes import COLUMNS, Notes
-from mt3data.sequences import import_note_seq
+from mt3data.music.notes import COLUMNS, Notes
+from mt3data.music.sequences import import_note_seq
 
 TEMPO_BPM = 120.0
 TICKS_PER_BEAT = 500
