@@ -33,12 +33,14 @@ import soundfile
 import soxr
 from threadpoolctl import threadpool_limits
 
-from mt3data import align, audio, examples, shard_writer, spectrogram, windows, worker
+from mt3data import align, examples, shard_writer, windows, worker
 from mt3data.attempts import new_run
+from mt3data.audio.load import load as audio
+from mt3data.audio.load import spectrogram
+from mt3data.audio.spectrogram import log_mel
 from mt3data.music.midi import read_midi, write_midi
 from mt3data.music.notes import Notes, moved_by
 from mt3data.plan import BuildConfig, Plan, make_plan
-from mt3data.spectrogram import log_mel
 from mt3data.synth import synth
 from mt3data.windows import WindowConfig
 

@@ -19,7 +19,7 @@ import scipy.fft
 import torch
 from threadpoolctl import threadpool_limits
 
-from mt3data.spectrogram import LogMelStream, SpectrogramConfig, log_mel, mel_matrix
+from mt3data.audio.spectrogram import LogMelStream, SpectrogramConfig, log_mel, mel_matrix
 
 CONFIG = SpectrogramConfig()
 

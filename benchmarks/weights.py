@@ -24,7 +24,7 @@ import torch
 from weights_card import write_card
 from weights_facts import data, long_recording, machine, rounded, training, weights
 
-from mt3data.audio import audio_info, read_audio
+from mt3data.audio.load import audio_info, read_audio
 from mt3data.datasets.slakh import tracks as read_pieces
 from mt3data.files import write_durably
 from mt3data.manifest import load

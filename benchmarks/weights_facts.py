@@ -19,7 +19,7 @@ from typing import Any
 import soundfile
 import torch
 
-from mt3data.audio import TARGET_RATE, read_blocks
+from mt3data.audio.load import TARGET_RATE, read_blocks
 from mt3data.music.midi import read_midi
 from mt3data.shards import read_manifest
 from mt3data.track import Track

@@ -13,9 +13,9 @@ from make_mt3 import CONFIG, Walk, instrument
 from PIL import Image
 from toy_mt3 import Toy
 
+from mt3data.audio.spectrogram import mel_bin
 from mt3data.music.fast_tokenizer import segment_start
 from mt3data.music.vocabulary import codec_of, describe
-from mt3data.spectrogram import mel_bin
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt

@@ -23,7 +23,8 @@ import pretty_midi
 import toy_mt3
 
 from mt3data import render
-from mt3data.audio import AudioInfo, audio_info, read_audio
+from mt3data.audio.load import AudioInfo, audio_info, read_audio
+from mt3data.audio.spectrogram import log_mel, pad_to_frames
 from mt3data.compose import compose
 from mt3data.datasets import slakh
 from mt3data.manifest import load
@@ -33,7 +34,6 @@ from mt3data.music.fast_tokenizer import FRAMES_PER_SECOND, encode_many, segment
 from mt3data.music.midi import midi_bytes, read_midi
 from mt3data.music.notes import Notes, moved_by
 from mt3data.music.vocabulary import codec_of, describe
-from mt3data.spectrogram import log_mel, pad_to_frames
 from mt3data.windows import Window, WindowConfig, windows_of
 from mt3train.metrics import transcription_scores
 

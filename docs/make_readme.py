@@ -55,9 +55,9 @@ def draw(out: Path) -> None:
     import matplotlib.pyplot as plt
     from PIL import Image
 
-    from mt3data.audio import read_audio
+    from mt3data.audio.load import read_audio
+    from mt3data.audio.spectrogram import SpectrogramConfig, log_mel
     from mt3data.datasets.slakh import tracks
-    from mt3data.spectrogram import SpectrogramConfig, log_mel
     from mt3data.synth import synth
 
     with tempfile.TemporaryDirectory() as folder:

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.errors import UserError
 from mt3data.music.vocabulary import VocabularyConfig
-from mt3data.spectrogram import SpectrogramConfig
 
 
 @dataclass(frozen=True)

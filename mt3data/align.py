@@ -24,8 +24,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from mt3data.audio.spectrogram import SpectrogramConfig, bin_hertz
 from mt3data.music.notes import Notes, moved_by
-from mt3data.spectrogram import SpectrogramConfig, bin_hertz
 
 LOWEST, HIGHEST = 40, 117  # pitches of the bands: below, 512 mel bins do not tell semitones apart
 DRUMS = HIGHEST - LOWEST + 1  # column behind those of the pitches

@@ -8,9 +8,9 @@ import numpy as np
 
 from mt3data import charts
 from mt3data.assemble import MAX_TARGET_TOKENS
+from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.markup import Html, element
 from mt3data.music.midi import instrument_name
-from mt3data.spectrogram import SpectrogramConfig
 from mt3data.survey import Shown, Survey, voices
 from mt3data.terminal import counted
 from mt3data.windows import SEGMENT_WINDOWS

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mt3data.audio import from_int16
+from mt3data.audio.load import from_int16
+from mt3data.audio.spectrogram import SpectrogramConfig, log_mel, mel_bin
 from mt3data.errors import UserError
 from mt3data.music.fast_tokenizer import FRAMES_PER_SECOND
 from mt3data.music.midi import DRUMS, instrument_name
@@ -17,7 +18,6 @@ from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import VocabularyConfig, describe
 from mt3data.records import ShardSet
 from mt3data.shards import read_manifest, read_npy
-from mt3data.spectrogram import SpectrogramConfig, log_mel, mel_bin
 
 WORDS_IN_PICTURE = 260  # tokens under the picture; all of them are returned
 

@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 
 from mt3data import __version__
-from mt3data.audio import audio_info
+from mt3data.audio.load import audio_info
+from mt3data.audio.spectrogram import n_frames_of
 from mt3data.errors import UserError
 from mt3data.manifest import Manifest, load, names
 from mt3data.mix import LAW, LEAST_STEMS, PAPER_SUBSETS, with_subsets
 from mt3data.rows import failed_row, passes_said
 from mt3data.shards import SCHEMA_VERSION, canonical_json
-from mt3data.spectrogram import n_frames_of
 from mt3data.track import Track
 from mt3data.windows import WindowConfig, window_starts
 

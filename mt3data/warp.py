@@ -32,8 +32,8 @@ from mt3data.align import (
     measure_attacks,
     summit,
 )
+from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.music.notes import Notes
-from mt3data.spectrogram import SpectrogramConfig
 
 MAX_DTW_FRAMES = 1500  # a side: 2.25 million cells of 20 bytes
 FINEST_SECONDS = 0.08  # frames of the finest level; the lag of each stretch is measured after it

@@ -24,10 +24,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
+from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.errors import UserError
 from mt3data.files import write_durably
 from mt3data.music.vocabulary import VocabularyConfig
-from mt3data.spectrogram import SpectrogramConfig
 from mt3train.model import MT3, ModelConfig
 
 SCHEMA = 1  # of the metadata

@@ -133,7 +133,7 @@ def find_recordings(files: Sequence[Path]) -> list[tuple[Path, Path]]:
     Raises:
         UserError: a file that is not there, or a folder without recordings.
     """
-    from mt3data.audio import conversion, require_file
+    from mt3data.audio.load import conversion, require_file
 
     found: list[tuple[Path, Path]] = []
     for file in files:
@@ -279,7 +279,7 @@ def _heard(result: Transcription) -> str:
 
 def _announce(file: Path, page: Path) -> None:
     """Says how large a page becomes that is large, before hours of work, and that it has room."""
-    from mt3data.audio import audio_info
+    from mt3data.audio.load import audio_info
     from mt3train.page import clock, page_bytes
 
     seconds = audio_info(file).seconds
@@ -302,7 +302,7 @@ def _write_notes(work: Work, notes: Notes, target: Path) -> None:
 
 
 def _write_page(work: Work, file: Path, notes: Notes, page: Path) -> None:
-    from mt3data.audio import audio_info
+    from mt3data.audio.load import audio_info
     from mt3train.page import write_page
 
     with _told(page), progress(audio_info(file).seconds, page.name, "s") as bar:

@@ -1,6 +1,6 @@
 """Log-mel spectrograms of a batch of audio crops, on the device that trains.
 
-The same as `mt3data.spectrogram.log_mel`, crop by crop, with torch's FFT and a dense mel matrix: every
+The same as `mt3data.audio.spectrogram.log_mel`, crop by crop, with torch's FFT and a dense mel matrix: every
 mel magnitude is within 1e-5 of that one's plus 1e-6 of the largest FFT bin of its frame (float32
 rounding; tests/test_features.py). What a crop holds decides its edge: with as many samples as its
 frames have hops, zeros follow it (edge "segment", as MT3 does it); with fft_size - hop more, its last
@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mt3data.audio import INT16_FULL_SCALE
-from mt3data.spectrogram import SILENCE, SpectrogramConfig, hann_window, mel_matrix
+from mt3data.audio.load import INT16_FULL_SCALE
+from mt3data.audio.spectrogram import SILENCE, SpectrogramConfig, hann_window, mel_matrix
 
 CROPS_AT_ONCE = 32  # 256 frames each: 200 MB of work area
 

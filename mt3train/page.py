@@ -30,7 +30,7 @@ import numpy as np
 import soundfile
 
 from mt3data import __version__
-from mt3data.audio import audio_info, read_blocks
+from mt3data.audio.load import audio_info, read_blocks
 from mt3data.errors import UserError
 from mt3data.files import write_durably
 from mt3data.markup import Html, document, element, style_sheet

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from mt3data.audio import from_int16
+from mt3data.audio.load import from_int16
 from mt3data.errors import UserError
 from mt3data.records import TrackRecords
 from mt3data.shards import read_manifest

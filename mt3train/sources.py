@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Protocol
 
 from mt3data.agreement import told_apart
+from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.errors import UserError
 from mt3data.music.vocabulary import VocabularyConfig
 from mt3data.reader import Batch, IndexedShards
 from mt3data.shards import find_builds, read_manifest
-from mt3data.spectrogram import SpectrogramConfig
 from mt3train.config import DataConfig
 from mt3train.mixing import MixedShards
 from mt3train.streamed import StreamedShards

@@ -4,7 +4,7 @@ The recording is read in blocks and its segments are transformed when decoding w
 does not grow with its length (but for the tokens, 2 kB per segment). Frames are made as the
 checkpoint's training data were: with edge "segment" 256 frames of audio are cut and then
 transformed, with edge "track" the spectrogram of the whole recording is sliced
-(mt3data.spectrogram). A segment's notes that sound on into the next are joined by its tie section
+(mt3data.audio.spectrogram). A segment's notes that sound on into the next are joined by its tie section
 (mt3data.music.detokenizer).
 
 As in MT3, frames missing in the last segment are 0.0 in the log-mel domain, which is not silence
@@ -22,13 +22,19 @@ from pathlib import Path
 
 import numpy as np
 
-from mt3data.audio import BLOCK_SECONDS, audio_info, read_blocks, require_finite
+from mt3data.audio.load import BLOCK_SECONDS, audio_info, read_blocks, require_finite
+from mt3data.audio.spectrogram import (
+    LogMelStream,
+    SpectrogramConfig,
+    log_mel,
+    n_frames_of,
+    pad_to_frames,
+)
 from mt3data.errors import UserError
 from mt3data.music.detokenizer import decode_segments
 from mt3data.music.fast_tokenizer import segment_start
 from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import VocabularyConfig
-from mt3data.spectrogram import LogMelStream, SpectrogramConfig, log_mel, n_frames_of, pad_to_frames
 from mt3train.checkpoint import CheckpointInfo
 from mt3train.decode import DecodeOptions, SegmentDecoder
 from mt3train.model import MT3

@@ -1,10 +1,16 @@
-"""Compares mt3data.spectrogram with the spectrograms that the original computed (spectrogram.npz)."""
+"""Compares mt3data.audio.spectrogram with the spectrograms that the original computed (spectrogram.npz)."""
 
 from pathlib import Path
 
 import numpy as np
 
-from mt3data.spectrogram import SpectrogramConfig, log_mel, mel_matrix, n_frames_of, pad_to_frames
+from mt3data.audio.spectrogram import (
+    SpectrogramConfig,
+    log_mel,
+    mel_matrix,
+    n_frames_of,
+    pad_to_frames,
+)
 
 
 def check_spectrogram(folder: Path) -> tuple[int, float]:

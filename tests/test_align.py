@@ -12,11 +12,11 @@ import pytest
 import soundfile
 
 from mt3data import align
+from mt3data.audio.spectrogram import SpectrogramConfig, log_mel
 from mt3data.build import build
 from mt3data.music.notes import Notes
 from mt3data.plan import BuildConfig, make_plan
 from mt3data.records import read_tracks
-from mt3data.spectrogram import SpectrogramConfig, log_mel
 from mt3data.warp import warp
 from mt3data.windows import WindowConfig, windows_of
 

@@ -1,4 +1,4 @@
-"""mt3data.audio: any file in, 16 kHz mono out, and helpful errors."""
+"""mt3data.audio.load: any file in, 16 kHz mono out, and helpful errors."""
 
 import errno
 import io
@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import soxr
 
-from mt3data import audio
+from mt3data.audio.load import load as audio
 from mt3data.errors import UserError
 
 

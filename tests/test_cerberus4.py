@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import yaml
 
-from mt3data.audio import read_audio
+from mt3data.audio.load import read_audio
 from mt3data.build import build
 from mt3data.datasets import cerberus4
 from mt3data.manifest import load

@@ -12,7 +12,7 @@ import pytest
 from fakes_listed import TREES
 
 from mt3data import manifest
-from mt3data.audio import audio_info
+from mt3data.audio.load import audio_info
 from mt3data.build import build
 from mt3data.errors import UserError
 from mt3data.manifest import Manifest

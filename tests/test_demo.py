@@ -10,10 +10,10 @@ import pytest
 import soundfile
 from click.testing import CliRunner, Result
 
+from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.music.midi import read_midi, write_midi
 from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import VocabularyConfig
-from mt3data.spectrogram import SpectrogramConfig
 from mt3train import checkpoint
 from mt3train.checkpoint import CheckpointInfo
 from mt3train.cli import main

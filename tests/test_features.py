@@ -1,4 +1,4 @@
-"""Log-mel on the trainer's device: the numbers of mt3data.spectrogram.log_mel."""
+"""Log-mel on the trainer's device: the numbers of mt3data.audio.spectrogram.log_mel."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from mt3data.spectrogram import SpectrogramConfig, hann_window, log_mel
+from mt3data.audio.spectrogram import SpectrogramConfig, hann_window, log_mel
 from mt3train.features import log_mel_of_crops
 
 CONFIG = SpectrogramConfig()

@@ -6,7 +6,7 @@ import pytest
 from fakes_listed import MAESTRO_TRACKS, maestro_tree, write_em_midi
 
 from mt3data import manifest
-from mt3data.audio import audio_info, read_audio
+from mt3data.audio.load import audio_info, read_audio
 from mt3data.datasets import maestro
 from mt3data.errors import UserError
 

@@ -10,14 +10,14 @@ import pytest
 import soundfile
 from test_build import digests
 
-from mt3data.audio import from_int16, read_audio, to_int16
+from mt3data.audio.load import from_int16, read_audio, to_int16
+from mt3data.audio.spectrogram import log_mel
 from mt3data.build import build
 from mt3data.check import check
 from mt3data.music.notes import Notes
 from mt3data.plan import BuildConfig, make_plan
 from mt3data.records import ShardSet
 from mt3data.shards import read_manifest, read_npy
-from mt3data.spectrogram import log_mel
 from mt3data.windows import WindowConfig, windows_of
 
 HOP, CONTEXT = 128, 2048 - 128
@@ -206,8 +206,8 @@ def test_other_members_in_the_same_folder_are_refused(source: Path, audio: Path)
 
 def test_a_picture_of_audio_shows_its_mel(audio: Path, mel: Path) -> None:
     pytest.importorskip("matplotlib")
+    from mt3data.audio.spectrogram import SpectrogramConfig
     from mt3data.picture import mel_of
-    from mt3data.spectrogram import SpectrogramConfig
 
     shown, wanted = (
         mel_of(shards, shards.index["key"].index("demo-Track00001-p0-0000800"), SpectrogramConfig())

@@ -12,7 +12,8 @@ import pytest
 import soundfile
 
 from mt3data import mix
-from mt3data.audio import read_audio
+from mt3data.audio.load import read_audio
+from mt3data.audio.spectrogram import log_mel, pad_to_frames
 from mt3data.build import build
 from mt3data.check import check
 from mt3data.datasets import slakh
@@ -21,7 +22,6 @@ from mt3data.manifest import KnownIssue, load
 from mt3data.plan import BuildConfig, make_plan
 from mt3data.records import ShardSet, read_tracks
 from mt3data.shards import read_npy
-from mt3data.spectrogram import log_mel, pad_to_frames
 from mt3data.track import Stem, Track
 from mt3data.windows import WindowConfig
 

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from mt3data.audio.spectrogram import log_mel
 from mt3data.build import build
 from mt3data.errors import UserError
 from mt3data.music.fast_tokenizer import encode_notes
@@ -19,7 +20,6 @@ from mt3data.plan import BuildConfig, make_plan
 from mt3data.reader import IndexedShards
 from mt3data.records import ShardSet, read_tracks
 from mt3data.shards import read_npy
-from mt3data.spectrogram import log_mel
 from mt3data.windows import WindowConfig
 
 

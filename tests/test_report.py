@@ -13,12 +13,12 @@ import soundfile
 from click.testing import CliRunner, Result
 
 from mt3data import charts
+from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.cli import main
 from mt3data.markup import Html, element, table
 from mt3data.music.notes import Notes
 from mt3data.report import n_windows, write_report
 from mt3data.shards import read_manifest
-from mt3data.spectrogram import SpectrogramConfig
 from mt3data.survey import SAMPLE, sounding, survey
 
 NASTY = '<img src=x onerror=alert(1)> & "quoted" ' + "very-long-name-" * 9

@@ -1,4 +1,4 @@
-"""mt3data.spectrogram: MT3's log-mel, whole or streamed."""
+"""mt3data.audio.spectrogram: MT3's log-mel, whole or streamed."""
 
 import math
 from pathlib import Path
@@ -9,7 +9,7 @@ from golden_spectrogram import check_spectrogram
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mt3data.spectrogram import (
+from mt3data.audio.spectrogram import (
     LogMelStream,
     SpectrogramConfig,
     log_mel,

@@ -12,10 +12,10 @@ import pytest
 import soundfile
 import torch
 
+from mt3data.audio.spectrogram import SpectrogramConfig, log_mel
 from mt3data.errors import UserError
 from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import EOS_ID, Event, VocabularyConfig, codec_of
-from mt3data.spectrogram import SpectrogramConfig, log_mel
 from mt3train import transcribe as module
 from mt3train.checkpoint import CheckpointInfo
 from mt3train.decode import Found, SegmentDecoder

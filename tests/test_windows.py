@@ -5,10 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mt3data.audio.spectrogram import log_mel, n_frames_of
 from mt3data.music.fast_tokenizer import EventTable, encode
 from mt3data.music.notes import Notes, trim_overlapping
 from mt3data.music.vocabulary import ENCODINGS, GRANULARITIES, VocabularyConfig
-from mt3data.spectrogram import log_mel, n_frames_of
 from mt3data.windows import WindowConfig, window_notes, window_starts, windows_of
 
 WINDOW = 512

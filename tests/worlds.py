@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.music.vocabulary import VocabularyConfig
 from mt3data.reader import Batch, pad_tokens
-from mt3data.spectrogram import SpectrogramConfig
 from mt3train.checkpoint import weights_path
 from mt3train.config import Config, DataConfig, OptimConfig
 from mt3train.log import read_metrics
