@@ -22,8 +22,8 @@ import numpy as np
 from mt3data import align
 from mt3data.audio.load import read_audio
 from mt3data.audio.spectrogram import SpectrogramConfig, log_mel
-from mt3data.datasets import slakh
-from mt3data.manifest import load
+from mt3data.datasets.adapters import slakh
+from mt3data.datasets.manifest import load
 from mt3data.music.notes import Notes
 from mt3data.synth import synth
 from mt3data.warp import warp

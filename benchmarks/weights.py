@@ -25,12 +25,12 @@ from weights_card import write_card
 from weights_facts import data, long_recording, machine, rounded, training, weights
 
 from mt3data.audio.load import audio_info, read_audio
-from mt3data.datasets.slakh import tracks as read_pieces
+from mt3data.datasets.adapters.slakh import tracks as read_pieces
+from mt3data.datasets.manifest import load
+from mt3data.datasets.track import Track
 from mt3data.files import write_durably
-from mt3data.manifest import load
 from mt3data.music.notes import Notes
 from mt3data.terminal import progress
-from mt3data.track import Track
 from mt3train.checkpoint import CheckpointInfo, load_model
 from mt3train.demo_weights import FOLDER, SCORES, WEIGHTS
 from mt3train.evaluate import TrackScores, score_notes

@@ -26,8 +26,8 @@ from mt3data import render
 from mt3data.audio.load import AudioInfo, audio_info, read_audio
 from mt3data.audio.spectrogram import log_mel, pad_to_frames
 from mt3data.compose import compose
-from mt3data.datasets import slakh
-from mt3data.manifest import load
+from mt3data.datasets.adapters import slakh
+from mt3data.datasets.manifest import load
 from mt3data.music.detokenizer import decode_segments
 from mt3data.music.events import NOT_SAID, EventTable
 from mt3data.music.fast_tokenizer import FRAMES_PER_SECOND, encode_many, segment_start

@@ -22,8 +22,8 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from weights_card import scores  # noqa: E402
 
-from mt3data.catalogue import markdown  # noqa: E402
-from mt3data.manifest import load, names  # noqa: E402
+from mt3data.datasets.listing import markdown  # noqa: E402
+from mt3data.datasets.manifest import load, names  # noqa: E402
 from mt3train.demo_weights import FOLDER, SCORES  # noqa: E402
 
 README = ROOT / "README.md"
@@ -57,7 +57,7 @@ def draw(out: Path) -> None:
 
     from mt3data.audio.load import read_audio
     from mt3data.audio.spectrogram import SpectrogramConfig, log_mel
-    from mt3data.datasets.slakh import tracks
+    from mt3data.datasets.adapters.slakh import tracks
     from mt3data.synth import synth
 
     with tempfile.TemporaryDirectory() as folder:

@@ -37,8 +37,8 @@ def list_(dataset: str | None, as_json: bool, as_markdown: bool) -> None:
     \b
     Example: mt3data list slakh
     """
-    from mt3data.catalogue import facts, lines, markdown, summary, table
-    from mt3data.manifest import load, names
+    from mt3data.datasets.listing import facts, lines, markdown, summary, table
+    from mt3data.datasets.manifest import load, names
 
     if as_markdown and (dataset or as_json):
         raise UserError("--markdown prints all datasets; leave out DATASET and --json")
@@ -91,9 +91,9 @@ def download(
 
 
 def _download(dataset: str, root: Path, wishes: Wishes) -> None:
+    from mt3data.datasets.manifest import load
     from mt3data.download import download as run
     from mt3data.ledger import report
-    from mt3data.manifest import load
 
     manifest = load(dataset)
     click.echo("\n".join(report(manifest, run(manifest, root, wishes))))
@@ -118,9 +118,9 @@ def download_first(
     Raises:
         UserError: the dataset has no such splits, which is said before anything is downloaded.
     """
+    from mt3data.datasets.manifest import load
     from mt3data.download import Wishes, dataset_folder, needs_download, wanted_sources
     from mt3data.files import size
-    from mt3data.manifest import load
 
     manifest = load(dataset)
     if not (root.is_dir() or root == DATA) or not needs_download(manifest, root):
@@ -148,8 +148,8 @@ def verify(dataset: str, root: Path, fast: bool, as_json: bool) -> None:
     \b
     Example: mt3data verify guitarset --root data/
     """
+    from mt3data.datasets.manifest import load
     from mt3data.ledger import dataset_folder
-    from mt3data.manifest import load
     from mt3data.verify import known_files
     from mt3data.verify import verify as run
 

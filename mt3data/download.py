@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from mt3data.datasets.manifest import Manifest, Source, load, names, row_paths
 from mt3data.errors import UserError
 from mt3data.fetch import (
     MB,
@@ -34,7 +35,6 @@ from mt3data.ledger import (
     read_ledger,
     read_log,
 )
-from mt3data.manifest import Manifest, Source, load, names, row_paths
 from mt3data.ranges import FIRST_BYTES, RangedFile
 from mt3data.shards import canonical_json
 from mt3data.terminal import progress

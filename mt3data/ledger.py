@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from mt3data.datasets.manifest import Manifest
 from mt3data.files import size
-from mt3data.manifest import Manifest
 
 STATE = ".mt3kit"
 LEDGER = "download.json"

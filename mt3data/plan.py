@@ -23,12 +23,12 @@ import numpy as np
 from mt3data import __version__
 from mt3data.audio.load import audio_info
 from mt3data.audio.spectrogram import n_frames_of
+from mt3data.datasets.manifest import Manifest, load, names
+from mt3data.datasets.stem_mixes import LAW, LEAST_STEMS, PAPER_SUBSETS, with_subsets
+from mt3data.datasets.track import Track
 from mt3data.errors import UserError
-from mt3data.manifest import Manifest, load, names
-from mt3data.mix import LAW, LEAST_STEMS, PAPER_SUBSETS, with_subsets
 from mt3data.rows import failed_row, passes_said
 from mt3data.shards import SCHEMA_VERSION, canonical_json
-from mt3data.track import Track
 from mt3data.windows import WindowConfig, window_starts
 
 MAX_SHARD_BYTES, MIN_SHARD_BYTES = 256 << 20, 8 << 20
@@ -144,7 +144,7 @@ def make_plan(config: BuildConfig) -> Plan:
         UserError: unknown dataset, split or scheme, a wrong root, or no track at all.
     """
     manifest = load(config.dataset)
-    adapter = importlib.import_module(f"mt3data.datasets.{manifest.adapter}")
+    adapter = importlib.import_module(f"mt3data.datasets.adapters.{manifest.adapter}")
     if config.name:
         manifest = replace(manifest, name=checked_name(config))
     tracks = list(

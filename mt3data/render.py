@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mt3data import manifest
+from mt3data.datasets import manifest
 from mt3data.errors import UserError
 from mt3data.music.midi import DRUMS, instrument_name
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from mt3data.datasets.track import Track
 from mt3data.errors import UserError
-from mt3data.track import Track
 
 
 def failed_row(track: Track, stage: str, error: Exception | str) -> dict[str, Any]:

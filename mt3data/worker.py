@@ -18,6 +18,7 @@ from stat import S_ISREG
 from typing import Any
 
 from mt3data.attempts import Run
+from mt3data.datasets.track import Track
 from mt3data.errors import UserError
 from mt3data.examples import TrackExamples, TrackFailure
 from mt3data.files import write_durably
@@ -26,7 +27,6 @@ from mt3data.plan import PlannedTrack, ShardPlan
 from mt3data.rows import failed_row
 from mt3data.shard_writer import ShardWriter
 from mt3data.shards import canonical_json
-from mt3data.track import Track
 from mt3data.windows import WindowConfig
 
 STATE = ".state"  # of an unfinished build: a file per finished shard; gone with the manifest

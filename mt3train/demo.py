@@ -13,9 +13,9 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from mt3data.datasets.slakh import tracks
+from mt3data.datasets.adapters.slakh import tracks
+from mt3data.datasets.manifest import load
 from mt3data.errors import UserError
-from mt3data.manifest import load
 from mt3data.music.midi import write_midi
 
 PIECES, SECONDS, SEED = 3, 32, 9  # one piece each to learn, to validate on, and as the control

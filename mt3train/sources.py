@@ -127,7 +127,7 @@ def mixture_builds(builds: list[Path], config: DataConfig) -> tuple[list[Path], 
     Raises:
         UserError: there is no such mixture, or no build of one of its sets.
     """
-    from mt3data.manifest import load_mixture
+    from mt3data.datasets.manifest import load_mixture
 
     if not config.mixture:
         return builds, config.temperature

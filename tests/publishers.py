@@ -25,10 +25,10 @@ from click.testing import CliRunner, Result
 from fakes_listed import TREES
 from server import Fault, Publisher
 
-from mt3data import manifest
 from mt3data.cli import main
+from mt3data.datasets import manifest
+from mt3data.datasets.manifest import Manifest, Source
 from mt3data.download import wanted_sources
-from mt3data.manifest import Manifest, Source
 
 TOPLESS = {"slakh", "cerberus4"}  # their twins are what the archive holds, without `folder` around
 REAL = manifest._folder()  # whatever a test puts in its place later
@@ -38,7 +38,7 @@ BESIDE = {"musicnet_em": ("LICENSE.txt", "README.txt")}  # members that lie abov
 COMMAND = """
 import os, signal, sys
 from pathlib import Path
-from mt3data import manifest
+from mt3data.datasets import manifest
 from mt3data.ledger import MemberLog
 manifest._folder, left = lambda: Path(sys.argv[1]), int(sys.argv[2])
 add = MemberLog.add

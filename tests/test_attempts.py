@@ -8,9 +8,9 @@ import pytest
 
 from mt3data.attempts import Run, new_run
 from mt3data.build import _suspects
+from mt3data.datasets.track import Track
 from mt3data.errors import UserError
 from mt3data.plan import PlannedTrack, ShardPlan
-from mt3data.track import Track
 
 
 def planned(name: str, seconds: float = 60.0, passes: int = 1) -> PlannedTrack:

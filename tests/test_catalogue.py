@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from mt3data import catalogue, manifest
+from mt3data.datasets import listing as catalogue
+from mt3data.datasets import manifest
 
 ALL = {name: manifest.load(name) for name in manifest.names()}
 

@@ -9,12 +9,12 @@ import yaml
 
 from mt3data.audio.load import read_audio
 from mt3data.build import build
-from mt3data.datasets import cerberus4
-from mt3data.manifest import load
-from mt3data.mix import MAX_QUARTETS, mixes, quartets
+from mt3data.datasets.adapters import cerberus4
+from mt3data.datasets.manifest import load
+from mt3data.datasets.stem_mixes import MAX_QUARTETS, mixes, quartets
+from mt3data.datasets.track import Stem, Track
 from mt3data.plan import BuildConfig, make_plan
 from mt3data.records import ShardSet, read_tracks
-from mt3data.track import Stem, Track
 from mt3data.windows import WindowConfig
 
 MANIFEST = load("cerberus4")

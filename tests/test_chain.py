@@ -14,7 +14,7 @@ from click.testing import Result
 from publishers import kill_in_download, kill_in_unpacking, path_of, published, run, shards
 from server import Publisher, publisher
 
-from mt3data import manifest
+from mt3data.datasets import manifest
 from mt3data.download import wanted_sources
 
 NAMES = [name for name in manifest.names() if manifest.load(name).sources]

@@ -202,7 +202,7 @@ def test_a_path_that_cannot_be_used_is_one_line_and_exit_code_2(
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mt3data.manifest.names", lambda: 1 / 0)
+    monkeypatch.setattr("mt3data.datasets.manifest.names", lambda: 1 / 0)
     assert isinstance(run("list").exception, ZeroDivisionError)
 
 
@@ -210,7 +210,7 @@ def test_an_interruption_is_one_line_and_exit_code_130(monkeypatch: pytest.Monke
     def interrupt() -> list[str]:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("mt3data.manifest.names", interrupt)
+    monkeypatch.setattr("mt3data.datasets.manifest.names", interrupt)
     result = run("list")
     assert result.exit_code == 130
     assert "interrupted" in result.stderr

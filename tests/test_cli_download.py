@@ -8,7 +8,7 @@ import pytest
 from publishers import published, run
 from server import Publisher, publisher
 
-from mt3data import manifest
+from mt3data.datasets import manifest
 from mt3data.ledger import STATE
 
 

@@ -11,14 +11,14 @@ from types import ModuleType
 import pytest
 from fakes_listed import TREES
 
-from mt3data import manifest
 from mt3data.audio.load import audio_info
 from mt3data.build import build
+from mt3data.datasets import manifest
+from mt3data.datasets.manifest import Manifest
+from mt3data.datasets.track import Track
 from mt3data.errors import UserError
-from mt3data.manifest import Manifest
 from mt3data.music.notes import validate
 from mt3data.plan import BuildConfig, make_plan
-from mt3data.track import Track
 from mt3data.windows import WindowConfig
 
 NAMES = manifest.names()
@@ -27,7 +27,7 @@ TRIMMED = {"slakh", "cerberus4", "demo"}  # and there in training only
 
 
 def adapter(described: Manifest) -> ModuleType:
-    return importlib.import_module(f"mt3data.datasets.{described.adapter}")
+    return importlib.import_module(f"mt3data.datasets.adapters.{described.adapter}")
 
 
 def tracks(root: Path, described: Manifest) -> Iterator[Track]:
@@ -37,7 +37,9 @@ def tracks(root: Path, described: Manifest) -> Iterator[Track]:
 @pytest.fixture(scope="module", params=NAMES)
 def described(request) -> Manifest:
     found = manifest.load(request.param)
-    pytest.importorskip(f"mt3data.datasets.{found.adapter}", reason="its adapter is being written")
+    pytest.importorskip(
+        f"mt3data.datasets.adapters.{found.adapter}", reason="its adapter is being written"
+    )
     return found
 
 

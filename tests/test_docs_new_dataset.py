@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from mt3data.manifest import names
+from mt3data.datasets.manifest import names
 from mt3data.records import read_tracks
 
 ROOT = Path(__file__).parent.parent

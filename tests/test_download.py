@@ -12,10 +12,10 @@ from server import Fault, Publisher, publisher
 from toys import CONTENT, MEMBERS, UNPACKED, a_tar_gz, a_zip, files, get, manifest, source
 
 from mt3data import files as disk
+from mt3data.datasets.manifest import Source
 from mt3data.download import needs_download
 from mt3data.errors import UserError
 from mt3data.ledger import STATE, read_ledger
-from mt3data.manifest import Source
 from mt3data.verify import verify
 
 
@@ -145,7 +145,7 @@ SCRIPT = """
 import sys
 from pathlib import Path
 from toys import QUICK, Wishes, download, manifest
-from mt3data.manifest import Source
+from mt3data.datasets.manifest import Source
 source = Source(**eval(sys.argv[2]))
 download(manifest(source), Path(sys.argv[1]), Wishes(patience=QUICK, stream=sys.argv[3] == "stream"))
 """

@@ -9,9 +9,9 @@ from click.testing import CliRunner
 from fakes import write_midi
 from fakes_listed import folder_tree, melody
 
-from mt3data import manifest
 from mt3data.cli import main
-from mt3data.datasets import folder
+from mt3data.datasets import manifest
+from mt3data.datasets.adapters import folder
 from mt3data.errors import UserError
 from mt3data.shards import read_manifest
 

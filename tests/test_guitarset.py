@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from fakes_listed import guitarset_tree, write_jams
 
-from mt3data import manifest
-from mt3data.datasets import guitarset
-from mt3data.datasets.guitarset import JamsLabels
+from mt3data.datasets import manifest
+from mt3data.datasets.adapters import guitarset
+from mt3data.datasets.adapters.guitarset import JamsLabels
 from mt3data.errors import UserError
 
 GUITARSET = manifest.load("guitarset")

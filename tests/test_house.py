@@ -26,7 +26,7 @@ MT3TRAIN = (
 ).split()
 # Adapters: two that others build on, then all in the order of their names; a new one needs no line here.
 SHARED = ["slakh", "listed"]
-FOUND = sorted(path.stem for path in (ROOT / "mt3data" / "datasets").glob("[a-z]*.py"))
+FOUND = sorted(path.stem for path in (ROOT / "mt3data" / "datasets" / "adapters").glob("[a-z]*.py"))
 PLACE = MT3DATA.index("DATASETS")
 MT3DATA[PLACE : PLACE + 1] = [
     f"datasets.{name}" for name in [*SHARED, *(n for n in FOUND if n not in SHARED)]

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from fakes_listed import MAESTRO_TRACKS, maestro_tree, write_em_midi
 
-from mt3data import manifest
 from mt3data.audio.load import audio_info, read_audio
-from mt3data.datasets import maestro
+from mt3data.datasets import manifest
+from mt3data.datasets.adapters import maestro
 from mt3data.errors import UserError
 
 VERSIONS = {version: manifest.load(f"maestro_v{version}") for version in (1, 2, 3)}

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from mt3data import manifest
+from mt3data.datasets import manifest
 from mt3data.errors import UserError
 
 ALL = {name: manifest.load(name) for name in manifest.names()}

@@ -11,18 +11,18 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from mt3data import mix
 from mt3data.audio.load import read_audio
 from mt3data.audio.spectrogram import log_mel, pad_to_frames
 from mt3data.build import build
 from mt3data.check import check
-from mt3data.datasets import slakh
+from mt3data.datasets import stem_mixes as mix
+from mt3data.datasets.adapters import slakh
+from mt3data.datasets.manifest import KnownIssue, load
+from mt3data.datasets.track import Stem, Track
 from mt3data.errors import UserError
-from mt3data.manifest import KnownIssue, load
 from mt3data.plan import BuildConfig, make_plan
 from mt3data.records import ShardSet, read_tracks
 from mt3data.shards import read_npy
-from mt3data.track import Stem, Track
 from mt3data.windows import WindowConfig
 
 IDS = tuple(f"S{n:02d}" for n in range(8))

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from fakes_listed import melody, musicnet_em_tree, musicnet_tree, write_em_midi
 
-from mt3data import manifest
-from mt3data.datasets import musicnet, musicnet_em
-from mt3data.datasets.listed import MidiLabels
-from mt3data.datasets.musicnet import CsvLabels
+from mt3data.datasets import manifest
+from mt3data.datasets.adapters import musicnet, musicnet_em
+from mt3data.datasets.adapters.csv_tracks import MidiLabels
+from mt3data.datasets.adapters.musicnet import CsvLabels
 from mt3data.errors import UserError
 
 MUSICNET, EM = manifest.load("musicnet"), manifest.load("musicnet_em")

@@ -20,7 +20,7 @@ from publishers import REAL, published
 from server import publisher
 from test_house import MT3DATA, MT3TRAIN
 
-import mt3data.manifest
+import mt3data.datasets.manifest
 from mt3data.music.midi import write_midi
 from mt3data.music.notes import Notes
 from mt3train.checkpoint import CheckpointInfo, save_weights, weights_path
@@ -60,7 +60,9 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
             if name != PUBLISHED[0]:
                 for file in served.glob(f"{name}.*"):
                     shutil.copy(file, elsewhere / PUBLISHED[0] / "manifests")
-        patch.setattr(mt3data.manifest, "_folder", lambda: elsewhere / PUBLISHED[0] / "manifests")
+        patch.setattr(
+            mt3data.datasets.manifest, "_folder", lambda: elsewhere / PUBLISHED[0] / "manifests"
+        )
         get_reusable_executor().shutdown(wait=True)  # its workers stay where they were started
         patch.chdir(folder)
         own_files(folder)
@@ -143,7 +145,7 @@ def test_the_readme_holds_exactly_what_manifests_and_scores_give() -> None:
     made = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "path", list(sys.path))
-        patch.setattr(mt3data.manifest, "_folder", lambda: REAL)
+        patch.setattr(mt3data.datasets.manifest, "_folder", lambda: REAL)
         spec.loader.exec_module(made)
         assert made.filled(README) == README, "run: python docs/make_readme.py"
         changed = README.replace("| `slakh` |", "| `slack` |")  # the control

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from fakes import slakh_notes, slakh_tree, write_midi
 
-from mt3data import manifest
-from mt3data.datasets import slakh
+from mt3data.datasets import manifest
+from mt3data.datasets.adapters import slakh
+from mt3data.datasets.track import Stem, Track
 from mt3data.errors import UserError
-from mt3data.track import Stem, Track
 
 SLAKH, DEMO = manifest.load("slakh"), manifest.load("demo")
 SAMPLES = Path(__file__).resolve().parents[1] / "../shared/samples/slakh"

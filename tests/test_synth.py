@@ -11,9 +11,9 @@ import pretty_midi
 import pytest
 import soundfile
 
-from mt3data import manifest
 from mt3data.compose import compose
-from mt3data.datasets.slakh import tracks
+from mt3data.datasets import manifest
+from mt3data.datasets.adapters.slakh import tracks
 from mt3data.errors import UserError
 from mt3data.music.midi import read_midi
 from mt3data.render import default_soundfont, write_track

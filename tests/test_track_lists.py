@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from mt3data import manifest
+from mt3data.datasets import manifest
 
 ALL = {name: manifest.load(name) for name in manifest.names()}
 MAESTRO, MUSICNET, SLAKH = ALL["maestro_v3"], ALL["musicnet"], ALL["slakh"]

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from fakes_listed import URMP_PIECES, urmp_tree
 
-from mt3data import manifest
-from mt3data.datasets import urmp
-from mt3data.datasets.urmp import PartLabels
+from mt3data.datasets import manifest
+from mt3data.datasets.adapters import urmp
+from mt3data.datasets.adapters.urmp import PartLabels
 from mt3data.errors import UserError
 
 URMP = manifest.load("urmp")

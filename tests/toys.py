@@ -11,9 +11,9 @@ from typing import Any
 
 from server import Publisher
 
+from mt3data.datasets.manifest import Manifest, Source, load
 from mt3data.download import Wishes, download
 from mt3data.ledger import STATE
-from mt3data.manifest import Manifest, Source, load
 from mt3data.transport import Patience
 
 QUICK = Patience(retries=3, backoff_seconds=0.0, timeout_seconds=5.0)

@@ -10,8 +10,8 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
 
+from mt3data.datasets.manifest import KnownIssue, Manifest, PaperFigures, Source
 from mt3data.files import size
-from mt3data.manifest import KnownIssue, Manifest, PaperFigures, Source
 
 WIDTH = 100
 STATUS_NOTE = (

@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from mt3data.datasets.listed import MidiLabels, rows
-from mt3data.datasets.musicnet import COPIES
-from mt3data.manifest import Manifest
-from mt3data.track import Track
+from mt3data.datasets.adapters.csv_tracks import MidiLabels, rows
+from mt3data.datasets.adapters.musicnet import COPIES
+from mt3data.datasets.manifest import Manifest
+from mt3data.datasets.track import Track
 
 UNPACKED = ("musicnet_em",)  # the zip, unpacked by hand below --root
 

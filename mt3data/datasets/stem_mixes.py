@@ -20,7 +20,7 @@ from dataclasses import replace
 import numpy as np
 
 from mt3data.audio.load import read_audio
-from mt3data.track import Stem, Track
+from mt3data.datasets.track import Stem, Track
 
 PAPER_SUBSETS, LEAST_STEMS = 10, 4  # MT3, B.2
 LAW = (

@@ -322,6 +322,6 @@ def _near(name: str, known: Mapping[str, Any] | list[str]) -> str:
 
 
 def _folder() -> Path:
-    here = Path(__file__).resolve().parent
+    here = Path(__file__).resolve().parents[1]
     inside = here / "manifests"  # the wheel carries them; a checkout has them beside the package
     return inside if inside.is_dir() else here.parent / "manifests"

@@ -13,16 +13,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-from mt3data.datasets import slakh
-from mt3data.manifest import Manifest
-from mt3data.mix import quartets
-from mt3data.track import Track
+from mt3data.datasets.adapters import slakh
+from mt3data.datasets.manifest import Manifest
+from mt3data.datasets.stem_mixes import quartets
+from mt3data.datasets.track import Track
 
 GROUPS = ("Bass", "Drums", "Guitar", "Piano")  # in the order of MT3's task name
 
 
 def tracks(root: Path, manifest: Manifest, split_scheme: str | None = None) -> Iterator[Track]:
-    """Yields the quartets of every song, song by song; see mt3data.datasets.slakh.tracks.
+    """Yields the quartets of every song, song by song; see mt3data.datasets.adapters.slakh.tracks.
 
     A song without a quartet is yielded once, with the reason in `failure`.
     """

@@ -18,9 +18,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from mt3data.datasets.manifest import Manifest, SplitScheme
+from mt3data.datasets.track import Stem, Track
 from mt3data.errors import UserError
-from mt3data.manifest import Manifest, SplitScheme
-from mt3data.track import Stem, Track
 
 TRACK_NAME = re.compile(r"Track\d{5}")
 

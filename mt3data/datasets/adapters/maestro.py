@@ -16,10 +16,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mt3data.datasets.listed import MidiLabels, Row, rows
+from mt3data.datasets.adapters.csv_tracks import MidiLabels, Row, rows
+from mt3data.datasets.manifest import Manifest
+from mt3data.datasets.track import Track
 from mt3data.errors import UserError
-from mt3data.manifest import Manifest
-from mt3data.track import Track
 
 PIANO = 0  # General MIDI program
 

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from mt3data.datasets.manifest import Manifest, SplitScheme, row_paths
 from mt3data.errors import UserError
-from mt3data.manifest import Manifest, SplitScheme, row_paths
 from mt3data.music.midi import read_midi_and_count
 from mt3data.music.notes import Notes, assign_instruments, moved_by, successive
 

@@ -20,11 +20,17 @@ from pathlib import Path
 
 import numpy as np
 
-from mt3data.datasets.listed import VELOCITY, Row, count_overlaps, nearest_pitches, rows
+from mt3data.datasets.adapters.csv_tracks import (
+    VELOCITY,
+    Row,
+    count_overlaps,
+    nearest_pitches,
+    rows,
+)
+from mt3data.datasets.manifest import Manifest
+from mt3data.datasets.track import Track
 from mt3data.errors import UserError
-from mt3data.manifest import Manifest
 from mt3data.music.notes import Notes, moved_by
-from mt3data.track import Track
 
 PROGRAM = 24  # paper B.4 and mt3/tasks.py
 N_STRINGS = 6

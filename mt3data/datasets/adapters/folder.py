@@ -20,10 +20,10 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from mt3data.datasets.listed import MidiLabels
+from mt3data.datasets.adapters.csv_tracks import MidiLabels
+from mt3data.datasets.manifest import Manifest
+from mt3data.datasets.track import Track
 from mt3data.errors import UserError
-from mt3data.manifest import Manifest
-from mt3data.track import Track
 
 AUDIO = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64"}
 MIDI = {".mid", ".midi"}

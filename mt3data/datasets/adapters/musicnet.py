@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mt3data.datasets.listed import VELOCITY, count_overlaps, rows
+from mt3data.datasets.adapters.csv_tracks import VELOCITY, count_overlaps, rows
+from mt3data.datasets.manifest import Manifest
+from mt3data.datasets.track import Track
 from mt3data.errors import UserError
-from mt3data.manifest import Manifest
 from mt3data.music.notes import Notes, assign_instruments, moved_by
-from mt3data.track import Track
 
 LABEL_RATE = 44100  # Hz, what the times of the CSV count in, whatever the file's own rate
 COLUMNS = ("start_time", "end_time", "instrument", "note")

@@ -17,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 
-from mt3data.datasets.listed import VELOCITY, Row, nearest_pitches, rows
+from mt3data.datasets.adapters.csv_tracks import VELOCITY, Row, nearest_pitches, rows
+from mt3data.datasets.manifest import Manifest
+from mt3data.datasets.track import Track
 from mt3data.errors import UserError
-from mt3data.manifest import Manifest
 from mt3data.music.notes import Notes, moved_by
-from mt3data.track import Track
 
 LOWEST_HZ, HIGHEST_HZ = 8.0, 12900.0  # MIDI pitches 0 to 127
 COPIES = ("urmp/Dataset", "Dataset", "URMP")  # the archive's own top folder, and mirrors
