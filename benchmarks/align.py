@@ -25,7 +25,7 @@ from mt3data.audio.spectrogram import SpectrogramConfig, log_mel
 from mt3data.datasets.adapters import slakh
 from mt3data.datasets.manifest import load
 from mt3data.music.notes import Notes
-from mt3data.synth import synth
+from mt3data.synth.demo_dataset import synth
 from mt3data.warp import warp
 
 CONFIG = SpectrogramConfig()

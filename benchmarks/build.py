@@ -41,7 +41,7 @@ from mt3data.audio.spectrogram import log_mel
 from mt3data.music.midi import read_midi, write_midi
 from mt3data.music.notes import Notes, moved_by
 from mt3data.plan import BuildConfig, Plan, make_plan
-from mt3data.synth import synth
+from mt3data.synth.demo_dataset import synth
 from mt3data.windows import WindowConfig
 
 NOISE_FLOOR = 2e-4  # a rendered piece is silent between notes, as no recording is

@@ -33,7 +33,7 @@ def make_recordings(folder: Path, minutes: float) -> None:
     """Composed pieces of two minutes, with noise in place of their sound."""
     import soundfile
 
-    from mt3data.compose import compose
+    from mt3data.synth.compose import compose
 
     folder.mkdir()
     for seed in range(max(1, round(minutes / 2))):

@@ -60,7 +60,7 @@ LICENCE = """
 ## Licence
 
 The code that made them is Apache-2.0, and as far as we hold rights in the weights, so are they. The pieces are
-composed by `mt3data.compose` and CC0. Their sound is that of `TimGM6mb.sf2`, which pretty_midi ships (the copy used
+composed by `mt3data.synth.compose` and CC0. Their sound is that of `TimGM6mb.sf2`, which pretty_midi ships (the copy used
 has sha256 `{soundfont}`). Debian packages TimGM6mb under GPL-2 (Tim
 Brechbill 2004, David Bolton 2010); pretty_midi states no licence for its copy, its own being MIT, and we did not
 compare the two. The weights hold none of its samples. Whether weights that were fitted to a sound owe anything to the

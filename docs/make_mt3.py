@@ -22,10 +22,8 @@ import numpy as np
 import pretty_midi
 import toy_mt3
 
-from mt3data import render
 from mt3data.audio.load import AudioInfo, audio_info, read_audio
 from mt3data.audio.spectrogram import log_mel, pad_to_frames
-from mt3data.compose import compose
 from mt3data.datasets.adapters import slakh
 from mt3data.datasets.manifest import load
 from mt3data.music.detokenizer import decode_segments
@@ -34,6 +32,8 @@ from mt3data.music.fast_tokenizer import FRAMES_PER_SECOND, encode_many, segment
 from mt3data.music.midi import midi_bytes, read_midi
 from mt3data.music.notes import Notes, moved_by
 from mt3data.music.vocabulary import codec_of, describe
+from mt3data.synth.compose import compose
+from mt3data.synth.demo_dataset import render
 from mt3data.windows import Window, WindowConfig, windows_of
 from mt3train.metrics import transcription_scores
 

@@ -58,7 +58,7 @@ def draw(out: Path) -> None:
     from mt3data.audio.load import read_audio
     from mt3data.audio.spectrogram import SpectrogramConfig, log_mel
     from mt3data.datasets.adapters.slakh import tracks
-    from mt3data.synth import synth
+    from mt3data.synth.demo_dataset import synth
 
     with tempfile.TemporaryDirectory() as folder:
         synth(Path(folder), tracks=1, seed=SEED, seconds=2 * SECONDS)

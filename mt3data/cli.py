@@ -66,7 +66,7 @@ def synth(
     \b
     Example: mt3data synth --out data/demo --tracks 20
     """
-    from mt3data.synth import synth as run
+    from mt3data.synth.demo_dataset import synth as run
 
     summary = run(
         root, tracks=tracks, seed=seed, seconds=seconds, soundfont=soundfont, midi_dir=midi_dir,
@@ -196,7 +196,7 @@ def _demo_root(root: Path) -> Path:
 
 def _render_demo(root: Path, tracks: int, seed: int, workers: int) -> Path:
     """Renders the demo pieces where they are not there yet; returns their folder."""
-    from mt3data.synth import synth as run
+    from mt3data.synth.demo_dataset import synth as run
 
     folder = _demo_root(root)
     settings = folder / "synth.json"

@@ -11,13 +11,13 @@ import pretty_midi
 import pytest
 import soundfile
 
-from mt3data.compose import compose
 from mt3data.datasets import manifest
 from mt3data.datasets.adapters.slakh import tracks
 from mt3data.errors import UserError
 from mt3data.music.midi import read_midi
-from mt3data.render import default_soundfont, write_track
-from mt3data.synth import synth
+from mt3data.synth.compose import compose
+from mt3data.synth.demo_dataset import synth
+from mt3data.synth.render import default_soundfont, write_track
 
 pytest.importorskip("midirenderer", reason="rendering needs the extra mt3kit[synth]")
 SECONDS = 4.0

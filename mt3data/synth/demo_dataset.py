@@ -19,10 +19,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mt3data.compose import compose
 from mt3data.errors import UserError
 from mt3data.files import locked, write_durably
-from mt3data.render import MAX_SECONDS, Rendered, default_soundfont, soundfont_bytes, write_track
+from mt3data.synth.compose import compose
+from mt3data.synth.render import (
+    MAX_SECONDS,
+    Rendered,
+    default_soundfont,
+    soundfont_bytes,
+    write_track,
+)
 from mt3data.terminal import progress
 
 if TYPE_CHECKING:

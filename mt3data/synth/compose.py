@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from mt3data.music.midi import DRUMS, instrument_name
-from mt3data.players import Bar, Chord, Note, Plan, bass, broken, comp, drums, held, melody
+from mt3data.synth.players import Bar, Chord, Note, Plan, bass, broken, comp, drums, held, melody
 
 if TYPE_CHECKING:
     import pretty_midi
