@@ -19,14 +19,14 @@ from pathlib import Path
 
 import numpy as np
 
-from mt3data import align
+from mt3data.align import lag as align
+from mt3data.align.warp import warp
 from mt3data.audio.load import read_audio
 from mt3data.audio.spectrogram import SpectrogramConfig, log_mel
 from mt3data.datasets.adapters import slakh
 from mt3data.datasets.manifest import load
 from mt3data.music.notes import Notes
 from mt3data.synth.demo_dataset import synth
-from mt3data.warp import warp
 
 CONFIG = SpectrogramConfig()
 SHIFTS = (-0.3, -0.2, -0.1, -0.05, 0.0, 0.05, 0.1, 0.2, 0.3)  # s

@@ -33,7 +33,8 @@ import soundfile
 import soxr
 from threadpoolctl import threadpool_limits
 
-from mt3data import align, examples, shard_writer, windows, worker
+from mt3data import examples, shard_writer, windows, worker
+from mt3data.align import lag as align
 from mt3data.attempts import new_run
 from mt3data.audio.load import load as audio
 from mt3data.audio.load import spectrogram

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from mt3data import align
+from mt3data.align import lag as align
+from mt3data.align.warp import warp
 from mt3data.audio.load import read_audio
 from mt3data.audio.spectrogram import n_frames_of, pad_to_frames
 from mt3data.datasets.stem_mixes import mixes
@@ -19,7 +20,6 @@ from mt3data.datasets.track import Track
 from mt3data.music.notes import Notes, trim_overlapping
 from mt3data.plan import passes_of
 from mt3data.rows import track_row
-from mt3data.warp import warp
 from mt3data.windows import Cut, Window, WindowConfig, cut, label, window_mel
 
 CORRECTIONS = ("shift", "dtw")  # of WindowConfig.align: what moves labels

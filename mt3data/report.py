@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from mt3data import charts, figures
-from mt3data.align import MIN_SHIFT_SECONDS
+from mt3data.align.lag import MIN_SHIFT_SECONDS
 from mt3data.errors import UserError
 from mt3data.files import size, write_durably
 from mt3data.markup import Html, document, element, joined, style_sheet, table

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mt3data.align import MIN_CONFIDENCE
+from mt3data.align.lag import MIN_CONFIDENCE
 from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.music.fast_tokenizer import FRAMES_PER_SECOND
 from mt3data.music.midi import DRUMS, instrument_name

@@ -11,13 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from mt3data import align
+from mt3data.align import lag as align
+from mt3data.align.warp import warp
 from mt3data.audio.spectrogram import SpectrogramConfig, log_mel
 from mt3data.build import build
 from mt3data.music.notes import Notes
 from mt3data.plan import BuildConfig, make_plan
 from mt3data.records import read_tracks
-from mt3data.warp import warp
 from mt3data.windows import WindowConfig, windows_of
 
 CONFIG = SpectrogramConfig()
@@ -187,8 +187,8 @@ def test_finer_levels_stay_in_a_band_around_coarser_ones(
     played: tuple[np.ndarray, Notes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bands, notes = played  # 375 of the finest frames: three levels, and pieces of 150
-    monkeypatch.setattr("mt3data.warp.MAX_DTW_FRAMES", 150)
-    monkeypatch.setattr("mt3data.warp.ZOOM", 2)
+    monkeypatch.setattr("mt3data.align.warp.MAX_DTW_FRAMES", 150)
+    monkeypatch.setattr("mt3data.align.warp.ZOOM", 2)
     warped, _, remark = warp(bands, replace(notes, onset=slower(notes.onset), offset=slower(notes.offset)), CONFIG)  # fmt: skip
     assert remark == ""
     assert np.median(np.abs(warped.onset - notes.onset)) < 0.02
@@ -200,7 +200,7 @@ def test_labels_and_audio_of_very_different_length_are_refused_in_words(
     played: tuple[np.ndarray, Notes], stretch: float, frames: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bands, notes = played
-    monkeypatch.setattr("mt3data.warp.MAX_DTW_FRAMES", 150)
+    monkeypatch.setattr("mt3data.align.warp.MAX_DTW_FRAMES", 150)
     other = replace(notes, onset=notes.onset * stretch, offset=notes.offset * stretch)
     kept, _, remark = warp(bands[:frames], other, CONFIG)
     assert kept is other

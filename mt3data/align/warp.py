@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mt3data.align import (
+from mt3data.align.lag import (
     BLOCK_FRAMES,
     DRUMS,
     HARMONICS,
