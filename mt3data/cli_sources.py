@@ -14,7 +14,7 @@ from mt3data.errors import UserError
 from mt3data.terminal import PATH, counted, print_json, progress
 
 if TYPE_CHECKING:
-    from mt3data.download import Wishes
+    from mt3data.download.dataset import Wishes
 
 DATA = Path("data")  # where datasets lie, unless --root says otherwise
 ROOT = click.option(
@@ -82,7 +82,7 @@ def download(
     \b
     Example: mt3data download guitarset --root data/
     """
-    from mt3data.download import Wishes
+    from mt3data.download.dataset import Wishes
 
     if "://" in dataset or cache:
         click.echo(_fetch_shards(dataset, cache))
@@ -92,8 +92,8 @@ def download(
 
 def _download(dataset: str, root: Path, wishes: Wishes) -> None:
     from mt3data.datasets.manifest import load
-    from mt3data.download import download as run
-    from mt3data.ledger import report
+    from mt3data.download.dataset import download as run
+    from mt3data.download.state import report
 
     manifest = load(dataset)
     click.echo("\n".join(report(manifest, run(manifest, root, wishes))))
@@ -119,7 +119,7 @@ def download_first(
         UserError: the dataset has no such splits, which is said before anything is downloaded.
     """
     from mt3data.datasets.manifest import load
-    from mt3data.download import Wishes, dataset_folder, needs_download, wanted_sources
+    from mt3data.download.dataset import Wishes, dataset_folder, needs_download, wanted_sources
     from mt3data.files import size
 
     manifest = load(dataset)
@@ -149,9 +149,9 @@ def verify(dataset: str, root: Path, fast: bool, as_json: bool) -> None:
     Example: mt3data verify guitarset --root data/
     """
     from mt3data.datasets.manifest import load
-    from mt3data.ledger import dataset_folder
-    from mt3data.verify import known_files
-    from mt3data.verify import verify as run
+    from mt3data.download.state import dataset_folder
+    from mt3data.download.verify import known_files
+    from mt3data.download.verify import verify as run
 
     manifest = load(dataset)
     folder = dataset_folder(manifest, root)

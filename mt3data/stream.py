@@ -25,6 +25,7 @@ from urllib.request import url2pathname
 
 import numpy as np
 
+from mt3data.download.http import PATIENT, Patience, RemoteFile
 from mt3data.errors import UserError
 from mt3data.shards import (
     MANIFEST,
@@ -35,7 +36,6 @@ from mt3data.shards import (
     tar_members,
 )
 from mt3data.tar import BUFFER_BYTES, DamagedTar, TarReader
-from mt3data.transport import PATIENT, Patience, RemoteFile
 
 if TYPE_CHECKING:
     import webdataset

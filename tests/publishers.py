@@ -28,7 +28,7 @@ from server import Fault, Publisher
 from mt3data.cli import main
 from mt3data.datasets import manifest
 from mt3data.datasets.manifest import Manifest, Source
-from mt3data.download import wanted_sources
+from mt3data.download.dataset import wanted_sources
 
 TOPLESS = {"slakh", "cerberus4"}  # their twins are what the archive holds, without `folder` around
 REAL = manifest._folder()  # whatever a test puts in its place later
@@ -39,7 +39,7 @@ COMMAND = """
 import os, signal, sys
 from pathlib import Path
 from mt3data.datasets import manifest
-from mt3data.ledger import MemberLog
+from mt3data.download.state import MemberLog
 manifest._folder, left = lambda: Path(sys.argv[1]), int(sys.argv[2])
 add = MemberLog.add
 def dying(self, entry):

@@ -15,7 +15,7 @@ from publishers import kill_in_download, kill_in_unpacking, path_of, published, 
 from server import Publisher, publisher
 
 from mt3data.datasets import manifest
-from mt3data.download import wanted_sources
+from mt3data.download.dataset import wanted_sources
 
 NAMES = [name for name in manifest.names() if manifest.load(name).sources]
 SHARDS = Path("shards")

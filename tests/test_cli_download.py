@@ -9,7 +9,7 @@ from publishers import published, run
 from server import Publisher, publisher
 
 from mt3data.datasets import manifest
-from mt3data.ledger import STATE
+from mt3data.download.state import STATE
 
 
 @pytest.fixture

@@ -13,10 +13,10 @@ from toys import CONTENT, MEMBERS, UNPACKED, a_tar_gz, a_zip, files, get, manife
 
 from mt3data import files as disk
 from mt3data.datasets.manifest import Source
-from mt3data.download import needs_download
+from mt3data.download.dataset import needs_download
+from mt3data.download.state import STATE, read_ledger
+from mt3data.download.verify import verify
 from mt3data.errors import UserError
-from mt3data.ledger import STATE, read_ledger
-from mt3data.verify import verify
 
 
 @pytest.fixture
@@ -179,7 +179,7 @@ def test_a_killed_download_continues_where_it_was(web: Publisher, tmp_path: Path
 # is not.
 DIE = """
 import os, signal
-from mt3data.ledger import MemberLog
+from mt3data.download.state import MemberLog
 add = MemberLog.add
 def dying(self, entry):
     if len(self.entries) == 2:

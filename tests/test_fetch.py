@@ -11,10 +11,10 @@ import pytest
 from server import Fault, Publisher, publisher
 from toys import CONTENT, files, get, manifest, source
 
-from mt3data.download import Wishes, download
+from mt3data.download.dataset import Wishes, download
+from mt3data.download.http import Patience
+from mt3data.download.state import STATE
 from mt3data.errors import UserError
-from mt3data.ledger import STATE
-from mt3data.transport import Patience
 
 
 @pytest.fixture

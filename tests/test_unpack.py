@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from mt3data import unpack
+from mt3data.download import unpack
+from mt3data.download.state import MemberLog, read_log
+from mt3data.download.unpack import Placement, unpack_tar_gz, unpack_zip
 from mt3data.errors import UserError
-from mt3data.ledger import MemberLog, read_log
-from mt3data.unpack import Placement, unpack_tar_gz, unpack_zip
 
 EVIL = ["../evil", "a/../../evil", "/evil", "C:/evil", "a\\..\\evil", "..", "\\\\host\\evil"]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from mt3data.datasets.manifest import Manifest, Source, load
-from mt3data.download import Wishes, download
+from mt3data.download.dataset import Wishes, download
+from mt3data.download.state import STATE
+from mt3data.download.verify import verify
 from mt3data.errors import UserError
-from mt3data.ledger import STATE
-from mt3data.verify import verify
 
 CONTENT = {"a.wav": b"audio", "sub/a.mid": b"midi"}
 

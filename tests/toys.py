@@ -12,9 +12,9 @@ from typing import Any
 from server import Publisher
 
 from mt3data.datasets.manifest import Manifest, Source, load
-from mt3data.download import Wishes, download
-from mt3data.ledger import STATE
-from mt3data.transport import Patience
+from mt3data.download.dataset import Wishes, download
+from mt3data.download.http import Patience
+from mt3data.download.state import STATE
 
 QUICK = Patience(retries=3, backoff_seconds=0.0, timeout_seconds=5.0)
 CONTENT = bytes(range(251)) * 4000  # 1 MB without a short period of a power of two

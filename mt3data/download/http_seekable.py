@@ -12,8 +12,8 @@ from typing import Any
 import requests
 import urllib3
 
+from mt3data.download.http import PATIENT, Patience, Refused, ask, reason_of, session
 from mt3data.errors import UserError
-from mt3data.transport import PATIENT, Patience, Refused, ask, reason_of, session
 
 # One request asks for so much: little after a jump, more and more while reading goes straight on.
 FIRST_BYTES, MOST_BYTES = 1 << 16, 1 << 24

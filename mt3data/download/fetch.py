@@ -17,11 +17,11 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from mt3data.datasets.manifest import Source
+from mt3data.download.http import PATIENT, Patience, RemoteFile
+from mt3data.download.unpack import Readable
 from mt3data.errors import UserError
 from mt3data.files import require_space, write_durably
 from mt3data.terminal import progress
-from mt3data.transport import PATIENT, Patience, RemoteFile
-from mt3data.unpack import Readable
 
 BLOCK_BYTES = 1 << 20
 MB = 1e6

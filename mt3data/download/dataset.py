@@ -14,8 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from mt3data.datasets.manifest import Manifest, Source, load, names, row_paths
-from mt3data.errors import UserError
-from mt3data.fetch import (
+from mt3data.download.fetch import (
     MB,
     Metered,
     Sums,
@@ -25,8 +24,9 @@ from mt3data.fetch import (
     file_name,
     sums_of,
 )
-from mt3data.files import free_bytes, locked, require_space, size, write_durably
-from mt3data.ledger import (
+from mt3data.download.http import PATIENT, Patience, RemoteFile
+from mt3data.download.http_seekable import FIRST_BYTES, RangedFile
+from mt3data.download.state import (
     LEDGER,
     STATE,
     MemberLog,
@@ -35,11 +35,7 @@ from mt3data.ledger import (
     read_ledger,
     read_log,
 )
-from mt3data.ranges import FIRST_BYTES, RangedFile
-from mt3data.shards import canonical_json
-from mt3data.terminal import progress
-from mt3data.transport import PATIENT, Patience, RemoteFile
-from mt3data.unpack import (
+from mt3data.download.unpack import (
     DamagedArchive,
     Placement,
     unpack_tar_gz,
@@ -47,6 +43,10 @@ from mt3data.unpack import (
     write_file,
     zip_sizes,
 )
+from mt3data.errors import UserError
+from mt3data.files import free_bytes, locked, require_space, size, write_durably
+from mt3data.shards import canonical_json
+from mt3data.terminal import progress
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mt3data.datasets.manifest import Manifest, row_paths
+from mt3data.download.fetch import file_name
+from mt3data.download.state import STATE, dataset_folder, log_path, read_ledger, read_log
 from mt3data.errors import UserError
-from mt3data.fetch import file_name
-from mt3data.ledger import STATE, dataset_folder, log_path, read_ledger, read_log
 
 BLOCK_BYTES = 1 << 20
 

@@ -23,9 +23,9 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO, Protocol, cast
 
+from mt3data.download.state import MemberLog
 from mt3data.errors import UserError
 from mt3data.files import has_size
-from mt3data.ledger import MemberLog
 
 BLOCK_BYTES = 1 << 20
 MAX_RATIO = 50  # unpacked to packed; annotations reach 10, deflate could 1032
