@@ -33,7 +33,7 @@ import soundfile
 import soxr
 from threadpoolctl import threadpool_limits
 
-from mt3data import examples, shard_writer, windows, worker
+from mt3data import examples, worker
 from mt3data.align import lag as align
 from mt3data.attempts import new_run
 from mt3data.audio.load import load as audio
@@ -42,8 +42,10 @@ from mt3data.audio.spectrogram import log_mel
 from mt3data.music.midi import read_midi, write_midi
 from mt3data.music.notes import Notes, moved_by
 from mt3data.plan import BuildConfig, Plan, make_plan
+from mt3data.shards import windows
+from mt3data.shards import writer as shard_writer
+from mt3data.shards.windows import WindowConfig
 from mt3data.synth.demo_dataset import synth
-from mt3data.windows import WindowConfig
 
 NOISE_FLOOR = 2e-4  # a rendered piece is silent between notes, as no recording is
 STAGES: dict[str, list[tuple[Any, str]]] = {

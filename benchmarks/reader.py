@@ -49,7 +49,7 @@ def make_build(recordings: Path, out: Path, frames: int, members: tuple[str, ...
     """Shards of the recordings."""
     from mt3data.build import build
     from mt3data.plan import BuildConfig, make_plan
-    from mt3data.windows import WindowConfig
+    from mt3data.shards.windows import WindowConfig
 
     windows = WindowConfig(frames, align="off", members=members)
     name = f"{'-'.join(members)}-{frames}"
@@ -60,7 +60,7 @@ def make_build(recordings: Path, out: Path, frames: int, members: tuple[str, ...
 
 def indexed(folder: Path, reuse: bool = True, threads: int = 4) -> Callable[[], int]:
     """A round of our reader: about as many records or crops as a pass over the build has."""
-    from mt3data.reader import IndexedShards
+    from mt3data.shards.reader import IndexedShards
 
     shards = IndexedShards([folder], threads=threads)
     first = shards.batch(0, BATCH)
@@ -91,7 +91,7 @@ def bare_webdataset(folder: Path, decode: bool) -> Callable[[], int]:
 
 def streamed(folder: Path) -> Callable[[], int]:
     """A round of `stream`, with everything decoded."""
-    from mt3data.stream import stream
+    from mt3data.shards.stream import stream
 
     return lambda: sum(1 for _ in stream([folder]))
 
@@ -101,7 +101,7 @@ def cold_speed(folder: Path, threads: int) -> float:
 
     A temporary folder in memory has no such cache: TMPDIR may name one on a disk.
     """
-    from mt3data.reader import IndexedShards
+    from mt3data.shards.reader import IndexedShards
 
     shards, rates = IndexedShards([folder], threads=threads), []
     for step in range(4):
@@ -119,7 +119,7 @@ def cold_speed(folder: Path, threads: int) -> float:
 def check_speed(folder: Path) -> tuple[list[float], list[float]]:
     """MB per second of wall time, then of process time: sha256 alone, and `check` with 1 and 2
     threads; the best of five rounds each, in which they take turns."""
-    from mt3data.check import check
+    from mt3data.shards.check import check
 
     shards = sorted(folder.glob("*.tar"))
     megabytes = sum(path.stat().st_size for path in shards) / 1e6
@@ -156,7 +156,7 @@ OPENING = """
 import json, sys, time
 import pyarrow.parquet, numpy
 from pathlib import Path
-from mt3data.reader import IndexedShards
+from mt3data.shards.reader import IndexedShards
 megabytes = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 1e6
 before = megabytes()
 start = time.perf_counter()

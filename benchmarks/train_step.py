@@ -25,8 +25,8 @@ from torch import Tensor
 
 from mt3data.build import build
 from mt3data.plan import BuildConfig, make_plan
+from mt3data.shards.windows import WindowConfig
 from mt3data.synth.demo_dataset import synth
-from mt3data.windows import WindowConfig
 from mt3train.config import Config, DataConfig, load_config
 from mt3train.data import MicroBatch, read_step, to_device
 from mt3train.features import log_mel_of_crops

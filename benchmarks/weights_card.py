@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mt3data.files import write_durably
-from mt3data.windows import WindowConfig
+from mt3data.shards.windows import WindowConfig
 from mt3train.demo_weights import CARD, FOLDER, SCORES, WEIGHTS
 from mt3train.evaluate import nan_mean
 

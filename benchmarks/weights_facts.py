@@ -22,7 +22,7 @@ import torch
 from mt3data.audio.load import TARGET_RATE, read_blocks
 from mt3data.datasets.track import Track
 from mt3data.music.midi import read_midi
-from mt3data.shards import read_manifest
+from mt3data.shards.format import read_manifest
 from mt3train.checkpoint import checksum, load_model
 from mt3train.config import Config, as_dict
 from mt3train.log import read_metrics

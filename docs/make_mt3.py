@@ -32,9 +32,9 @@ from mt3data.music.fast_tokenizer import FRAMES_PER_SECOND, encode_many, segment
 from mt3data.music.midi import midi_bytes, read_midi
 from mt3data.music.notes import Notes, moved_by
 from mt3data.music.vocabulary import codec_of, describe
+from mt3data.shards.windows import Window, WindowConfig, windows_of
 from mt3data.synth.compose import compose
 from mt3data.synth.demo_dataset import render
-from mt3data.windows import Window, WindowConfig, windows_of
 from mt3train.metrics import transcription_scores
 
 PAGE = Path(__file__).with_name("mt3.md")

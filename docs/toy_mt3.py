@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from mt3data.music.vocabulary import VocabularyConfig, describe
-from mt3data.reader import pad_tokens
-from mt3data.windows import Window
+from mt3data.shards.reader import pad_tokens
+from mt3data.shards.windows import Window
 from mt3train.checkpoint import CheckpointInfo
 from mt3train.loss import count_correct, loss_sum
 from mt3train.model import MT3, ModelConfig

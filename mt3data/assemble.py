@@ -11,7 +11,7 @@ import numpy as np
 from mt3data.card import dataset_card
 from mt3data.files import remove_at_once, write_durably
 from mt3data.plan import Plan
-from mt3data.shards import (
+from mt3data.shards.format import (
     MANIFEST,
     canonical_json,
     index_schema,
@@ -20,7 +20,7 @@ from mt3data.shards import (
     write_listed,
     write_table,
 )
-from mt3data.windows import SEGMENT_WINDOWS
+from mt3data.shards.windows import SEGMENT_WINDOWS
 from mt3data.worker import STATE, state_path
 
 MAX_TARGET_TOKENS = 1024 - 1  # mt3/preprocessors.py handle_too_long, which counts before EOS

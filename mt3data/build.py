@@ -28,7 +28,7 @@ from mt3data.engine import run as run_tasks
 from mt3data.errors import UserError
 from mt3data.files import require_space
 from mt3data.plan import Plan, ShardPlan
-from mt3data.records import track_rows
+from mt3data.shards.index import track_rows
 from mt3data.worker import STATE, do_shard
 
 # Deaths of workers, without a shard done between them, that no track can have caused.

@@ -14,8 +14,8 @@ from typing import Any
 from mt3data.errors import UserError
 from mt3data.files import has_size, locked, write_durably
 from mt3data.plan import Plan, ShardPlan
-from mt3data.records import track_rows
-from mt3data.shards import MANIFEST, canonical_json
+from mt3data.shards.format import MANIFEST, canonical_json
+from mt3data.shards.index import track_rows
 from mt3data.worker import STATE, state_path
 
 LOG = "build.log.jsonl"

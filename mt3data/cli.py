@@ -153,7 +153,7 @@ def build(
     from mt3data.music.vocabulary import VocabularyConfig
     from mt3data.plan import BuildConfig, checked_name, make_plan
     from mt3data.rows import read_bad
-    from mt3data.windows import WindowConfig
+    from mt3data.shards.windows import WindowConfig
 
     if not 0 <= track_timeout <= MOST_LIMIT_SECONDS:
         raise UserError(

@@ -25,8 +25,8 @@ def check(folder: Path, fast: bool, workers: int, as_json: bool) -> None:
     \b
     Example: mt3data check shards/demo
     """
-    from mt3data.check import check as run
-    from mt3data.shards import find_builds, read_manifest
+    from mt3data.shards.check import check as run
+    from mt3data.shards.format import find_builds, read_manifest
 
     told: dict[str, dict[str, Any]] = {}
     for build_folder in find_builds(folder):
@@ -61,7 +61,7 @@ def info(folder: Path, as_json: bool) -> None:
     \b
     Example: mt3data info shards/
     """
-    from mt3data.shards import find_builds, read_manifest
+    from mt3data.shards.format import find_builds, read_manifest
 
     manifests = {path: read_manifest(path) for path in find_builds(folder)}
     if as_json:

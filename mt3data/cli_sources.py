@@ -100,8 +100,8 @@ def _download(dataset: str, root: Path, wishes: Wishes) -> None:
 
 
 def _fetch_shards(address: str, cache: Path | None) -> Path:
-    from mt3data.cache import cached
-    from mt3data.stream import is_address
+    from mt3data.shards.cache import cached
+    from mt3data.shards.stream import is_address
 
     if not is_address(address):
         raise UserError(f"{address} is no http(s) address of a build, so --cache means nothing")

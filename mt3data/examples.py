@@ -20,7 +20,7 @@ from mt3data.datasets.track import Track
 from mt3data.music.notes import Notes, trim_overlapping
 from mt3data.plan import passes_of
 from mt3data.rows import track_row
-from mt3data.windows import Cut, Window, WindowConfig, cut, label, window_mel
+from mt3data.shards.windows import Cut, Window, WindowConfig, cut, label, window_mel
 
 CORRECTIONS = ("shift", "dtw")  # of WindowConfig.align: what moves labels
 

@@ -11,9 +11,9 @@ from mt3data.assemble import MAX_TARGET_TOKENS
 from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.markup import Html, element
 from mt3data.music.midi import instrument_name
+from mt3data.shards.windows import SEGMENT_WINDOWS
 from mt3data.survey import Shown, Survey, voices
 from mt3data.terminal import counted
-from mt3data.windows import SEGMENT_WINDOWS
 
 
 def pitches(found: Survey) -> Html | None:

@@ -12,8 +12,8 @@ from mt3data.engine import LOCAL
 from mt3data.examples import TrackExamples, TrackFailure
 from mt3data.files import free_bytes, size
 from mt3data.plan import Plan, PlannedTrack, ShardPlan
+from mt3data.shards.windows import WindowConfig
 from mt3data.terminal import counted
-from mt3data.windows import WindowConfig
 
 TRIAL_SECONDS = 60.0  # of audio at least, where there is a track of that length
 TRIALS = 5  # tracks that may fail before nothing is said of time

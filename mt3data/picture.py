@@ -16,8 +16,8 @@ from mt3data.music.fast_tokenizer import FRAMES_PER_SECOND
 from mt3data.music.midi import DRUMS, instrument_name
 from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import VocabularyConfig, describe
-from mt3data.records import ShardSet
-from mt3data.shards import read_manifest, read_npy
+from mt3data.shards.format import read_manifest, read_npy
+from mt3data.shards.index import ShardSet
 
 WORDS_IN_PICTURE = 260  # tokens under the picture; all of them are returned
 

@@ -28,8 +28,8 @@ from mt3data.datasets.stem_mixes import LAW, LEAST_STEMS, PAPER_SUBSETS, with_su
 from mt3data.datasets.track import Track
 from mt3data.errors import UserError
 from mt3data.rows import failed_row, passes_said
-from mt3data.shards import SCHEMA_VERSION, canonical_json
-from mt3data.windows import WindowConfig, window_starts
+from mt3data.shards.format import SCHEMA_VERSION, canonical_json
+from mt3data.shards.windows import WindowConfig, window_starts
 
 MAX_SHARD_BYTES, MIN_SHARD_BYTES = 256 << 20, 8 << 20
 SHARDS_PER_SPLIT = 64  # wanted at least, so that streaming readers can divide a large split

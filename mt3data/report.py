@@ -19,7 +19,7 @@ from mt3data.errors import UserError
 from mt3data.files import size, write_durably
 from mt3data.markup import Html, document, element, joined, style_sheet, table
 from mt3data.music.midi import DRUMS
-from mt3data.shards import find_builds
+from mt3data.shards.format import find_builds
 from mt3data.survey import Survey, n_reads, survey
 
 PICTURES = 12  # in all; at least one of each build

@@ -21,8 +21,8 @@ from mt3data.music.fast_tokenizer import FRAMES_PER_SECOND
 from mt3data.music.midi import DRUMS, instrument_name
 from mt3data.music.notes import Notes
 from mt3data.picture import mel_of
-from mt3data.records import ShardSet, opened_table, track_rows
-from mt3data.shards import read_manifest, read_npy
+from mt3data.shards.format import read_manifest, read_npy
+from mt3data.shards.index import ShardSet, opened_table, track_rows
 
 SAMPLE = 2000  # windows whose notes are read: half a second, or 20 s from a slow disk
 INDEX_COLUMNS = (

@@ -25,9 +25,9 @@ from mt3data.files import write_durably
 from mt3data.music.sequences import import_note_seq
 from mt3data.plan import PlannedTrack, ShardPlan
 from mt3data.rows import failed_row
-from mt3data.shard_writer import ShardWriter
-from mt3data.shards import canonical_json
-from mt3data.windows import WindowConfig
+from mt3data.shards.format import canonical_json
+from mt3data.shards.windows import WindowConfig
+from mt3data.shards.writer import ShardWriter
 
 STATE = ".state"  # of an unfinished build: a file per finished shard; gone with the manifest
 # A dask worker with several threads would run several tasks, and a process has one time limit.

@@ -61,7 +61,7 @@ def evaluate(
     \b
     Example: mt3train evaluate shards/demo --checkpoint runs/demo --split test
     """
-    from mt3data.shards import find_builds, read_manifest
+    from mt3data.shards.format import find_builds, read_manifest
     from mt3train.results import dataset_table, to_csv, to_json, track_table
 
     if as_json and as_csv:
@@ -96,7 +96,7 @@ def _evaluate_build(
     model: MT3, info: CheckpointInfo, build: Path, split: str, tracks: int | None, batch: int,
     workers: int, out: Path | None,
 ) -> list[TrackScores]:  # fmt: skip
-    from mt3data.shards import read_manifest
+    from mt3data.shards.format import read_manifest
     from mt3train.evaluate import evaluate as run
     from mt3train.results import ResultsFile, identity
 

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.music.vocabulary import PAD_ID
-from mt3data.reader import Batch
+from mt3data.shards.reader import Batch
 from mt3train.config import Config, DataConfig
 from mt3train.features import log_mel_of_crops
 from mt3train.sources import Segments

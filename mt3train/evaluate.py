@@ -29,7 +29,7 @@ import torch
 from mt3data.errors import UserError
 from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import VocabularyConfig
-from mt3data.records import TrackRecords, read_tracks
+from mt3data.shards.index import TrackRecords, read_tracks
 from mt3train.checkpoint import CheckpointInfo
 from mt3train.instruments import InstrumentScores, instrument_scores
 from mt3train.metrics import MEASURES, PROFILES, SCORES, transcription_scores

@@ -21,7 +21,7 @@ import numpy as np
 from mt3data.errors import UserError
 from mt3data.merging import merge_targets
 from mt3data.music.vocabulary import VocabularyConfig
-from mt3data.reader import Batch, IndexedShards
+from mt3data.shards.reader import Batch, IndexedShards
 
 
 class MixedShards:

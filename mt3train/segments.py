@@ -13,8 +13,8 @@ import numpy as np
 
 from mt3data.audio.load import from_int16
 from mt3data.errors import UserError
-from mt3data.records import TrackRecords
-from mt3data.shards import read_manifest
+from mt3data.shards.format import read_manifest
+from mt3data.shards.index import TrackRecords
 from mt3train.checkpoint import CheckpointInfo
 from mt3train.transcribe import segment_mels
 

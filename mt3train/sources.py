@@ -5,19 +5,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Protocol
 
-from mt3data.agreement import told_apart
 from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.errors import UserError
 from mt3data.music.vocabulary import VocabularyConfig
-from mt3data.reader import Batch, IndexedShards
-from mt3data.shards import find_builds, read_manifest
+from mt3data.shards.compatibility import told_apart
+from mt3data.shards.format import find_builds, read_manifest
+from mt3data.shards.reader import Batch, IndexedShards
 from mt3train.config import DataConfig
 from mt3train.mixing import MixedShards
 from mt3train.streamed import StreamedShards
 
 
 class Segments(Protocol):
-    """Training data: mt3data.reader.IndexedShards, or anything with these."""
+    """Training data: mt3data.shards.reader.IndexedShards, or anything with these."""
 
     spectrogram: SpectrogramConfig
     vocabulary: VocabularyConfig
@@ -99,7 +99,7 @@ def _builds_at_one(part: str, cache: str) -> list[Path]:
             "or train with data.reader=webdataset, and evaluate on data.eval=DIR or not at all "
             "(eval_every=0)"
         )
-    from mt3data.cache import cached  # brings requests, which other training does without
+    from mt3data.shards.cache import cached  # brings requests, which other training does without
 
     return [cached(part, Path(cache))]
 

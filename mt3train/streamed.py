@@ -20,10 +20,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mt3data.agreement import Agreement, agree
 from mt3data.errors import UserError
 from mt3data.music.fast_tokenizer import encode_crops
-from mt3data.reader import Batch, pad_tokens
+from mt3data.shards.compatibility import Agreement, agree
+from mt3data.shards.reader import Batch, pad_tokens
 
 SHUFFLED_CROPS = 1000  # of 256 frames: 260 MB
 
@@ -52,7 +52,7 @@ class StreamedShards:
 
     def __init__(self, builds: Sequence[str | Path], split: str, seed: int) -> None:
         # Not at the top: they bring requests and webdataset, which other training does without.
-        from mt3data.stream import epoch_shards, opened
+        from mt3data.shards.stream import epoch_shards, opened
 
         self._where, self._split, self._seed = list(builds), split, seed
         manifests = list(opened(builds))
@@ -109,7 +109,7 @@ class StreamedShards:
     def _open(self, epoch: int, rank: int, world: int, frames: int) -> Iterator[Crop]:
         import webdataset
 
-        from mt3data.stream import stream
+        from mt3data.shards.stream import stream
 
         records = stream(
             self._where, self._split, seed=self._seed, epoch=epoch, rank=rank, world=world

@@ -95,7 +95,7 @@ def note_scores(
     Raises:
         Stopped: a signal came.
     """
-    from mt3data.records import read_tracks
+    from mt3data.shards.index import read_tracks
     from mt3train.evaluate import COLUMNS, mean_scores, score_track
 
     results, place = [], 0

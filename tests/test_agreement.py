@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from mt3data.agreement import agree
 from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.errors import UserError
 from mt3data.music.vocabulary import VocabularyConfig
+from mt3data.shards.compatibility import agree
 
 
 def manifest(**changes: Any) -> dict[str, Any]:

@@ -17,8 +17,8 @@ from mt3data.audio.spectrogram import SpectrogramConfig, log_mel
 from mt3data.build import build
 from mt3data.music.notes import Notes
 from mt3data.plan import BuildConfig, make_plan
-from mt3data.records import read_tracks
-from mt3data.windows import WindowConfig, windows_of
+from mt3data.shards.index import read_tracks
+from mt3data.shards.windows import WindowConfig, windows_of
 
 CONFIG = SpectrogramConfig()
 SECONDS = 30.0

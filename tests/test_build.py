@@ -18,14 +18,14 @@ import pytest
 import soundfile
 
 from mt3data.build import build
-from mt3data.check import check
 from mt3data.claim import claimed
 from mt3data.errors import UserError
 from mt3data.music.notes import Notes
 from mt3data.plan import BuildConfig, make_plan
-from mt3data.records import ShardSet, read_tracks
-from mt3data.shards import read_npy
-from mt3data.windows import WindowConfig
+from mt3data.shards.check import check
+from mt3data.shards.format import read_npy
+from mt3data.shards.index import ShardSet, read_tracks
+from mt3data.shards.windows import WindowConfig
 from mt3data.worker import STATE
 
 SPLITS = {f"Track{n:05d}": s for n, s in [
@@ -114,7 +114,7 @@ def test_a_build_killed_at_any_moment_goes_on(source: Path, built: Path, tmp_pat
     code = (
         "import sys; from pathlib import Path\n"
         "from mt3data.build import build; from mt3data.plan import BuildConfig, make_plan\n"
-        "from mt3data.windows import WindowConfig\n"
+        "from mt3data.shards.windows import WindowConfig\n"
         "root, out = map(Path, sys.argv[1:])\n"
         "build(make_plan(BuildConfig('demo', root, out, windows=WindowConfig(256))))\n"
     )

@@ -18,13 +18,13 @@ from server import Fault, Publisher, publisher
 from toys import QUICK
 
 from mt3data.build import build
-from mt3data.cache import cached
-from mt3data.check import check
 from mt3data.cli import main
 from mt3data.errors import UserError
 from mt3data.plan import BuildConfig, make_plan
-from mt3data.reader import IndexedShards
-from mt3data.windows import WindowConfig
+from mt3data.shards.cache import cached
+from mt3data.shards.check import check
+from mt3data.shards.reader import IndexedShards
+from mt3data.shards.windows import WindowConfig
 
 TRACKS = {"Track00001": "train", "Track00002": "train", "Track00003": "test"}
 SHARD = "/demo/train-00001-of-00002.tar"
@@ -134,7 +134,7 @@ def test_a_folder_on_this_machine_is_left_where_it_is(whole: Path, tmp_path: Pat
 
 
 def fetching(web: Publisher, cache: Path) -> subprocess.Popen[str]:
-    script = f"from pathlib import Path; from mt3data.cache import cached; print(cached({web.url + '/demo'!r}, Path({str(cache)!r})))"  # fmt: skip
+    script = f"from pathlib import Path; from mt3data.shards.cache import cached; print(cached({web.url + '/demo'!r}, Path({str(cache)!r})))"  # fmt: skip
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
 
 

@@ -14,8 +14,8 @@ from mt3data.datasets.manifest import load
 from mt3data.datasets.stem_mixes import MAX_QUARTETS, mixes, quartets
 from mt3data.datasets.track import Stem, Track
 from mt3data.plan import BuildConfig, make_plan
-from mt3data.records import ShardSet, read_tracks
-from mt3data.windows import WindowConfig
+from mt3data.shards.index import ShardSet, read_tracks
+from mt3data.shards.windows import WindowConfig
 
 MANIFEST = load("cerberus4")
 # A second guitar, of another class, and a second piano beside those of every fake track.

@@ -15,13 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from mt3data.build import build
-from mt3data.check import _all_finite, check
 from mt3data.errors import UserError
 from mt3data.picture import draw_record
 from mt3data.plan import BuildConfig, make_plan
-from mt3data.reader import IndexedShards
-from mt3data.records import ShardSet
-from mt3data.windows import WindowConfig
+from mt3data.shards.check import _all_finite, check
+from mt3data.shards.index import ShardSet
+from mt3data.shards.reader import IndexedShards
+from mt3data.shards.windows import WindowConfig
 
 SPLITS = {"Track00001": "train", "Track00002": "train", "Track00003": "test"}
 

@@ -195,7 +195,7 @@ def test_a_path_that_cannot_be_used_is_one_line_and_exit_code_2(
     def fail(*_: object) -> None:
         (shards / "slakh" / "manifest.json" / "x").mkdir()
 
-    monkeypatch.setattr("mt3data.shards.read_manifest", fail)
+    monkeypatch.setattr("mt3data.shards.format.read_manifest", fail)
     result = run("info", shards)
     assert result.exit_code == 2
     assert "manifest.json/x: Not a directory; choose another path" in result.stderr

@@ -16,7 +16,7 @@ from mt3data.build import build
 from mt3data.music.midi import write_midi
 from mt3data.music.notes import Notes
 from mt3data.plan import BuildConfig, make_plan
-from mt3data.windows import WindowConfig
+from mt3data.shards.windows import WindowConfig
 from mt3train import checkpoint
 from mt3train.checkpoint import CheckpointInfo
 from mt3train.cli import main

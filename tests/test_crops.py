@@ -10,7 +10,7 @@ from mt3data.music.events import EventTable
 from mt3data.music.fast_tokenizer import encode, encode_crops, encode_many
 from mt3data.music.notes import Notes, trim_overlapping
 from mt3data.music.vocabulary import ENCODINGS, GRANULARITIES, VocabularyConfig
-from mt3data.windows import window_notes
+from mt3data.shards.windows import window_notes
 
 CONFIG = VocabularyConfig()
 

@@ -19,7 +19,7 @@ from mt3data.datasets.track import Track
 from mt3data.errors import UserError
 from mt3data.music.notes import validate
 from mt3data.plan import BuildConfig, make_plan
-from mt3data.windows import WindowConfig
+from mt3data.shards.windows import WindowConfig
 
 NAMES = manifest.names()
 LISTED = [name for name in NAMES if any("audio" in r for r in manifest.load(name).rows.values())]

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from mt3data.datasets.manifest import names
-from mt3data.records import read_tracks
+from mt3data.shards.index import read_tracks
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "new-dataset.md").read_text(encoding="utf-8")

@@ -30,9 +30,7 @@ from mt3data.music.vocabulary import (
     vocabulary_size,
 )
 from mt3data.plan import BuildConfig, make_plan
-from mt3data.reader import IndexedShards
-from mt3data.records import ShardSet
-from mt3data.shards import (
+from mt3data.shards.format import (
     FILE_NAME,
     OUTCOME,
     SCHEMA_VERSION,
@@ -42,7 +40,9 @@ from mt3data.shards import (
     references_schema,
     tracks_schema,
 )
-from mt3data.windows import NOTE_MARGIN_SECONDS, WindowConfig
+from mt3data.shards.index import ShardSet
+from mt3data.shards.reader import IndexedShards
+from mt3data.shards.windows import NOTE_MARGIN_SECONDS, WindowConfig
 
 PAGE = (Path(__file__).parent.parent / "docs" / "shards.md").read_text(encoding="utf-8")
 

@@ -13,8 +13,8 @@ from mt3data.errors import UserError
 from mt3data.music.fast_tokenizer import encode_notes
 from mt3data.music.vocabulary import VocabularyConfig
 from mt3data.plan import BuildConfig, make_plan
-from mt3data.records import read_tracks
-from mt3data.windows import WindowConfig
+from mt3data.shards.index import read_tracks
+from mt3data.shards.windows import WindowConfig
 from mt3train.checkpoint import CheckpointInfo
 from mt3train.decode import Found, SegmentDecoder
 from mt3train.evaluate import TrackScores, evaluate, mean_scores, score_track

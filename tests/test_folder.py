@@ -13,7 +13,7 @@ from mt3data.cli import main
 from mt3data.datasets import manifest
 from mt3data.datasets.adapters import folder
 from mt3data.errors import UserError
-from mt3data.shards import read_manifest
+from mt3data.shards.format import read_manifest
 
 FOLDER = manifest.load("folder")
 

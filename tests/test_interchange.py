@@ -16,14 +16,14 @@ import pytest
 import webdataset
 
 from mt3data.build import build
-from mt3data.check import check
 from mt3data.errors import UserError
 from mt3data.plan import BuildConfig, make_plan
-from mt3data.reader import IndexedShards
-from mt3data.records import ShardSet
-from mt3data.shards import read_npy
-from mt3data.stream import stream
-from mt3data.windows import WindowConfig
+from mt3data.shards.check import check
+from mt3data.shards.format import read_npy
+from mt3data.shards.index import ShardSet
+from mt3data.shards.reader import IndexedShards
+from mt3data.shards.stream import stream
+from mt3data.shards.windows import WindowConfig
 
 needs_datasets = pytest.mark.skipif(
     importlib.util.find_spec("datasets") is None,

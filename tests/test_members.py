@@ -13,12 +13,12 @@ from test_build import digests
 from mt3data.audio.load import from_int16, read_audio, to_int16
 from mt3data.audio.spectrogram import log_mel
 from mt3data.build import build
-from mt3data.check import check
 from mt3data.music.notes import Notes
 from mt3data.plan import BuildConfig, make_plan
-from mt3data.records import ShardSet
-from mt3data.shards import read_manifest, read_npy
-from mt3data.windows import WindowConfig, windows_of
+from mt3data.shards.check import check
+from mt3data.shards.format import read_manifest, read_npy
+from mt3data.shards.index import ShardSet
+from mt3data.shards.windows import WindowConfig, windows_of
 
 HOP, CONTEXT = 128, 2048 - 128
 SPLITS = {"Track00001": "train", "Track00002": "train", "Track00003": "test"}

@@ -19,7 +19,7 @@ from mt3data.music.vocabulary import (
     describe,
     tokens_to_event_ids,
 )
-from mt3data.reader import pad_tokens
+from mt3data.shards.reader import pad_tokens
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = json.loads((GOLDEN / "merge.json").read_text())

@@ -14,16 +14,16 @@ import soundfile
 from mt3data.audio.load import read_audio
 from mt3data.audio.spectrogram import log_mel, pad_to_frames
 from mt3data.build import build
-from mt3data.check import check
 from mt3data.datasets import stem_mixes as mix
 from mt3data.datasets.adapters import slakh
 from mt3data.datasets.manifest import KnownIssue, load
 from mt3data.datasets.track import Stem, Track
 from mt3data.errors import UserError
 from mt3data.plan import BuildConfig, make_plan
-from mt3data.records import ShardSet, read_tracks
-from mt3data.shards import read_npy
-from mt3data.windows import WindowConfig
+from mt3data.shards.check import check
+from mt3data.shards.format import read_npy
+from mt3data.shards.index import ShardSet, read_tracks
+from mt3data.shards.windows import WindowConfig
 
 IDS = tuple(f"S{n:02d}" for n in range(8))
 SPLITS = {"Track00001": "train", "Track00002": "train", "Track00003": "validation"}

@@ -9,7 +9,7 @@ from test_tokens import notes
 from mt3data.errors import UserError
 from mt3data.music.fast_tokenizer import encode_notes
 from mt3data.music.vocabulary import VocabularyConfig, describe
-from mt3data.reader import Batch, pad_tokens
+from mt3data.shards.reader import Batch, pad_tokens
 from mt3train.mixing import MixedShards, mix
 
 TIES = VocabularyConfig()

@@ -14,8 +14,8 @@ from mt3data.cli import main
 from mt3data.errors import UserError
 from mt3data.plan import BuildConfig, Plan, ShardPlan, make_plan
 from mt3data.rows import read_bad
-from mt3data.shards import read_manifest
-from mt3data.windows import WindowConfig
+from mt3data.shards.format import read_manifest
+from mt3data.shards.windows import WindowConfig
 from mt3data.worker import STATE
 
 TRAIN = [f"Track{n:05d}" for n in range(1, 13)]

@@ -17,10 +17,10 @@ from mt3data.errors import UserError
 from mt3data.music.fast_tokenizer import encode_notes
 from mt3data.music.vocabulary import VocabularyConfig
 from mt3data.plan import BuildConfig, make_plan
-from mt3data.reader import IndexedShards
-from mt3data.records import ShardSet, read_tracks
-from mt3data.shards import read_npy
-from mt3data.windows import WindowConfig
+from mt3data.shards.format import read_npy
+from mt3data.shards.index import ShardSet, read_tracks
+from mt3data.shards.reader import IndexedShards
+from mt3data.shards.windows import WindowConfig
 
 
 def make(tmp_path: Path, name: str, n_tracks: int, window: int, **settings: Any) -> Path:
@@ -169,7 +169,7 @@ def test_weights_that_would_leave_out_a_build_are_refused(
 
 
 def test_only_so_many_shards_stay_open(segments: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mt3data.records.OPEN_SHARDS", 1)
+    monkeypatch.setattr("mt3data.shards.index.OPEN_SHARDS", 1)
     shards = IndexedShards([segments])
     shards.batch(0, 9)
     assert len(shards.sources[0]._files) == 1
@@ -240,7 +240,7 @@ def test_objects_and_other_orders_are_never_read(array: np.ndarray) -> None:
 
 
 def test_an_array_that_is_cut_short_is_refused() -> None:
-    from mt3data.shards import npy_parts
+    from mt3data.shards.format import npy_parts
 
     with pytest.raises(ValueError, match="buffer|reshape"):
         read_npy(b"".join(npy_parts(np.arange(5)))[:-4])
@@ -262,7 +262,7 @@ def test_a_buffer_is_used_again_if_it_fits(long_track: Path) -> None:
 
 
 def test_threads_read_the_same(long_track: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mt3data.records.OPEN_SHARDS", 1)
+    monkeypatch.setattr("mt3data.shards.index.OPEN_SHARDS", 1)
     one, four = (IndexedShards([long_track, long_track], threads=n) for n in (1, 4))
     for step in range(5):
         a, b = one.batch(step, 12, frames=64), four.batch(step, 12, frames=64)

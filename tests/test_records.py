@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mt3data.errors import UserError
-from mt3data.records import Index, ShardFile, ShardSet
-from mt3data.shards import SCHEMA_VERSION, index_schema
+from mt3data.shards.format import SCHEMA_VERSION, index_schema
+from mt3data.shards.index import Index, ShardFile, ShardSet
 
 ROWS = 50_000
 
@@ -70,7 +70,7 @@ def test_reading_an_index_loads_neither_pandas_nor_datasets_of_arrow(large: Path
     script = f"""
 import sys
 from pathlib import Path
-from mt3data.records import Index
+from mt3data.shards.index import Index
 import numpy
 index = Index(Path({str(large)!r}))
 index["key"][numpy.array([1])], index["frames"], index.codes("shard"), index["has_drums"]

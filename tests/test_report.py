@@ -18,7 +18,7 @@ from mt3data.cli import main
 from mt3data.markup import Html, element, table
 from mt3data.music.notes import Notes
 from mt3data.report import n_windows, write_report
-from mt3data.shards import read_manifest
+from mt3data.shards.format import read_manifest
 from mt3data.survey import SAMPLE, sounding, survey
 
 NASTY = '<img src=x onerror=alert(1)> & "quoted" ' + "very-long-name-" * 9

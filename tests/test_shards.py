@@ -13,9 +13,9 @@ from mt3data import examples
 from mt3data.datasets.track import Stem, Track
 from mt3data.examples import TrackExamples, TrackFailure
 from mt3data.music.notes import Notes
-from mt3data.shard_writer import ShardWriter, record_key
-from mt3data.shards import npy_parts, read_npy
-from mt3data.windows import Window, WindowConfig, windows_of
+from mt3data.shards.format import npy_parts, read_npy
+from mt3data.shards.windows import Window, WindowConfig, windows_of
+from mt3data.shards.writer import ShardWriter, record_key
 
 NOTES = Notes([0.1, 1.0], [0.5, 2.5], [60, 64], [90, 80], [0, 0], [False, True], [0, 9])  # type: ignore[arg-type]
 

@@ -18,10 +18,10 @@ from toys import QUICK
 from mt3data.build import build
 from mt3data.errors import UserError
 from mt3data.plan import BuildConfig, make_plan
-from mt3data.records import ShardSet
-from mt3data.shards import read_npy
-from mt3data.stream import epoch_shards, stream
-from mt3data.windows import WindowConfig
+from mt3data.shards.format import read_npy
+from mt3data.shards.index import ShardSet
+from mt3data.shards.stream import epoch_shards, stream
+from mt3data.shards.windows import WindowConfig
 
 TRACKS = {f"Track{n:05d}": "train" for n in range(1, 6)}
 

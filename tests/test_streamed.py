@@ -10,10 +10,10 @@ from server import publisher
 from mt3data.build import build
 from mt3data.errors import UserError
 from mt3data.plan import BuildConfig, make_plan
-from mt3data.reader import IndexedShards
-from mt3data.records import ShardSet
-from mt3data.shards import read_npy
-from mt3data.windows import WindowConfig
+from mt3data.shards.format import read_npy
+from mt3data.shards.index import ShardSet
+from mt3data.shards.reader import IndexedShards
+from mt3data.shards.windows import WindowConfig
 from mt3train.config import DataConfig
 from mt3train.sources import builds_at, open_evaluation, open_shards
 from mt3train.streamed import StreamedShards

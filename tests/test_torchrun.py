@@ -14,7 +14,7 @@ from worlds import metrics
 import mt3train.train
 from mt3data.build import build
 from mt3data.plan import BuildConfig, make_plan
-from mt3data.windows import WindowConfig
+from mt3data.shards.windows import WindowConfig
 from mt3train.checkpoint import checkpoints, load_model
 
 SCRIPT = Path(mt3train.train.__file__)

@@ -8,7 +8,7 @@ from worlds import World, metrics
 
 from mt3data.build import build
 from mt3data.plan import BuildConfig, make_plan
-from mt3data.windows import WindowConfig
+from mt3data.shards.windows import WindowConfig
 from mt3train.checkpoint import load_model
 from mt3train.config import Config, load_config
 from mt3train.train import train

@@ -9,7 +9,7 @@ from mt3data.audio.spectrogram import log_mel, n_frames_of
 from mt3data.music.fast_tokenizer import EventTable, encode
 from mt3data.music.notes import Notes, trim_overlapping
 from mt3data.music.vocabulary import ENCODINGS, GRANULARITIES, VocabularyConfig
-from mt3data.windows import WindowConfig, window_notes, window_starts, windows_of
+from mt3data.shards.windows import WindowConfig, window_notes, window_starts, windows_of
 
 WINDOW = 512
 TRACK_FRAMES = 1400  # 11.2 s: two windows and a short third

@@ -27,7 +27,7 @@ import numpy as np
 
 from mt3data.download.http import PATIENT, Patience, RemoteFile
 from mt3data.errors import UserError
-from mt3data.shards import (
+from mt3data.shards.format import (
     MANIFEST,
     find_builds,
     parse_manifest,
@@ -35,7 +35,7 @@ from mt3data.shards import (
     read_npy,
     tar_members,
 )
-from mt3data.tar import BUFFER_BYTES, DamagedTar, TarReader
+from mt3data.shards.tar import BUFFER_BYTES, DamagedTar, TarReader
 
 if TYPE_CHECKING:
     import webdataset

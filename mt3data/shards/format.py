@@ -116,7 +116,7 @@ def index_schema(arrays: Iterable[str]) -> Any:
     """
     import pyarrow as pa
 
-    from mt3data.windows import SOUND
+    from mt3data.shards.windows import SOUND
 
     arrays = set(arrays)
     columns = [

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mt3data.music.notes import validate
-from mt3data.records import Index, references
+from mt3data.shards.index import Index, references
 
 
 def check_tables(folder: Path, manifest: dict[str, Any], damaged: set[str]) -> Iterator[str]:

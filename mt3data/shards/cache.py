@@ -16,8 +16,8 @@ from mt3data.datasets.manifest import Source
 from mt3data.download.fetch import fetch
 from mt3data.download.http import PATIENT, Patience
 from mt3data.files import has_size, locked, require_space, write_durably
-from mt3data.shards import MANIFEST, parse_manifest
-from mt3data.stream import is_address, local_path, read_remote
+from mt3data.shards.format import MANIFEST, parse_manifest
+from mt3data.shards.stream import is_address, local_path, read_remote
 
 
 def cached(build: str | Path, cache: Path, patience: Patience = PATIENT) -> Path:

@@ -22,12 +22,12 @@ from typing import Any
 
 import numpy as np
 
-from mt3data.agreement import agree
 from mt3data.errors import UserError
 from mt3data.music.fast_tokenizer import encode_crops
 from mt3data.music.vocabulary import PAD_ID
-from mt3data.records import Read, ShardSet
-from mt3data.shards import find_builds, read_npy
+from mt3data.shards.compatibility import agree
+from mt3data.shards.format import find_builds, read_npy
+from mt3data.shards.index import Read, ShardSet
 
 PATTERN = 10_000  # draws over which mixture shares are exact
 

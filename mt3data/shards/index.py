@@ -19,7 +19,7 @@ import numpy as np
 
 from mt3data.errors import UserError
 from mt3data.music.notes import Notes
-from mt3data.shards import index_schema, read_manifest, read_npy
+from mt3data.shards.format import index_schema, read_manifest, read_npy
 
 OPEN_SHARDS = 128  # per split; systems allow 1,024 open files by default
 

@@ -22,17 +22,17 @@ from mt3data.music.detokenizer import NoteDecoder
 from mt3data.music.fast_tokenizer import encode_crops
 from mt3data.music.notes import COLUMNS, Notes, validate
 from mt3data.music.vocabulary import EOS_ID, VocabularyConfig, vocabulary_size
-from mt3data.records import Index
-from mt3data.shards import (
+from mt3data.shards.format import (
     MANIFEST,
     has_its_fingerprint,
     read_manifest,
     read_npy,
     tar_members,
 )
-from mt3data.tables import check_tables
-from mt3data.tar import BUFFER_BYTES, DamagedTar, TarReader
-from mt3data.windows import SOUND
+from mt3data.shards.index import Index
+from mt3data.shards.tables import check_tables
+from mt3data.shards.tar import BUFFER_BYTES, DamagedTar, TarReader
+from mt3data.shards.windows import SOUND
 
 MOST_TOLD = 5  # faults of the records of one shard
 TOGETHER = 32  # records whose notes are encoded at once

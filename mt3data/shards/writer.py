@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 
 from mt3data.files import sync_and_rename, temporary
-from mt3data.shards import (
+from mt3data.shards.format import (
     SCHEMA_VERSION,
     canonical_json,
     npy_parts,
     tar_members,
 )
-from mt3data.windows import SOUND, Window
+from mt3data.shards.windows import SOUND, Window
 
 MAX_KEY_BYTES = 80  # tar names end at 100
 
