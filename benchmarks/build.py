@@ -33,15 +33,16 @@ import soundfile
 import soxr
 from threadpoolctl import threadpool_limits
 
-from mt3data import examples, worker
 from mt3data.align import lag as align
-from mt3data.attempts import new_run
 from mt3data.audio.load import load as audio
 from mt3data.audio.load import spectrogram
 from mt3data.audio.spectrogram import log_mel
+from mt3data.build import shard_job as worker
+from mt3data.build import track_examples as examples
+from mt3data.build.crash_guard import new_run
+from mt3data.build.plan import BuildConfig, Plan, make_plan
 from mt3data.music.midi import read_midi, write_midi
 from mt3data.music.notes import Notes, moved_by
-from mt3data.plan import BuildConfig, Plan, make_plan
 from mt3data.shards import windows
 from mt3data.shards import writer as shard_writer
 from mt3data.shards.windows import WindowConfig

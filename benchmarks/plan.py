@@ -20,7 +20,7 @@ import mido
 import numpy as np
 import soundfile
 
-from mt3data.plan import BuildConfig, make_plan
+from mt3data.build.plan import BuildConfig, make_plan
 
 TRACKS, STEMS, SECONDS = 2100, 22_000, 250
 SPLITS = (("train", 1500), ("validation", 375), ("test", 225))

@@ -47,8 +47,8 @@ def make_recordings(folder: Path, minutes: float) -> None:
 
 def make_build(recordings: Path, out: Path, frames: int, members: tuple[str, ...]) -> Path:
     """Shards of the recordings."""
-    from mt3data.build import build
-    from mt3data.plan import BuildConfig, make_plan
+    from mt3data.build.plan import BuildConfig, make_plan
+    from mt3data.build.run import build
     from mt3data.shards.windows import WindowConfig
 
     windows = WindowConfig(frames, align="off", members=members)

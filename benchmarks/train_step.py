@@ -23,8 +23,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mt3data.build import build
-from mt3data.plan import BuildConfig, make_plan
+from mt3data.build.plan import BuildConfig, make_plan
+from mt3data.build.run import build
 from mt3data.shards.windows import WindowConfig
 from mt3data.synth.demo_dataset import synth
 from mt3train.config import Config, DataConfig, load_config

@@ -25,8 +25,8 @@ from mt3data.terminal import (
 )  # fmt: skip
 
 if TYPE_CHECKING:
-    from mt3data.build import Summary
-    from mt3data.plan import Plan
+    from mt3data.build.plan import Plan
+    from mt3data.build.run import Summary
 
 DEMO_PIECES = 20
 SEED = click.option("--seed", type=AT_LEAST_0, default=0, show_default=True, metavar="N",
@@ -147,12 +147,12 @@ def build(
     \b
     Example: mt3data build slakh --root data/ --out shards/
     """
-    from mt3data.attempts import MOST_LIMIT_SECONDS
-    from mt3data.claim import beside
-    from mt3data.engine import require_engine
+    from mt3data.build.build_folder import beside
+    from mt3data.build.crash_guard import MOST_LIMIT_SECONDS
+    from mt3data.build.executor import require_engine
+    from mt3data.build.plan import BuildConfig, checked_name, make_plan
+    from mt3data.build.track_table import read_bad
     from mt3data.music.vocabulary import VocabularyConfig
-    from mt3data.plan import BuildConfig, checked_name, make_plan
-    from mt3data.rows import read_bad
     from mt3data.shards.windows import WindowConfig
 
     if not 0 <= track_timeout <= MOST_LIMIT_SECONDS:
@@ -183,7 +183,7 @@ def build(
         plan = beside(plan)
         click.echo(f"--force: {plan.folder}", err=True)
     if dry_run:
-        from mt3data.forecast import forecast
+        from mt3data.build.dry_run import forecast
 
         click.echo("\n".join(forecast(plan)))
         return
@@ -216,7 +216,7 @@ def _render_demo(root: Path, tracks: int, seed: int, workers: int) -> Path:
 
 
 def _run_build(plan: Plan) -> Summary:
-    from mt3data.build import build as run
+    from mt3data.build.run import build as run
 
     seconds = sum(shard.seconds for shard in plan.shards)
     unit, each = ("h", 3600) if seconds >= 3600 else ("min", 60)  # of audio

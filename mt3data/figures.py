@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from mt3data import charts
-from mt3data.assemble import MAX_TARGET_TOKENS
 from mt3data.audio.spectrogram import SpectrogramConfig
+from mt3data.build.finalize import MAX_TARGET_TOKENS
 from mt3data.markup import Html, element
 from mt3data.music.midi import instrument_name
 from mt3data.shards.windows import SEGMENT_WINDOWS

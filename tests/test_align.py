@@ -14,9 +14,9 @@ import soundfile
 from mt3data.align import lag as align
 from mt3data.align.warp import warp
 from mt3data.audio.spectrogram import SpectrogramConfig, log_mel
-from mt3data.build import build
+from mt3data.build.plan import BuildConfig, make_plan
+from mt3data.build.run import build
 from mt3data.music.notes import Notes
-from mt3data.plan import BuildConfig, make_plan
 from mt3data.shards.index import read_tracks
 from mt3data.shards.windows import WindowConfig, windows_of
 

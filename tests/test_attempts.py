@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from mt3data.attempts import Run, new_run
-from mt3data.build import _suspects
+from mt3data.build.crash_guard import Run, new_run
+from mt3data.build.plan import PlannedTrack, ShardPlan
+from mt3data.build.run import _suspects
 from mt3data.datasets.track import Track
 from mt3data.errors import UserError
-from mt3data.plan import PlannedTrack, ShardPlan
 
 
 def planned(name: str, seconds: float = 60.0, passes: int = 1) -> PlannedTrack:

@@ -17,16 +17,16 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 
-from mt3data.build import build
-from mt3data.claim import claimed
+from mt3data.build.build_folder import claimed
+from mt3data.build.plan import BuildConfig, make_plan
+from mt3data.build.run import build
+from mt3data.build.shard_job import STATE
 from mt3data.errors import UserError
 from mt3data.music.notes import Notes
-from mt3data.plan import BuildConfig, make_plan
 from mt3data.shards.check import check
 from mt3data.shards.format import read_npy
 from mt3data.shards.index import ShardSet, read_tracks
 from mt3data.shards.windows import WindowConfig
-from mt3data.worker import STATE
 
 SPLITS = {f"Track{n:05d}": s for n, s in [
     (1, "train"), (2, "train"), (3, "train"), (4, "train"), (5, "validation"), (6, "test"),
@@ -61,7 +61,7 @@ def built(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_one_and_two_workers_write_the_same_bytes(
     source: Path, tmp_path: Path, small_shards: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mt3data.plan.MIN_SHARD_BYTES", 1 << 19)
+    monkeypatch.setattr("mt3data.build.plan.MIN_SHARD_BYTES", 1 << 19)
     one, two = (
         build(make_plan(config(source, tmp_path / str(n), workers=n))).folder for n in (1, 2)
     )
@@ -113,7 +113,7 @@ def test_an_unfinished_build_goes_on_and_ends_with_the_same_bytes(
 def test_a_build_killed_at_any_moment_goes_on(source: Path, built: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path\n"
-        "from mt3data.build import build; from mt3data.plan import BuildConfig, make_plan\n"
+        "from mt3data.build.run import build; from mt3data.build.plan import BuildConfig, make_plan\n"
         "from mt3data.shards.windows import WindowConfig\n"
         "root, out = map(Path, sys.argv[1:])\n"
         "build(make_plan(BuildConfig('demo', root, out, windows=WindowConfig(256))))\n"

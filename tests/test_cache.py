@@ -17,10 +17,10 @@ from click.testing import CliRunner
 from server import Fault, Publisher, publisher
 from toys import QUICK
 
-from mt3data.build import build
+from mt3data.build.plan import BuildConfig, make_plan
+from mt3data.build.run import build
 from mt3data.cli import main
 from mt3data.errors import UserError
-from mt3data.plan import BuildConfig, make_plan
 from mt3data.shards.cache import cached
 from mt3data.shards.check import check
 from mt3data.shards.reader import IndexedShards
@@ -35,7 +35,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("cache")
     root = fakes.slakh_tree(folder / "root", "demo", TRACKS, seconds=3.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mt3data.plan.MIN_SHARD_BYTES", 1)
+        patch.setattr("mt3data.build.plan.MIN_SHARD_BYTES", 1)
         return build(make_plan(BuildConfig("demo", root, folder, windows=WindowConfig(256)))).folder
 
 

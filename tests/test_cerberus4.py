@@ -8,12 +8,12 @@ import pytest
 import yaml
 
 from mt3data.audio.load import read_audio
-from mt3data.build import build
+from mt3data.build.plan import BuildConfig, make_plan
+from mt3data.build.run import build
 from mt3data.datasets.adapters import cerberus4
 from mt3data.datasets.manifest import load
 from mt3data.datasets.stem_mixes import MAX_QUARTETS, mixes, quartets
 from mt3data.datasets.track import Stem, Track
-from mt3data.plan import BuildConfig, make_plan
 from mt3data.shards.index import ShardSet, read_tracks
 from mt3data.shards.windows import WindowConfig
 

@@ -12,10 +12,10 @@ import pytest
 from click.testing import CliRunner, Result
 from fakes import slakh_tree
 
-from mt3data.build import build
+from mt3data.build.plan import BuildConfig, make_plan
+from mt3data.build.run import build
 from mt3data.music.midi import write_midi
 from mt3data.music.notes import Notes
-from mt3data.plan import BuildConfig, make_plan
 from mt3data.shards.windows import WindowConfig
 from mt3train import checkpoint
 from mt3train.checkpoint import CheckpointInfo

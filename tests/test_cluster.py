@@ -22,9 +22,9 @@ from builds import (
     start,
 )
 
-from mt3data.attempts import Run, environment
-from mt3data.engine import require_engine
-from mt3data.engine import run as run_tasks
+from mt3data.build.crash_guard import Run, environment
+from mt3data.build.executor import require_engine
+from mt3data.build.executor import run as run_tasks
 from mt3data.errors import UserError
 
 pytest.importorskip("distributed", reason="needs the extra [dask]")
@@ -146,7 +146,7 @@ def test_without_dask_the_line_says_what_to_install(monkeypatch: pytest.MonkeyPa
 
 
 def test_an_address_where_no_scheduler_answers_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mt3data.engine.CONNECT_SECONDS", 0.3)
+    monkeypatch.setattr("mt3data.build.executor.CONNECT_SECONDS", 0.3)
     with pytest.raises(
         UserError, match="--engine tcp://127.0.0.1:1: no dask scheduler answers there"
     ):
@@ -170,8 +170,8 @@ def test_what_may_be_an_address_is_accepted(engine: str) -> None:
 def test_a_cluster_without_workers_is_waited_for_and_then_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mt3data.engine.POLL_SECONDS", 0.1)
-    monkeypatch.setattr("mt3data.engine.WORKERLESS_SECONDS", 0.5)
+    monkeypatch.setattr("mt3data.build.executor.POLL_SECONDS", 0.1)
+    monkeypatch.setattr("mt3data.build.executor.WORKERLESS_SECONDS", 0.5)
     told: list[str] = []
     with (
         cluster(tmp_path, workers=0) as dask,

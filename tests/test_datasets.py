@@ -12,13 +12,13 @@ import pytest
 from fakes_listed import TREES
 
 from mt3data.audio.load import audio_info
-from mt3data.build import build
+from mt3data.build.plan import BuildConfig, make_plan
+from mt3data.build.run import build
 from mt3data.datasets import manifest
 from mt3data.datasets.manifest import Manifest
 from mt3data.datasets.track import Track
 from mt3data.errors import UserError
 from mt3data.music.notes import validate
-from mt3data.plan import BuildConfig, make_plan
 from mt3data.shards.windows import WindowConfig
 
 NAMES = manifest.names()

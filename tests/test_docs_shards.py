@@ -17,7 +17,8 @@ import fakes
 import numpy as np
 import pytest
 
-from mt3data.build import build
+from mt3data.build.plan import BuildConfig, make_plan
+from mt3data.build.run import build
 from mt3data.music.fast_tokenizer import encode_notes
 from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import (
@@ -29,7 +30,6 @@ from mt3data.music.vocabulary import (
     codec_of,
     vocabulary_size,
 )
-from mt3data.plan import BuildConfig, make_plan
 from mt3data.shards.format import (
     FILE_NAME,
     OUTCOME,

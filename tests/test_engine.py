@@ -5,7 +5,7 @@ import signal
 
 from joblib import Parallel, delayed
 
-from mt3data.engine import LOCAL, run
+from mt3data.build.executor import LOCAL, run
 
 
 def test_results_come_as_they_are_done_and_joblib_can_use_processes_afterwards() -> None:

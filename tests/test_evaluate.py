@@ -8,11 +8,11 @@ import pytest
 import torch
 from fakes import slakh_tree
 
-from mt3data.build import build
+from mt3data.build.plan import BuildConfig, make_plan
+from mt3data.build.run import build
 from mt3data.errors import UserError
 from mt3data.music.fast_tokenizer import encode_notes
 from mt3data.music.vocabulary import VocabularyConfig
-from mt3data.plan import BuildConfig, make_plan
 from mt3data.shards.index import read_tracks
 from mt3data.shards.windows import WindowConfig
 from mt3train.checkpoint import CheckpointInfo

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 import webdataset
 
-from mt3data.build import build
+from mt3data.build.plan import BuildConfig, make_plan
+from mt3data.build.run import build
 from mt3data.errors import UserError
-from mt3data.plan import BuildConfig, make_plan
 from mt3data.shards.check import check
 from mt3data.shards.format import read_npy
 from mt3data.shards.index import ShardSet

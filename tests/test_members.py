@@ -12,9 +12,9 @@ from test_build import digests
 
 from mt3data.audio.load import from_int16, read_audio, to_int16
 from mt3data.audio.spectrogram import log_mel
-from mt3data.build import build
+from mt3data.build.plan import BuildConfig, make_plan
+from mt3data.build.run import build
 from mt3data.music.notes import Notes
-from mt3data.plan import BuildConfig, make_plan
 from mt3data.shards.check import check
 from mt3data.shards.format import read_manifest, read_npy
 from mt3data.shards.index import ShardSet
@@ -170,7 +170,7 @@ def test_a_record_holds_the_members_asked_for_in_order(
 def test_audio_builds_have_the_bytes_of_one_worker_and_the_labels_of_mel(
     source: Path, tmp_path: Path, settings: dict[str, object], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mt3data.plan.MIN_SHARD_BYTES", 1 << 17)
+    monkeypatch.setattr("mt3data.build.plan.MIN_SHARD_BYTES", 1 << 17)
     one, two = (built(source, tmp_path / str(n), "audio", n, **settings) for n in (1, 2))  # type: ignore[arg-type]
     assert digests(one) == digests(two)
     assert check(one) == []

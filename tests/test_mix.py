@@ -13,13 +13,13 @@ import soundfile
 
 from mt3data.audio.load import read_audio
 from mt3data.audio.spectrogram import log_mel, pad_to_frames
-from mt3data.build import build
+from mt3data.build.plan import BuildConfig, make_plan
+from mt3data.build.run import build
 from mt3data.datasets import stem_mixes as mix
 from mt3data.datasets.adapters import slakh
 from mt3data.datasets.manifest import KnownIssue, load
 from mt3data.datasets.track import Stem, Track
 from mt3data.errors import UserError
-from mt3data.plan import BuildConfig, make_plan
 from mt3data.shards.check import check
 from mt3data.shards.format import read_npy
 from mt3data.shards.index import ShardSet, read_tracks
@@ -166,7 +166,7 @@ def test_the_papers_profile_keeps_what_the_fixed_one_would_move(
 
     late = KnownIssue("late", "labels are late", "shift", shift_seconds=-0.4)
     described = replace(load("demo"), known_issues=(late,))
-    monkeypatch.setattr("mt3data.plan.load", lambda name: described)
+    monkeypatch.setattr("mt3data.build.plan.load", lambda name: described)
     monkeypatch.setattr(slakh, "tracks", spy)
     for profile in ("fixed", "paper"):
         make_plan(BuildConfig("demo", source, tmp_path, profile=profile))

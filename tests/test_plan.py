@@ -8,15 +8,15 @@ import pytest
 from builds import shard_of
 from click.testing import CliRunner, Result
 
-from mt3data.build import build
-from mt3data.claim import beside
+from mt3data.build.build_folder import beside
+from mt3data.build.plan import BuildConfig, Plan, ShardPlan, make_plan
+from mt3data.build.run import build
+from mt3data.build.shard_job import STATE
+from mt3data.build.track_table import read_bad
 from mt3data.cli import main
 from mt3data.errors import UserError
-from mt3data.plan import BuildConfig, Plan, ShardPlan, make_plan
-from mt3data.rows import read_bad
 from mt3data.shards.format import read_manifest
 from mt3data.shards.windows import WindowConfig
-from mt3data.worker import STATE
 
 TRAIN = [f"Track{n:05d}" for n in range(1, 13)]
 VALIDATION = [f"Track{n:05d}" for n in range(1501, 1507)]
@@ -30,7 +30,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(autouse=True)
 def small_shards(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mt3data.plan.MIN_SHARD_BYTES", 3 << 19)  # two tracks of two records each
+    monkeypatch.setattr(
+        "mt3data.build.plan.MIN_SHARD_BYTES", 3 << 19
+    )  # two tracks of two records each
 
 
 def plan_of(source: Path, out: Path, windows: WindowConfig | None = None, **rest: object) -> Plan:

@@ -12,11 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from mt3data.audio.spectrogram import log_mel
-from mt3data.build import build
+from mt3data.build.plan import BuildConfig, make_plan
+from mt3data.build.run import build
 from mt3data.errors import UserError
 from mt3data.music.fast_tokenizer import encode_notes
 from mt3data.music.vocabulary import VocabularyConfig
-from mt3data.plan import BuildConfig, make_plan
 from mt3data.shards.format import read_npy
 from mt3data.shards.index import ShardSet, read_tracks
 from mt3data.shards.reader import IndexedShards

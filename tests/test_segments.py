@@ -8,9 +8,9 @@ import soundfile
 from fakes_listed import folder_tree
 
 from mt3data.audio.spectrogram import SpectrogramConfig, log_mel, pad_to_frames
-from mt3data.build import build
+from mt3data.build.plan import BuildConfig, make_plan
+from mt3data.build.run import build
 from mt3data.errors import UserError
-from mt3data.plan import BuildConfig, make_plan
 from mt3data.shards.index import read_tracks
 from mt3data.shards.windows import WindowConfig
 from mt3train.checkpoint import CheckpointInfo

@@ -9,9 +9,9 @@ import fakes
 import numpy as np
 import pytest
 
-from mt3data import examples
+from mt3data.build import track_examples as examples
+from mt3data.build.track_examples import TrackExamples, TrackFailure
 from mt3data.datasets.track import Stem, Track
-from mt3data.examples import TrackExamples, TrackFailure
 from mt3data.music.notes import Notes
 from mt3data.shards.format import npy_parts, read_npy
 from mt3data.shards.windows import Window, WindowConfig, windows_of

@@ -15,9 +15,9 @@ from server import Fault, Publisher, publisher
 from torch.utils.data import DataLoader
 from toys import QUICK
 
-from mt3data.build import build
+from mt3data.build.plan import BuildConfig, make_plan
+from mt3data.build.run import build
 from mt3data.errors import UserError
-from mt3data.plan import BuildConfig, make_plan
 from mt3data.shards.format import read_npy
 from mt3data.shards.index import ShardSet
 from mt3data.shards.stream import epoch_shards, stream
@@ -33,7 +33,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = fakes.slakh_tree(folder / "root", "demo", TRACKS, seconds=3.0)
     windows = WindowConfig(256, members=("mel", "audio"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mt3data.plan.MIN_SHARD_BYTES", 1)
+        patch.setattr("mt3data.build.plan.MIN_SHARD_BYTES", 1)
         return build(make_plan(BuildConfig("demo", root, folder, windows=windows))).folder
 
 

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from server import publisher
 
-from mt3data.build import build
+from mt3data.build.plan import BuildConfig, make_plan
+from mt3data.build.run import build
 from mt3data.errors import UserError
-from mt3data.plan import BuildConfig, make_plan
 from mt3data.shards.format import read_npy
 from mt3data.shards.index import ShardSet
 from mt3data.shards.reader import IndexedShards
@@ -26,7 +26,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tracks = {f"Track{n:05d}": "train" for n in range(1, 6)}
     root = fakes.slakh_tree(folder / "root", "demo", tracks, seconds=5.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mt3data.plan.MIN_SHARD_BYTES", 1)
+        patch.setattr("mt3data.build.plan.MIN_SHARD_BYTES", 1)
         windows = WindowConfig(400, align="off")
         return build(make_plan(BuildConfig("demo", root, folder, windows=windows))).folder
 

@@ -12,8 +12,8 @@ import pytest
 from worlds import metrics
 
 import mt3train.train
-from mt3data.build import build
-from mt3data.plan import BuildConfig, make_plan
+from mt3data.build.plan import BuildConfig, make_plan
+from mt3data.build.run import build
 from mt3data.shards.windows import WindowConfig
 from mt3train.checkpoint import checkpoints, load_model
 

@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file
 from worlds import PLAIN, Made, after, config, ended, errors, metrics, plain
 
-from mt3data.build import build
+from mt3data.build.plan import BuildConfig, make_plan
+from mt3data.build.run import build
 from mt3data.music.vocabulary import VocabularyConfig
-from mt3data.plan import BuildConfig, make_plan
 from mt3data.shards.reader import IndexedShards
 from mt3data.shards.windows import WindowConfig
 from mt3train.checkpoint import checkpoints

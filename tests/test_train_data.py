@@ -6,8 +6,8 @@ import fakes
 import pytest
 from worlds import World, metrics
 
-from mt3data.build import build
-from mt3data.plan import BuildConfig, make_plan
+from mt3data.build.plan import BuildConfig, make_plan
+from mt3data.build.run import build
 from mt3data.shards.windows import WindowConfig
 from mt3train.checkpoint import load_model
 from mt3train.config import Config, load_config
@@ -42,7 +42,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("shards")
     windows = WindowConfig(512, members=("audio",))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mt3data.plan.MIN_SHARD_BYTES", 1)  # two shards, one for each process
+        patch.setattr("mt3data.build.plan.MIN_SHARD_BYTES", 1)  # two shards, one for each process
         build(make_plan(BuildConfig("demo", root, out / "audio", windows=windows)))
     return out
 

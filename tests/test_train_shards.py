@@ -9,10 +9,10 @@ import pytest
 from worlds import metrics
 
 import mt3train.train
-from mt3data.build import build
+from mt3data.build.plan import BuildConfig, make_plan
+from mt3data.build.run import build
 from mt3data.errors import UserError
 from mt3data.music.vocabulary import VocabularyConfig
-from mt3data.plan import BuildConfig, make_plan
 from mt3data.shards.windows import WindowConfig
 from mt3train.checkpoint import load_model
 from mt3train.config import load_config

@@ -8,8 +8,8 @@ import fakes
 import pytest
 from worlds import Made, World, config, metrics
 
-from mt3data.build import build
-from mt3data.plan import BuildConfig, make_plan
+from mt3data.build.plan import BuildConfig, make_plan
+from mt3data.build.run import build
 from mt3data.shards.windows import WindowConfig
 from mt3train.checkpoint import load_model
 from mt3train.config import DataConfig

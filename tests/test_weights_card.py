@@ -10,9 +10,9 @@ import torch
 from fakes import slakh_tree
 from test_demo_weights import packaged
 
-from mt3data.build import build
+from mt3data.build.plan import BuildConfig, make_plan
+from mt3data.build.run import build
 from mt3data.music.vocabulary import VocabularyConfig, num_embeddings
-from mt3data.plan import BuildConfig, make_plan
 from mt3data.shards.windows import WindowConfig
 from mt3train.checkpoint import CheckpointInfo, checksum, save_weights, weights_path
 from mt3train.demo_weights import CARD, FOLDER, SCORES

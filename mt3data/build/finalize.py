@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from mt3data.card import dataset_card
+from mt3data.build.card import dataset_card
+from mt3data.build.plan import Plan
+from mt3data.build.shard_job import STATE, state_path
 from mt3data.files import remove_at_once, write_durably
-from mt3data.plan import Plan
 from mt3data.shards.format import (
     MANIFEST,
     canonical_json,
@@ -21,7 +22,6 @@ from mt3data.shards.format import (
     write_table,
 )
 from mt3data.shards.windows import SEGMENT_WINDOWS
-from mt3data.worker import STATE, state_path
 
 MAX_TARGET_TOKENS = 1024 - 1  # mt3/preprocessors.py handle_too_long, which counts before EOS
 

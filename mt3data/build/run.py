@@ -20,16 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mt3data.assemble import assemble
-from mt3data.attempts import Run, new_run, track_of
-from mt3data.claim import LOG, claimed, finished, is_done
-from mt3data.engine import LOCAL, WorkersLost
-from mt3data.engine import run as run_tasks
+from mt3data.build.build_folder import LOG, claimed, finished, is_done
+from mt3data.build.crash_guard import Run, new_run, track_of
+from mt3data.build.executor import LOCAL, WorkersLost
+from mt3data.build.executor import run as run_tasks
+from mt3data.build.finalize import assemble
+from mt3data.build.plan import Plan, ShardPlan
+from mt3data.build.shard_job import STATE, do_shard
 from mt3data.errors import UserError
 from mt3data.files import require_space
-from mt3data.plan import Plan, ShardPlan
 from mt3data.shards.index import track_rows
-from mt3data.worker import STATE, do_shard
 
 # Deaths of workers, without a shard done between them, that no track can have caused.
 MAX_UNEXPLAINED = 3

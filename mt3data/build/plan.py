@@ -23,11 +23,11 @@ import numpy as np
 from mt3data import __version__
 from mt3data.audio.load import audio_info
 from mt3data.audio.spectrogram import n_frames_of
+from mt3data.build.track_table import failed_row, passes_said
 from mt3data.datasets.manifest import Manifest, load, names
 from mt3data.datasets.stem_mixes import LAW, LEAST_STEMS, PAPER_SUBSETS, with_subsets
 from mt3data.datasets.track import Track
 from mt3data.errors import UserError
-from mt3data.rows import failed_row, passes_said
 from mt3data.shards.format import SCHEMA_VERSION, canonical_json
 from mt3data.shards.windows import WindowConfig, window_starts
 

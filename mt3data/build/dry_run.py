@@ -7,11 +7,11 @@ import time
 from collections.abc import Sequence, Set
 from itertools import islice
 
-from mt3data.claim import finished, is_done
-from mt3data.engine import LOCAL
-from mt3data.examples import TrackExamples, TrackFailure
+from mt3data.build.build_folder import finished, is_done
+from mt3data.build.executor import LOCAL
+from mt3data.build.plan import Plan, PlannedTrack, ShardPlan
+from mt3data.build.track_examples import TrackExamples, TrackFailure
 from mt3data.files import free_bytes, size
-from mt3data.plan import Plan, PlannedTrack, ShardPlan
 from mt3data.shards.windows import WindowConfig
 from mt3data.terminal import counted
 

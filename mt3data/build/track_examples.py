@@ -15,11 +15,11 @@ from mt3data.align import lag as align
 from mt3data.align.warp import warp
 from mt3data.audio.load import read_audio
 from mt3data.audio.spectrogram import n_frames_of, pad_to_frames
+from mt3data.build.plan import passes_of
+from mt3data.build.track_table import track_row
 from mt3data.datasets.stem_mixes import mixes
 from mt3data.datasets.track import Track
 from mt3data.music.notes import Notes, trim_overlapping
-from mt3data.plan import passes_of
-from mt3data.rows import track_row
 from mt3data.shards.windows import Cut, Window, WindowConfig, cut, label, window_mel
 
 CORRECTIONS = ("shift", "dtw")  # of WindowConfig.align: what moves labels

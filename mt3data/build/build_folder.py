@@ -11,12 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mt3data.build.plan import Plan, ShardPlan
+from mt3data.build.shard_job import STATE, state_path
 from mt3data.errors import UserError
 from mt3data.files import has_size, locked, write_durably
-from mt3data.plan import Plan, ShardPlan
 from mt3data.shards.format import MANIFEST, canonical_json
 from mt3data.shards.index import track_rows
-from mt3data.worker import STATE, state_path
 
 LOG = "build.log.jsonl"
 

@@ -23,9 +23,9 @@ from pathlib import Path
 import numpy as np
 
 from mt3data import __version__
+from mt3data.build.plan import PlannedTrack
 from mt3data.errors import UserError
 from mt3data.files import remove_at_once
-from mt3data.plan import PlannedTrack
 
 LEAST_LIMIT_SECONDS, LIMIT_PER_SECOND = 600.0, 2.0  # a track takes a hundredth of that
 MOST_LIMIT_SECONDS = 1e9  # of what a system's timer takes
