@@ -84,7 +84,7 @@ def show(folder: Path, key: str, out: Path) -> None:
     \b
     Example: mt3data show shards/demo demo-Track00001-p0-0000000 -o record.png
     """
-    from mt3data.picture import draw_record
+    from mt3data.report.plot_record import draw_record
 
     for line in draw_record(folder, key, out):
         click.echo(line)
@@ -101,7 +101,7 @@ def report(folder: Path, out: Path) -> None:
     \b
     Example: mt3data report shards/demo -o report.html
     """
-    from mt3data.report import n_windows, write_report
+    from mt3data.report.page import n_windows, write_report
 
     with progress(n_windows(folder), f"report {folder.name}", "windows") as bar:
         surveys = write_report(folder, out, lambda: bar.update(1))

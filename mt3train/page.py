@@ -33,9 +33,9 @@ from mt3data import __version__
 from mt3data.audio.load import audio_info, read_blocks
 from mt3data.errors import UserError
 from mt3data.files import write_durably
-from mt3data.markup import Html, document, element, style_sheet
 from mt3data.music.midi import DRUMS, instrument_name, midi_bytes
 from mt3data.music.notes import Notes
+from mt3data.report.markup import Html, document, element, style_sheet
 from mt3data.terminal import counted
 
 RATE = 44100  # Hz, of the recording in the page

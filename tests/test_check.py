@@ -17,7 +17,7 @@ import pytest
 from mt3data.build.plan import BuildConfig, make_plan
 from mt3data.build.run import build
 from mt3data.errors import UserError
-from mt3data.picture import draw_record
+from mt3data.report.plot_record import draw_record
 from mt3data.shards.check import _all_finite, check
 from mt3data.shards.index import ShardSet
 from mt3data.shards.reader import IndexedShards

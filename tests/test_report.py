@@ -12,14 +12,14 @@ import pytest
 import soundfile
 from click.testing import CliRunner, Result
 
-from mt3data import charts
 from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.cli import main
-from mt3data.markup import Html, element, table
 from mt3data.music.notes import Notes
-from mt3data.report import n_windows, write_report
+from mt3data.report import charts
+from mt3data.report.markup import Html, element, table
+from mt3data.report.page import n_windows, write_report
+from mt3data.report.statistics import SAMPLE, sounding, survey
 from mt3data.shards.format import read_manifest
-from mt3data.survey import SAMPLE, sounding, survey
 
 NASTY = '<img src=x onerror=alert(1)> & "quoted" ' + "very-long-name-" * 9
 VOID = {"meta", "br"}

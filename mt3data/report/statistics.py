@@ -20,7 +20,7 @@ from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.music.fast_tokenizer import FRAMES_PER_SECOND
 from mt3data.music.midi import DRUMS, instrument_name
 from mt3data.music.notes import Notes
-from mt3data.picture import mel_of
+from mt3data.report.plot_record import mel_of
 from mt3data.shards.format import read_manifest, read_npy
 from mt3data.shards.index import ShardSet, opened_table, track_rows
 

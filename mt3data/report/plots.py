@@ -6,13 +6,13 @@ from typing import Any
 
 import numpy as np
 
-from mt3data import charts
 from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.build.finalize import MAX_TARGET_TOKENS
-from mt3data.markup import Html, element
 from mt3data.music.midi import instrument_name
+from mt3data.report import charts
+from mt3data.report.markup import Html, element
+from mt3data.report.statistics import Shown, Survey, voices
 from mt3data.shards.windows import SEGMENT_WINDOWS
-from mt3data.survey import Shown, Survey, voices
 from mt3data.terminal import counted
 
 

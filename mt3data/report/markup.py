@@ -66,7 +66,7 @@ def document(title: str, policy: str, style: str, *body: object) -> Html:
 
 def style_sheet(package: str, name: str) -> str:
     """The colours and type of all pages, then the style sheet of one, by its name in a package."""
-    both = resources.files("mt3data") / "base.css", resources.files(package) / name
+    both = resources.files("mt3data.report") / "base.css", resources.files(package) / name
     return "".join(file.read_text(encoding="utf-8") for file in both)
 
 

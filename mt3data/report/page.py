@@ -13,14 +13,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from mt3data import charts, figures
 from mt3data.align.lag import MIN_SHIFT_SECONDS
 from mt3data.errors import UserError
 from mt3data.files import size, write_durably
-from mt3data.markup import Html, document, element, joined, style_sheet, table
 from mt3data.music.midi import DRUMS
+from mt3data.report import charts
+from mt3data.report import plots as figures
+from mt3data.report.markup import Html, document, element, joined, style_sheet, table
+from mt3data.report.statistics import Survey, n_reads, survey
 from mt3data.shards.format import find_builds
-from mt3data.survey import Survey, n_reads, survey
 
 PICTURES = 12  # in all; at least one of each build
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"

@@ -17,10 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from mt3data.audio.spectrogram import SpectrogramConfig, mel_bin
-from mt3data.markup import Html, element
 from mt3data.music.midi import DRUMS
 from mt3data.music.notes import Notes
-from mt3data.survey import Shown, voices
+from mt3data.report.markup import Html, element
+from mt3data.report.statistics import Shown, voices
 
 WIDTH = 400  # of every chart, in its own units; about one CSS pixel on a phone
 LEFT, RIGHT, TOP = 40, 8, 22  # margins of the plot
