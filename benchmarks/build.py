@@ -222,7 +222,7 @@ sys.exit(status != 0)
 def run_build(root: Path, out: Path, *options: str) -> tuple[float, float, float]:
     """Runs the command; returns seconds by the clock, of all its processes, and MB of the largest."""
     shutil.rmtree(out, ignore_errors=True)
-    main = "from mt3data.cli import main; main()"
+    main = "from mt3data.cli.main import main; main()"
     folders = "--root", str(root), "--out", str(out)
     command = [sys.executable, "-c", main, "build", "demo", *folders, *options]
     small = [sys.executable, "-S", "-c", SMALL_PARENT, *command]

@@ -79,7 +79,7 @@ def run(out: Path, workers: int) -> Iterator[str]:
 
 
 PROGRAMS = {
-    "mt3data": ("-m", "mt3data.cli"),
+    "mt3data": ("-m", "mt3data.cli.main"),
     "mt3train": ("-m", "mt3train.cli"),
     "torchrun": ("-m", "torch.distributed.run"),
 }

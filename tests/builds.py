@@ -30,7 +30,7 @@ TRACKS = {f"Track{n:05d}": split for split, numbers in (
 ) for n in numbers}  # fmt: skip
 BAD = "Track00003"  # the track to which harm is done
 Row = Callable[[str, str], None]  # puts a row into the table of faults
-MT3DATA = [sys.executable, "-m", "mt3data.cli"]
+MT3DATA = [sys.executable, "-m", "mt3data.cli.main"]
 
 
 def source_tree(root: Path) -> Path:

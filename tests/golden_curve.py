@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from click.testing import CliRunner
 
-from mt3data.cli import main as mt3data
+from mt3data.cli.main import main as mt3data
 from mt3train.config import load_config
 from mt3train.log import read_metrics
 from mt3train.train import train

@@ -25,7 +25,7 @@ from click.testing import CliRunner, Result
 from fakes_listed import TREES
 from server import Fault, Publisher
 
-from mt3data.cli import main
+from mt3data.cli.main import main
 from mt3data.datasets import manifest
 from mt3data.datasets.manifest import Manifest, Source
 from mt3data.download.dataset import wanted_sources
@@ -47,7 +47,7 @@ def dying(self, entry):
         os.kill(os.getpid(), signal.SIGKILL)
     add(self, entry)
 MemberLog.add = dying
-from mt3data.cli import main
+from mt3data.cli.main import main
 main(sys.argv[3:])
 """
 

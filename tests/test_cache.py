@@ -19,7 +19,7 @@ from toys import QUICK
 
 from mt3data.build.plan import BuildConfig, make_plan
 from mt3data.build.run import build
-from mt3data.cli import main
+from mt3data.cli.main import main
 from mt3data.errors import UserError
 from mt3data.shards.cache import cached
 from mt3data.shards.check import check

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 import mt3train.cli
 from mt3data import terminal
-from mt3data.cli import main
+from mt3data.cli.main import main
 
 
 def run(*words: object) -> Result:
@@ -289,7 +289,7 @@ def test_demo_pieces_are_rendered_first_when_they_are_not_there(tmp_path: Path) 
     words = [
         sys.executable,
         "-m",
-        "mt3data.cli",
+        "mt3data.cli.main",
         "build",
         "demo",
         "--tracks",

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from fakes import write_midi
 from fakes_listed import folder_tree, melody
 
-from mt3data.cli import main
+from mt3data.cli.main import main
 from mt3data.datasets import manifest
 from mt3data.datasets.adapters import folder
 from mt3data.errors import UserError

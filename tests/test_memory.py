@@ -41,7 +41,7 @@ def long_track(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_worker_needs_less_than_a_gigabyte_for_thirty_minutes(
     long_track: Path, tmp_path: Path, options: str
 ) -> None:
-    main = "from mt3data.cli import main; main()"
+    main = "from mt3data.cli.main import main; main()"
     command = [sys.executable, "-c", main, "build", "demo", "--root", str(long_track),
                "--out", str(tmp_path), "--workers", "1", *options.split()]  # fmt: skip
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)

@@ -13,7 +13,7 @@ from mt3data.build.plan import BuildConfig, Plan, ShardPlan, make_plan
 from mt3data.build.run import build
 from mt3data.build.shard_job import STATE
 from mt3data.build.track_table import read_bad
-from mt3data.cli import main
+from mt3data.cli.main import main
 from mt3data.errors import UserError
 from mt3data.shards.format import read_manifest
 from mt3data.shards.windows import WindowConfig

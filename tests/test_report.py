@@ -13,7 +13,7 @@ import soundfile
 from click.testing import CliRunner, Result
 
 from mt3data.audio.spectrogram import SpectrogramConfig
-from mt3data.cli import main
+from mt3data.cli.main import main
 from mt3data.music.notes import Notes
 from mt3data.report import charts
 from mt3data.report.markup import Html, element, table

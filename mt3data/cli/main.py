@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from mt3data import __version__
-from mt3data.cli_builds import check, info, print_info, report, show
-from mt3data.cli_sources import ROOT, download, download_first, list_, verify
+from mt3data.cli.builds import check, info, print_info, report, show
+from mt3data.cli.datasets import ROOT, download, download_first, list_, verify
 from mt3data.errors import UserError
 from mt3data.terminal import (
     AT_LEAST_0,
