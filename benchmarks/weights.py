@@ -31,13 +31,13 @@ from mt3data.datasets.track import Track
 from mt3data.files import write_durably
 from mt3data.music.notes import Notes
 from mt3data.terminal import progress
-from mt3train.checkpoint import CheckpointInfo, load_model
-from mt3train.demo_weights import FOLDER, SCORES, WEIGHTS
 from mt3train.evaluate import TrackScores, score_notes
 from mt3train.instruments import InstrumentScores, pooled
 from mt3train.model import MT3
 from mt3train.results import to_json
 from mt3train.transcribe import Decoding, Transcription, transcribe
+from mt3train.weights.checkpoint import CheckpointInfo, load_model
+from mt3train.weights.pretrained import FOLDER, SCORES, WEIGHTS
 
 CHOSEN = (
     "onset_f1", "onset_precision", "onset_recall", "onset_offset_f1", "program_f1", "frame_f1",

@@ -17,8 +17,8 @@ import numpy as np
 
 from mt3data.files import write_durably
 from mt3data.shards.windows import WindowConfig
-from mt3train.demo_weights import CARD, FOLDER, SCORES, WEIGHTS
 from mt3train.evaluate import nan_mean
+from mt3train.weights.pretrained import CARD, FOLDER, SCORES, WEIGHTS
 
 NOTES = Path(__file__).with_name("weights_notes.md")
 ROWS = {  # what a line of the table is called, and its score

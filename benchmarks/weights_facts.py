@@ -23,9 +23,9 @@ from mt3data.audio.load import TARGET_RATE, read_blocks
 from mt3data.datasets.track import Track
 from mt3data.music.midi import read_midi
 from mt3data.shards.format import read_manifest
-from mt3train.checkpoint import checksum, load_model
 from mt3train.config import Config, as_dict
 from mt3train.log import read_metrics
+from mt3train.weights.checkpoint import checksum, load_model
 
 PLACES = {"run": "runs", "init.from": "runs", "data.train": "shards", "data.eval": "shards"}
 # Starts a command from a small process: Linux counts a child's memory from that of its parent on.

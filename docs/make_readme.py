@@ -24,7 +24,7 @@ from weights_card import scores  # noqa: E402
 
 from mt3data.datasets.listing import markdown  # noqa: E402
 from mt3data.datasets.manifest import load, names  # noqa: E402
-from mt3train.demo_weights import FOLDER, SCORES  # noqa: E402
+from mt3train.weights.pretrained import FOLDER, SCORES  # noqa: E402
 
 README = ROOT / "README.md"
 PICTURE = ROOT / "docs" / "readme.png"

@@ -14,11 +14,11 @@ from torch import Tensor
 from mt3data.music.vocabulary import VocabularyConfig, describe
 from mt3data.shards.reader import pad_tokens
 from mt3data.shards.windows import Window
-from mt3train.checkpoint import CheckpointInfo
 from mt3train.loss import count_correct, loss_sum
 from mt3train.model import MT3, ModelConfig
 from mt3train.optim import make_optimizer
 from mt3train.transcribe import Decoding, Transcription, transcribe
+from mt3train.weights.checkpoint import CheckpointInfo
 
 TOY = ModelConfig(
     emb_dim=64, num_heads=2, head_dim=32, num_encoder_layers=1, num_decoder_layers=1, mlp_dim=128,

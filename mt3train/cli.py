@@ -74,7 +74,7 @@ def convert(source: Path, out: Path, heads: int | None, half: bool) -> None:
     \b
     Example: mt3train convert checkpoints/mt3 -o mt3.safetensors
     """
-    from mt3train.convert import convert as run
+    from mt3train.weights.convert import convert as run
 
     done = run(source, out, heads, half)
     click.echo(

@@ -14,10 +14,10 @@ from mt3data.terminal import AT_LEAST_1, PATH, counted, print_json, progress
 
 if TYPE_CHECKING:
     from mt3data.music.notes import Notes
-    from mt3train.checkpoint import CheckpointInfo
     from mt3train.evaluate import TrackScores
     from mt3train.metrics import TrackSpec
     from mt3train.model import MT3
+    from mt3train.weights.checkpoint import CheckpointInfo
 
 CHECKPOINT = click.option(
     "--checkpoint", type=PATH,
@@ -211,8 +211,8 @@ def load_checkpoint(checkpoint: Path | None) -> tuple[MT3, CheckpointInfo]:
     """
     import torch
 
-    from mt3train.checkpoint import load_model
-    from mt3train.demo_weights import demo_weights
+    from mt3train.weights.checkpoint import load_model
+    from mt3train.weights.pretrained import demo_weights
 
     if checkpoint is None:
         checkpoint, told = demo_weights()

@@ -20,9 +20,9 @@ from mt3train.cli_scores import BATCH, CHECKPOINT, load_checkpoint
 
 if TYPE_CHECKING:
     from mt3data.music.notes import Notes
-    from mt3train.checkpoint import CheckpointInfo
     from mt3train.model import MT3
     from mt3train.transcribe import Decoding, Transcription
+    from mt3train.weights.checkpoint import CheckpointInfo
 
 # In a folder, files with these endings are taken for recordings.
 AUDIO = set(".wav .flac .mp3 .ogg .oga .opus .aif .aiff .aifc .au .caf .w64 .rf64 .wv".split())
@@ -233,7 +233,7 @@ def _targets(
 
 def _about(checkpoint: Path | None, model: MT3, info: CheckpointInfo, programs: str | None) -> str:
     """A line that says which model heard the notes."""
-    from mt3train.checkpoint import weights_file
+    from mt3train.weights.checkpoint import weights_file
 
     name = "the demo weights of mt3kit" if checkpoint is None else weights_file(checkpoint).name
     millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6

@@ -30,12 +30,12 @@ from mt3data.errors import UserError
 from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import VocabularyConfig
 from mt3data.shards.index import TrackRecords, read_tracks
-from mt3train.checkpoint import CheckpointInfo
 from mt3train.instruments import InstrumentScores, instrument_scores
 from mt3train.metrics import MEASURES, PROFILES, SCORES, transcription_scores
 from mt3train.model import MT3
 from mt3train.segments import require_fit, segments_of
 from mt3train.transcribe import Decoding, Transcription, transcribe_segments
+from mt3train.weights.checkpoint import CheckpointInfo
 
 COLUMNS = {  # heading: score
     "onset": "onset_f1", "+offset": "onset_offset_f1", "+program": "program_f1", "drums": "drum_f1",

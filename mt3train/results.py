@@ -19,12 +19,12 @@ from typing import Any
 import numpy as np
 
 from mt3data.errors import UserError
-from mt3train.checkpoint import CheckpointInfo, checksum
 from mt3train.evaluate import COLUMNS, TrackScores, nan_mean, values_of
 from mt3train.instruments import InstrumentScores
 from mt3train.matching import Counts
 from mt3train.metrics import PROFILES
 from mt3train.model import MT3
+from mt3train.weights.checkpoint import CheckpointInfo, checksum
 
 Results = Mapping[str, Sequence[TrackScores]]  # by build
 TRACK_COLUMNS = COLUMNS | {"frame": "frame_f1", "leakage": "leakage"}

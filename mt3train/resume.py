@@ -9,7 +9,10 @@ import torch
 
 from mt3data.errors import UserError
 from mt3data.music.vocabulary import num_embeddings
-from mt3train.checkpoint import (
+from mt3train.config import Config
+from mt3train.model import MT3
+from mt3train.sources import Segments
+from mt3train.weights.checkpoint import (
     CheckpointInfo,
     Damaged,
     checkpoints,
@@ -20,9 +23,6 @@ from mt3train.checkpoint import (
     trainable,
     weights_file,
 )
-from mt3train.config import Config
-from mt3train.model import MT3
-from mt3train.sources import Segments
 
 INPUT_AND_OUTPUT = ("vocabulary", "spectrogram", "edge")  # what weights cannot do without
 

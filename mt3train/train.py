@@ -28,7 +28,6 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from mt3data.errors import UserError
-from mt3train import checkpoint
 from mt3train.config import Config, load_config
 from mt3train.data import Ahead, MicroBatch, read_step, to_device
 from mt3train.device import autocast, choose_precision
@@ -40,6 +39,7 @@ from mt3train.ranks import Ranks, Stopped, connected
 from mt3train.resume import describe, initialize, restore, set_aside
 from mt3train.sources import Segments, open_evaluation, open_shards
 from mt3train.validation import evaluate, is_better
+from mt3train.weights import checkpoint
 
 SUMS = ("loss", "tokens", "correct", "skipped", "overflows")  # of the steps since the last line
 ORDER = (  # what fixes every batch, in the order of progress["order"]

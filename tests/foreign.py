@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from mt3train.convert import from_t5x
 from mt3train.model import MT3, ModelConfig
+from mt3train.weights.convert import from_t5x
 
 SMALL = ModelConfig(
     emb_dim=16, num_heads=2, head_dim=4, num_encoder_layers=1, num_decoder_layers=2, mlp_dim=12

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 from foreign import t5x_parameters
 
-from mt3train.checkpoint import load_model
-from mt3train.convert import convert
+from mt3train.weights.checkpoint import load_model
+from mt3train.weights.convert import convert
 
 
 def unpack(archive: Path, into: Path) -> Path:

@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from mt3data.errors import UserError
 from mt3data.music.vocabulary import VocabularyConfig
-from mt3train.checkpoint import (
+from mt3train.model import MT3, ModelConfig
+from mt3train.optim import make_optimizer
+from mt3train.weights.checkpoint import (
     CheckpointInfo,
     checkpoints,
     load_model,
@@ -20,8 +22,6 @@ from mt3train.checkpoint import (
     save_weights,
     weights_path,
 )
-from mt3train.model import MT3, ModelConfig
-from mt3train.optim import make_optimizer
 
 TINY = ModelConfig(
     vocab_size=20, emb_dim=8, num_heads=1, head_dim=8, num_encoder_layers=1,

@@ -1,4 +1,4 @@
-"""mt3train.convert: weights of others made ours, and what is refused."""
+"""mt3train.weights.convert: weights of others made ours, and what is refused."""
 
 import gzip
 import json
@@ -15,16 +15,16 @@ from click.testing import CliRunner, Result
 from foreign import SMALL, arrays_of, pth_state, randomised_model, write_t5x, write_zarr
 
 from mt3data.errors import UserError
-from mt3train.checkpoint import (
+from mt3train.cli import main
+from mt3train.model import MT3
+from mt3train.weights.checkpoint import (
     CheckpointInfo,
     checksum,
     load_model,
     save_weights,
     weights_path,
 )
-from mt3train.cli import main
-from mt3train.convert import convert, from_t5x, infer
-from mt3train.model import MT3
+from mt3train.weights.convert import convert, from_t5x, infer
 
 GOLDEN = Path(__file__).parent / "golden"
 

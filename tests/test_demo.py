@@ -14,10 +14,10 @@ from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.music.midi import read_midi, write_midi
 from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import VocabularyConfig
-from mt3train import checkpoint
-from mt3train.checkpoint import CheckpointInfo
 from mt3train.cli import main
 from mt3train.model import MT3, ModelConfig
+from mt3train.weights import checkpoint
+from mt3train.weights.checkpoint import CheckpointInfo
 
 TINY = ModelConfig(
     emb_dim=16, num_heads=1, head_dim=8, num_encoder_layers=1, num_decoder_layers=1, mlp_dim=16

@@ -9,11 +9,11 @@ from click.testing import CliRunner, Result
 from test_cli_transcribe import record
 
 from mt3data.music.vocabulary import VocabularyConfig, num_embeddings
-from mt3train import demo_weights
-from mt3train.checkpoint import CheckpointInfo, checksum, load_model, save_weights
 from mt3train.cli import main
-from mt3train.demo_weights import CARD, FOLDER, MAX_BYTES, SCORES, WEIGHTS
 from mt3train.model import MT3, ModelConfig
+from mt3train.weights import pretrained as demo_weights
+from mt3train.weights.checkpoint import CheckpointInfo, checksum, load_model, save_weights
+from mt3train.weights.pretrained import CARD, FOLDER, MAX_BYTES, SCORES, WEIGHTS
 
 MEASURED = {
     "weights": {"n_parameters": 3_812_345},

@@ -8,9 +8,9 @@ import torch.distributed as dist
 from worlds import World, after, config, plain
 
 from mt3data.errors import UserError
-from mt3train.checkpoint import checkpoints
 from mt3train.device import own_device
 from mt3train.ranks import Ranks, Stopped
+from mt3train.weights.checkpoint import checkpoints
 
 
 def test_one_process_sums_to_itself():

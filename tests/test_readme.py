@@ -23,8 +23,8 @@ from test_house import MT3DATA, MT3TRAIN
 import mt3data.datasets.manifest
 from mt3data.music.midi import write_midi
 from mt3data.music.notes import Notes
-from mt3train.checkpoint import CheckpointInfo, save_weights, weights_path
 from mt3train.model import MT3, ModelConfig
+from mt3train.weights.checkpoint import CheckpointInfo, save_weights, weights_path
 
 ALL = [block for page in blocks.PAGES for block in blocks.blocks(page)]
 TO_RUN = [b for b in ALL if not b.mark and b.page.name not in blocks.RUN_ELSEWHERE]

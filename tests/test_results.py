@@ -11,7 +11,6 @@ import pytest
 
 from mt3data.errors import UserError
 from mt3data.music.vocabulary import VocabularyConfig
-from mt3train.checkpoint import CheckpointInfo
 from mt3train.evaluate import TrackScores
 from mt3train.instruments import InstrumentScores
 from mt3train.matching import Counts
@@ -27,6 +26,7 @@ from mt3train.results import (
     to_record,
     track_table,
 )
+from mt3train.weights.checkpoint import CheckpointInfo
 
 NAMES = ("onset_f1", "onset_offset_f1", "program_f1", "program_full_f1", "frame_f1", "leakage")
 NAN = float("nan")

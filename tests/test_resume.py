@@ -9,12 +9,12 @@ from worlds import MODEL, Made, config, metrics
 
 from mt3data.errors import UserError
 from mt3data.music.vocabulary import VocabularyConfig
-from mt3train.checkpoint import checkpoints, load_model, optimizer_file, save
 from mt3train.config import InitConfig
 from mt3train.model import MT3
 from mt3train.optim import make_optimizer
 from mt3train.resume import restore
 from mt3train.train import train
+from mt3train.weights.checkpoint import checkpoints, load_model, optimizer_file, save
 
 SETTINGS = {"optim.name": "adafactor"}
 

@@ -13,8 +13,8 @@ from mt3data.build.run import build
 from mt3data.errors import UserError
 from mt3data.shards.index import read_tracks
 from mt3data.shards.windows import WindowConfig
-from mt3train.checkpoint import CheckpointInfo
 from mt3train.segments import require_fit, segments_of
+from mt3train.weights.checkpoint import CheckpointInfo
 
 SECONDS = 5.0  # 626 frames: two whole segments of 256 frames and a part
 

@@ -1,4 +1,4 @@
-"""mt3train.t5x: msgpack and zarr, read without the libraries that wrote them."""
+"""mt3train.weights.t5x: msgpack and zarr, read without the libraries that wrote them."""
 
 import json
 
@@ -9,7 +9,7 @@ import torch
 from foreign import write_t5x, write_zarr
 
 from mt3data.errors import UserError
-from mt3train.t5x import read_t5x, read_zarr
+from mt3train.weights.t5x import read_t5x, read_zarr
 
 
 @pytest.mark.parametrize("changes", [{}, {"dimension_separator": "/"}, {"compressor": None}])

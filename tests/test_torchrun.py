@@ -15,7 +15,7 @@ import mt3train.train
 from mt3data.build.plan import BuildConfig, make_plan
 from mt3data.build.run import build
 from mt3data.shards.windows import WindowConfig
-from mt3train.checkpoint import checkpoints, load_model
+from mt3train.weights.checkpoint import checkpoints, load_model
 
 SCRIPT = Path(mt3train.train.__file__)
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]

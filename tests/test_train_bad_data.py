@@ -15,8 +15,8 @@ from mt3data.build.run import build
 from mt3data.music.vocabulary import VocabularyConfig
 from mt3data.shards.reader import IndexedShards
 from mt3data.shards.windows import WindowConfig
-from mt3train.checkpoint import checkpoints
 from mt3train.config import DataConfig
+from mt3train.weights.checkpoint import checkpoints
 
 
 @pytest.fixture(scope="module")

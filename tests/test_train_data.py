@@ -9,9 +9,9 @@ from worlds import World, metrics
 from mt3data.build.plan import BuildConfig, make_plan
 from mt3data.build.run import build
 from mt3data.shards.windows import WindowConfig
-from mt3train.checkpoint import load_model
 from mt3train.config import Config, load_config
 from mt3train.train import train
+from mt3train.weights.checkpoint import load_model
 
 TINY = [
     "demo.toml", "steps=3", "batch=4", "micro_batch=1", "log_every=1", "eval_every=3",

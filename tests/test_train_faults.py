@@ -8,7 +8,7 @@ import threading
 import pytest
 from worlds import CONTEXT, SOON, Made, World, after, config, ended, errors, metrics, plain
 
-from mt3train.checkpoint import checkpoints
+from mt3train.weights.checkpoint import checkpoints
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +106,7 @@ def test_a_run_stopped_during_an_evaluation_begins_with_it_again(tmp_path):
 def killed_while_writing(rank, run, name):
     """Rank 0 dies half way through the weights of step 4."""
     if rank == 0:
-        from mt3train import checkpoint
+        from mt3train.weights import checkpoint
 
         write = checkpoint.write_durably
 

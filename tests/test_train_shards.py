@@ -14,9 +14,9 @@ from mt3data.build.run import build
 from mt3data.errors import UserError
 from mt3data.music.vocabulary import VocabularyConfig
 from mt3data.shards.windows import WindowConfig
-from mt3train.checkpoint import load_model
 from mt3train.config import load_config
 from mt3train.train import main, train
+from mt3train.weights.checkpoint import load_model
 
 TINY = [
     "steps=2", "batch=4", "micro_batch=1", "log_every=1", "eval_every=2", "precision=float32",

@@ -17,11 +17,11 @@ from mt3data.errors import UserError
 from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import EOS_ID, Event, VocabularyConfig, codec_of
 from mt3train import transcribe as module
-from mt3train.checkpoint import CheckpointInfo
 from mt3train.decode import Found, SegmentDecoder
 from mt3train.model import MT3, ModelConfig
 from mt3train.ruled import Instruments
 from mt3train.transcribe import Decoding, segment_mels, transcribe
+from mt3train.weights.checkpoint import CheckpointInfo
 
 SAMPLES = Path(__file__).parents[2] / "shared" / "samples"
 RECORDINGS = sorted((SAMPLES / "maestro" / "mirdata_v2_excerpt" / "2018").glob("*.wav"))

@@ -11,11 +11,11 @@ from worlds import Made, World, config, metrics
 from mt3data.build.plan import BuildConfig, make_plan
 from mt3data.build.run import build
 from mt3data.shards.windows import WindowConfig
-from mt3train.checkpoint import load_model
 from mt3train.config import DataConfig
 from mt3train.evaluate import TrackScores, evaluate, mean_scores
 from mt3train.train import train
 from mt3train.validation import is_better
+from mt3train.weights.checkpoint import load_model
 
 F1 = ("onset_f1", "onset_offset_f1", "program_f1", "drum_f1")
 

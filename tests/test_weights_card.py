@@ -14,9 +14,9 @@ from mt3data.build.plan import BuildConfig, make_plan
 from mt3data.build.run import build
 from mt3data.music.vocabulary import VocabularyConfig, num_embeddings
 from mt3data.shards.windows import WindowConfig
-from mt3train.checkpoint import CheckpointInfo, checksum, save_weights, weights_path
-from mt3train.demo_weights import CARD, FOLDER, SCORES
 from mt3train.model import MT3, ModelConfig
+from mt3train.weights.checkpoint import CheckpointInfo, checksum, save_weights, weights_path
+from mt3train.weights.pretrained import CARD, FOLDER, SCORES
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 VOCABULARY = VocabularyConfig(granularity="midi_class")

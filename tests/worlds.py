@@ -18,10 +18,10 @@ import numpy as np
 from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.music.vocabulary import VocabularyConfig
 from mt3data.shards.reader import Batch, pad_tokens
-from mt3train.checkpoint import weights_path
 from mt3train.config import Config, DataConfig, OptimConfig
 from mt3train.log import read_metrics
 from mt3train.model import ModelConfig
+from mt3train.weights.checkpoint import weights_path
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(

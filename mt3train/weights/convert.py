@@ -25,10 +25,10 @@ from torch import Tensor
 
 from mt3data.errors import UserError
 from mt3data.music.vocabulary import VocabularyConfig, num_embeddings
-from mt3train import checkpoint
-from mt3train.checkpoint import CheckpointInfo
 from mt3train.model import MT3, ModelConfig
-from mt3train.t5x import read_t5x
+from mt3train.weights import checkpoint
+from mt3train.weights.checkpoint import CheckpointInfo
+from mt3train.weights.t5x import read_t5x
 
 # What the published models expect and say (mt3/gin/mt3.gin and ismir2021.gin; both cut segments
 # first and then transform them).

@@ -12,7 +12,7 @@ from typing import Any
 
 from mt3data.errors import UserError
 
-FOLDER = Path(__file__).parent / "weights"
+FOLDER = Path(__file__).parent
 WEIGHTS, SCORES, CARD = "demo.safetensors", "scores.json", "README.md"
 MAX_BYTES = 8_000_000  # of the weights: what a wheel may grow by
 
