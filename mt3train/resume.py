@@ -10,8 +10,8 @@ import torch
 from mt3data.errors import UserError
 from mt3data.music.vocabulary import num_embeddings
 from mt3train.config import Config
+from mt3train.data.builds import Segments
 from mt3train.model import MT3
-from mt3train.sources import Segments
 from mt3train.weights.checkpoint import (
     CheckpointInfo,
     Damaged,

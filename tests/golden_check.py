@@ -23,12 +23,12 @@ import golden_network
 import golden_spectrogram
 import numpy as np
 
-from mt3data import merging
 from mt3data.music import detokenizer as detokenize
 from mt3data.music import fast_tokenizer as tokens
 from mt3data.music import midi, notes, vocabulary
 from mt3data.music.notes import COLUMNS, Notes
 from mt3data.music.vocabulary import VocabularyConfig
+from mt3train.data import merge_targets as merging
 
 Check = Callable[[Path], tuple[int, float]]  # folder -> (cases, worst error / tolerance)
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mt3data.audio.spectrogram import SpectrogramConfig, hann_window, log_mel
-from mt3train.features import log_mel_of_crops
+from mt3train.data.log_mel import log_mel_of_crops
 
 CONFIG = SpectrogramConfig()
 GOLDEN = np.load(Path(__file__).parent / "golden" / "spectrogram.npz")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from test_tokens import notes
 
-from mt3data.merging import merge, merge_targets, say_all, say_changes
 from mt3data.music.fast_tokenizer import encode_notes
 from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import (
@@ -20,6 +19,7 @@ from mt3data.music.vocabulary import (
     tokens_to_event_ids,
 )
 from mt3data.shards.reader import pad_tokens
+from mt3train.data.merge_targets import merge, merge_targets, say_all, say_changes
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES = json.loads((GOLDEN / "merge.json").read_text())

@@ -10,7 +10,7 @@ from mt3data.errors import UserError
 from mt3data.music.fast_tokenizer import encode_notes
 from mt3data.music.vocabulary import VocabularyConfig, describe
 from mt3data.shards.reader import Batch, pad_tokens
-from mt3train.mixing import MixedShards, mix
+from mt3train.data.mixing import MixedShards, mix
 
 TIES = VocabularyConfig()
 

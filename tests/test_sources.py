@@ -7,7 +7,7 @@ import pytest
 from mt3data.errors import UserError
 from mt3data.shards.format import SCHEMA_VERSION, find_builds
 from mt3train.config import DataConfig
-from mt3train.sources import builds_at, mixture_builds, weights_of
+from mt3train.data.builds import builds_at, mixture_builds, weights_of
 
 
 @pytest.mark.parametrize("pattern", ["*", "a", "", "[ab]"])

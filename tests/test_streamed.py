@@ -15,8 +15,8 @@ from mt3data.shards.index import ShardSet
 from mt3data.shards.reader import IndexedShards
 from mt3data.shards.windows import WindowConfig
 from mt3train.config import DataConfig
-from mt3train.sources import builds_at, open_evaluation, open_shards
-from mt3train.streamed import StreamedShards
+from mt3train.data.builds import builds_at, open_evaluation, open_shards
+from mt3train.data.streaming import StreamedShards
 
 
 @pytest.fixture(scope="module")

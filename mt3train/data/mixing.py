@@ -19,9 +19,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from mt3data.errors import UserError
-from mt3data.merging import merge_targets
 from mt3data.music.vocabulary import VocabularyConfig
 from mt3data.shards.reader import Batch, IndexedShards
+from mt3train.data.merge_targets import merge_targets
 
 
 class MixedShards:

@@ -12,8 +12,8 @@ from mt3data.shards.compatibility import told_apart
 from mt3data.shards.format import find_builds, read_manifest
 from mt3data.shards.reader import Batch, IndexedShards
 from mt3train.config import DataConfig
-from mt3train.mixing import MixedShards
-from mt3train.streamed import StreamedShards
+from mt3train.data.mixing import MixedShards
+from mt3train.data.streaming import StreamedShards
 
 
 class Segments(Protocol):

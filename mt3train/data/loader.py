@@ -20,8 +20,8 @@ from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.music.vocabulary import PAD_ID
 from mt3data.shards.reader import Batch
 from mt3train.config import Config, DataConfig
-from mt3train.features import log_mel_of_crops
-from mt3train.sources import Segments
+from mt3train.data.builds import Segments
+from mt3train.data.log_mel import log_mel_of_crops
 
 PAD_TO = 16  # lengths of targets are multiples of it, so that few shapes occur
 
