@@ -25,9 +25,9 @@ import torch
 from torch import Tensor
 
 from mt3data.music.vocabulary import EOS_ID
-from mt3train.decode import DecodeOptions, SegmentDecoder
 from mt3train.model import MT3, ModelConfig
-from mt3train.transcribe import Decoding, transcribe
+from mt3train.transcription.decode import DecodeOptions, SegmentDecoder
+from mt3train.transcription.transcribe import Decoding, transcribe
 from mt3train.weights.checkpoint import CheckpointInfo
 
 AIMS = {1: 50, 8: 200, 32: 280}  # tokens per CPU-second by batch, of greedy decoding

@@ -35,7 +35,7 @@ from mt3train.evaluate import TrackScores, score_notes
 from mt3train.instruments import InstrumentScores, pooled
 from mt3train.model import MT3
 from mt3train.results import to_json
-from mt3train.transcribe import Decoding, Transcription, transcribe
+from mt3train.transcription.transcribe import Decoding, Transcription, transcribe
 from mt3train.weights.checkpoint import CheckpointInfo, load_model
 from mt3train.weights.pretrained import FOLDER, SCORES, WEIGHTS
 

@@ -17,7 +17,7 @@ from mt3data.shards.windows import Window
 from mt3train.loss import count_correct, loss_sum
 from mt3train.model import MT3, ModelConfig
 from mt3train.optim import make_optimizer
-from mt3train.transcribe import Decoding, Transcription, transcribe
+from mt3train.transcription.transcribe import Decoding, Transcription, transcribe
 from mt3train.weights.checkpoint import CheckpointInfo
 
 TOY = ModelConfig(

@@ -21,7 +21,7 @@ from mt3train.cli_scores import BATCH, CHECKPOINT, load_checkpoint
 if TYPE_CHECKING:
     from mt3data.music.notes import Notes
     from mt3train.model import MT3
-    from mt3train.transcribe import Decoding, Transcription
+    from mt3train.transcription.transcribe import Decoding, Transcription
     from mt3train.weights.checkpoint import CheckpointInfo
 
 # In a folder, files with these endings are taken for recordings.
@@ -78,7 +78,11 @@ class Work:
     "--programs",
     help='All that the model may say, such as "piano,bass,drums" or "0,33"; it filters no sound.',
 )
-@click.option("--grammar", is_flag=True, help="Say only what can follow; see mt3train/grammar.py.")
+@click.option(
+    "--grammar",
+    is_flag=True,
+    help="Say only what can follow; see mt3train/transcription/grammar.py.",
+)
 @click.option("--compile", "compiled", is_flag=True, help="torch.compile: a minute, then faster.")
 def transcribe(
     files: tuple[Path, ...], checkpoint: Path | None, out: Path | None, html: Path | None,
@@ -98,8 +102,8 @@ def transcribe(
     recordings = find_recordings(files)
     alone = files == (recordings[0][0],)
     kind, targets = _all_targets(recordings, alone, out, html, kind)
-    from mt3train.ruled import Instruments
-    from mt3train.transcribe import Decoding
+    from mt3train.transcription.programs import Instruments
+    from mt3train.transcription.transcribe import Decoding
 
     only = Instruments.parse(programs) if programs is not None else None
     model, info = load_checkpoint(checkpoint)
@@ -246,7 +250,7 @@ def _about(checkpoint: Path | None, model: MT3, info: CheckpointInfo, programs: 
 
 def _transcribe_file(work: Work, file: Path, target: Path | None, page: Path | None) -> str:
     """Transcribes one recording; says what came of it."""
-    from mt3train.transcribe import transcribe as run
+    from mt3train.transcription.transcribe import transcribe as run
 
     if page:
         _announce(file, page)
@@ -292,7 +296,7 @@ def _announce(file: Path, page: Path) -> None:
 
 def _write_notes(work: Work, notes: Notes, target: Path) -> None:
     from mt3data.music.midi import write_midi
-    from mt3train.note_files import write_csv, write_json
+    from mt3train.transcription.note_files import write_csv, write_json
 
     with _told(target):
         if work.kind == "mid":

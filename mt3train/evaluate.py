@@ -1,6 +1,6 @@
 """Scores of a model on a split of a build, from its shards alone.
 
-The windows of each track (of pass 0) are its input (mt3train.segments). The estimate is what
+The windows of each track (of pass 0) are its input (mt3train.transcription.segments). The estimate is what
 `transcribe` would write; the reference is the track's notes before overlaps were trimmed, which
 builds keep for their evaluation splits (for a training split, the notes of its records, which are
 trimmed). Shards hold log-mel as float16 or audio as int16, so a transcription of the recording may
@@ -33,8 +33,8 @@ from mt3data.shards.index import TrackRecords, read_tracks
 from mt3train.instruments import InstrumentScores, instrument_scores
 from mt3train.metrics import MEASURES, PROFILES, SCORES, transcription_scores
 from mt3train.model import MT3
-from mt3train.segments import require_fit, segments_of
-from mt3train.transcribe import Decoding, Transcription, transcribe_segments
+from mt3train.transcription.segments import require_fit, segments_of
+from mt3train.transcription.transcribe import Decoding, Transcription, transcribe_segments
 from mt3train.weights.checkpoint import CheckpointInfo
 
 COLUMNS = {  # heading: score
@@ -103,7 +103,7 @@ def evaluate(
         One entry per track, in the order of the shards.
     Raises:
         UserError: no finished build, no such split, no tracks in it, a build whose spectrograms
-            do not fit the model's (mt3train.segments), or a worker that died.
+            do not fit the model's (mt3train.transcription.segments), or a worker that died.
     """
     require_fit(Path(build), info)
     known, order = dict(done or {}), list[str]()

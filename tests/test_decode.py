@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from mt3data.music.vocabulary import EOS_ID
-from mt3train.decode import DecodeOptions, Found, SegmentDecoder
 from mt3train.model import MT3, ModelConfig
-from mt3train.stepper import Stepper
+from mt3train.transcription.cached_decoder import Stepper
+from mt3train.transcription.decode import DecodeOptions, Found, SegmentDecoder
 
 CONFIG = ModelConfig(
     vocab_size=30, emb_dim=16, num_heads=3, head_dim=8, num_encoder_layers=1, num_decoder_layers=2,

@@ -15,10 +15,10 @@ from mt3data.music.fast_tokenizer import encode_notes
 from mt3data.music.vocabulary import VocabularyConfig
 from mt3data.shards.index import read_tracks
 from mt3data.shards.windows import WindowConfig
-from mt3train.decode import Found, SegmentDecoder
 from mt3train.evaluate import TrackScores, evaluate, mean_scores, score_track
 from mt3train.model import MT3, ModelConfig
 from mt3train.results import to_record
+from mt3train.transcription.decode import Found, SegmentDecoder
 from mt3train.weights.checkpoint import CheckpointInfo
 
 SECONDS = 5.0  # 626 frames: two whole segments of 256 frames and a part

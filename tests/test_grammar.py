@@ -13,9 +13,9 @@ from mt3data.music.events import EventTable
 from mt3data.music.fast_tokenizer import encode, first_step, segment_start
 from mt3data.music.notes import Notes, trim_overlapping
 from mt3data.music.vocabulary import EOS_ID, Event, VocabularyConfig, codec_of, num_embeddings
-from mt3train.decode import DecodeOptions, Found
-from mt3train.grammar import Grammar
-from mt3train.ruled import Instruments, by_grammar
+from mt3train.transcription.decode import DecodeOptions, Found
+from mt3train.transcription.grammar import Grammar
+from mt3train.transcription.programs import Instruments, by_grammar
 
 TIES = VocabularyConfig()
 VOCABULARIES = [

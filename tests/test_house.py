@@ -102,7 +102,7 @@ def test_building_never_loads_torch() -> None:
 def test_training_and_transcribing_stay_within_few_libraries(tmp_path: Path) -> None:
     code = f"""
 import numpy, pyarrow.parquet, pretty_midi, tqdm
-import mt3train.train, mt3train.transcribe, mt3train.weights.convert, mt3data.shards.reader
+import mt3train.train, mt3train.transcription.transcribe, mt3train.weights.convert, mt3data.shards.reader
 from mt3data.music.midi import write_midi
 from mt3data.music.notes import Notes
 write_midi(Notes.empty(), {str(tmp_path / "empty.mid")!r})

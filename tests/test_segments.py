@@ -1,4 +1,4 @@
-"""mt3train.segments: the segments of a track, from mel or from audio, with the model's edge."""
+"""mt3train.transcription.segments: the segments of a track, from mel or from audio, with the model's edge."""
 
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from mt3data.build.run import build
 from mt3data.errors import UserError
 from mt3data.shards.index import read_tracks
 from mt3data.shards.windows import WindowConfig
-from mt3train.segments import require_fit, segments_of
+from mt3train.transcription.segments import require_fit, segments_of
 from mt3train.weights.checkpoint import CheckpointInfo
 
 SECONDS = 5.0  # 626 frames: two whole segments of 256 frames and a part

@@ -1,4 +1,4 @@
-"""mt3train.transcribe: a recording of any length becomes notes."""
+"""mt3train.transcription.transcribe: a recording of any length becomes notes."""
 
 import contextlib
 import re
@@ -16,11 +16,11 @@ from mt3data.audio.spectrogram import SpectrogramConfig, log_mel
 from mt3data.errors import UserError
 from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import EOS_ID, Event, VocabularyConfig, codec_of
-from mt3train import transcribe as module
-from mt3train.decode import Found, SegmentDecoder
 from mt3train.model import MT3, ModelConfig
-from mt3train.ruled import Instruments
-from mt3train.transcribe import Decoding, segment_mels, transcribe
+from mt3train.transcription import transcribe as module
+from mt3train.transcription.decode import Found, SegmentDecoder
+from mt3train.transcription.programs import Instruments
+from mt3train.transcription.transcribe import Decoding, segment_mels, transcribe
 from mt3train.weights.checkpoint import CheckpointInfo
 
 SAMPLES = Path(__file__).parents[2] / "shared" / "samples"

@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 
 from mt3data.music.vocabulary import EOS_ID
-from mt3train.grammar import Grammar
 from mt3train.model import MT3
-from mt3train.search import Beam, Greedy
-from mt3train.stepper import Stepper
+from mt3train.transcription.cached_decoder import Stepper
+from mt3train.transcription.grammar import Grammar
+from mt3train.transcription.search import Beam, Greedy
 
 PRECISIONS = ("auto", "float32", "bf16")
 STEPS_PER_QUESTION = 16  # on a GPU, between asking it which segments are done

@@ -23,8 +23,8 @@ from mt3data.errors import UserError
 from mt3data.music.fast_tokenizer import first_step
 from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import NUM_SPECIAL_IDS, VocabularyConfig, codec_of
-from mt3train.decode import SegmentDecoder
-from mt3train.grammar import Grammar, Key
+from mt3train.transcription.decode import SegmentDecoder
+from mt3train.transcription.grammar import Grammar, Key
 
 # General MIDI's families, eight programs each.
 FAMILIES = (

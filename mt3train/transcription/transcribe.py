@@ -35,9 +35,9 @@ from mt3data.music.detokenizer import decode_segments
 from mt3data.music.fast_tokenizer import segment_start
 from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import VocabularyConfig
-from mt3train.decode import DecodeOptions, SegmentDecoder
 from mt3train.model import MT3
-from mt3train.ruled import Instruments, by_grammar
+from mt3train.transcription.decode import DecodeOptions, SegmentDecoder
+from mt3train.transcription.programs import Instruments, by_grammar
 from mt3train.weights.checkpoint import CheckpointInfo
 
 Progress = Callable[[int, int], None]

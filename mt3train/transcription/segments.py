@@ -15,7 +15,7 @@ from mt3data.audio.load import from_int16
 from mt3data.errors import UserError
 from mt3data.shards.format import read_manifest
 from mt3data.shards.index import TrackRecords
-from mt3train.transcribe import segment_mels
+from mt3train.transcription.transcribe import segment_mels
 from mt3train.weights.checkpoint import CheckpointInfo
 
 
