@@ -31,10 +31,10 @@ from mt3data.datasets.track import Track
 from mt3data.files import write_durably
 from mt3data.music.notes import Notes
 from mt3data.terminal import progress
-from mt3train.evaluate import TrackScores, score_notes
-from mt3train.instruments import InstrumentScores, pooled
+from mt3train.evaluation.evaluate import TrackScores, score_notes
+from mt3train.evaluation.leakage import InstrumentScores, pooled
+from mt3train.evaluation.tables import to_json
 from mt3train.model import MT3
-from mt3train.results import to_json
 from mt3train.transcription.transcribe import Decoding, Transcription, transcribe
 from mt3train.weights.checkpoint import CheckpointInfo, load_model
 from mt3train.weights.pretrained import FOLDER, SCORES, WEIGHTS

@@ -17,7 +17,7 @@ import numpy as np
 
 from mt3data.files import write_durably
 from mt3data.shards.windows import WindowConfig
-from mt3train.evaluate import nan_mean
+from mt3train.evaluation.evaluate import nan_mean
 from mt3train.weights.pretrained import CARD, FOLDER, SCORES, WEIGHTS
 
 NOTES = Path(__file__).with_name("weights_notes.md")

@@ -35,7 +35,7 @@ from mt3data.music.vocabulary import codec_of, describe
 from mt3data.shards.windows import Window, WindowConfig, windows_of
 from mt3data.synth.compose import compose
 from mt3data.synth.demo_dataset import render
-from mt3train.metrics import transcription_scores
+from mt3train.evaluation.metrics import transcription_scores
 
 PAGE = Path(__file__).with_name("mt3.md")
 # onset s, offset s, pitch, velocity, program, is_drum, instrument. The first note sounds across the

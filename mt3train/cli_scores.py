@@ -14,8 +14,8 @@ from mt3data.terminal import AT_LEAST_1, PATH, counted, print_json, progress
 
 if TYPE_CHECKING:
     from mt3data.music.notes import Notes
-    from mt3train.evaluate import TrackScores
-    from mt3train.metrics import TrackSpec
+    from mt3train.evaluation.evaluate import TrackScores
+    from mt3train.evaluation.metrics import TrackSpec
     from mt3train.model import MT3
     from mt3train.weights.checkpoint import CheckpointInfo
 
@@ -62,7 +62,7 @@ def evaluate(
     Example: mt3train evaluate shards/demo --checkpoint runs/demo --split test
     """
     from mt3data.shards.format import find_builds, read_manifest
-    from mt3train.results import dataset_table, to_csv, to_json, track_table
+    from mt3train.evaluation.tables import dataset_table, to_csv, to_json, track_table
 
     if as_json and as_csv:
         raise UserError("--json and --csv: expected one of them")
@@ -97,8 +97,8 @@ def _evaluate_build(
     workers: int, out: Path | None,
 ) -> list[TrackScores]:  # fmt: skip
     from mt3data.shards.format import read_manifest
-    from mt3train.evaluate import evaluate as run
-    from mt3train.results import ResultsFile, identity
+    from mt3train.evaluation.evaluate import evaluate as run
+    from mt3train.evaluation.tables import ResultsFile, identity
 
     manifest = read_manifest(build)
     totals = manifest["splits"].get(split, {"tracks": 0})
@@ -119,7 +119,7 @@ def _evaluate_build(
 
 
 def _print_instruments(results: Sequence[TrackScores]) -> None:
-    from mt3train.instruments import instrument_table, pooled
+    from mt3train.evaluation.leakage import instrument_table, pooled
 
     click.echo("\n".join(instrument_table(pooled([each.instruments for each in results]))) + "\n")
 
@@ -144,8 +144,8 @@ def score(reference: Path, estimate: Path, parts: tuple[str, ...], as_json: bool
     from dataclasses import asdict
 
     from mt3data.music.midi import read_midi
-    from mt3train.instruments import instrument_scores, instrument_table
-    from mt3train.metrics import transcription_scores
+    from mt3train.evaluation.leakage import instrument_scores, instrument_table
+    from mt3train.evaluation.metrics import transcription_scores
 
     notes = read_midi(reference), read_midi(estimate)
     specs = [_track_spec(part) for part in parts]
@@ -187,7 +187,7 @@ def _print_scores(
 
 def _track_spec(part: str) -> TrackSpec:
     """NAME=PROGRAM or NAME=drums as a part to score."""
-    from mt3train.metrics import TrackSpec
+    from mt3train.evaluation.metrics import TrackSpec
 
     name, _, program = part.partition("=")
     if name and program == "drums":

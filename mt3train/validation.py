@@ -96,7 +96,7 @@ def note_scores(
         Stopped: a signal came.
     """
     from mt3data.shards.index import read_tracks
-    from mt3train.evaluate import COLUMNS, mean_scores, score_track
+    from mt3train.evaluation.evaluate import COLUMNS, mean_scores, score_track
 
     results, place = [], 0
     with ranks.sharing():

@@ -12,8 +12,14 @@ import numpy as np
 from mt3data.music import detokenizer as detokenize
 from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import NUM_SPECIAL_IDS, VocabularyConfig
-from mt3train import pianoroll
-from mt3train.metrics import GRANULARITIES, MEASURES, TOLERANCES, TrackSpec, transcription_scores
+from mt3train.evaluation import frames as pianoroll
+from mt3train.evaluation.metrics import (
+    GRANULARITIES,
+    MEASURES,
+    TOLERANCES,
+    TrackSpec,
+    transcription_scores,
+)
 
 TOLERANCE = 1e-9
 PARTS = {

@@ -1,4 +1,4 @@
-"""mt3train.evaluate: scores of a split from shards alone."""
+"""mt3train.evaluation.evaluate: scores of a split from shards alone."""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,9 +15,9 @@ from mt3data.music.fast_tokenizer import encode_notes
 from mt3data.music.vocabulary import VocabularyConfig
 from mt3data.shards.index import read_tracks
 from mt3data.shards.windows import WindowConfig
-from mt3train.evaluate import TrackScores, evaluate, mean_scores, score_track
+from mt3train.evaluation.evaluate import TrackScores, evaluate, mean_scores, score_track
+from mt3train.evaluation.tables import to_record
 from mt3train.model import MT3, ModelConfig
-from mt3train.results import to_record
 from mt3train.transcription.decode import Found, SegmentDecoder
 from mt3train.weights.checkpoint import CheckpointInfo
 

@@ -1,4 +1,4 @@
-"""mt3train.instruments: notes under a wrong program, and a table by instrument."""
+"""mt3train.evaluation.leakage: notes under a wrong program, and a table by instrument."""
 
 import math
 
@@ -7,14 +7,14 @@ import pytest
 
 from mt3data.music.midi import DRUMS
 from mt3data.music.notes import Notes
-from mt3train.instruments import (
+from mt3train.evaluation.leakage import (
     confusion,
     instrument_scores,
     instrument_table,
     leakage,
     pooled,
 )
-from mt3train.matching import Counts
+from mt3train.evaluation.note_matching import Counts
 
 
 def notes(*rows: tuple[float, int, int, int]) -> Notes:

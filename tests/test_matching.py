@@ -1,11 +1,11 @@
-"""mt3train.matching: mir_eval's pairs, found pitch by pitch."""
+"""mt3train.evaluation.note_matching: mir_eval's pairs, found pitch by pitch."""
 
 import mir_eval
 import numpy as np
 import pytest
 
 from mt3data.music.notes import Notes
-from mt3train.matching import Counts, count, match, velocity_agrees
+from mt3train.evaluation.note_matching import Counts, count, match, velocity_agrees
 
 
 def crowd(seed: int, n: int = 400) -> Notes:

@@ -1,4 +1,4 @@
-"""mt3train.metrics: the original's scores (tests/golden_metrics.py), and where ours differ."""
+"""mt3train.evaluation.metrics: the original's scores (tests/golden_metrics.py), and where ours differ."""
 
 import math
 
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mt3data.music.notes import Notes
-from mt3train.metrics import COUNTED, SCORES, TrackSpec, transcription_scores
+from mt3train.evaluation.metrics import COUNTED, SCORES, TrackSpec, transcription_scores
 
 
 def notes(*rows: tuple) -> Notes:

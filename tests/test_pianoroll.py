@@ -1,10 +1,10 @@
-"""mt3train.pianoroll: frames that sound (the original's rolls: tests/golden_metrics.py)."""
+"""mt3train.evaluation.frames: frames that sound (the original's rolls: tests/golden_metrics.py)."""
 
 import numpy as np
 
 from mt3data.music.notes import Notes
-from mt3train.matching import Counts
-from mt3train.pianoroll import FRAMES_PER_SECOND, frame_counts, lengthened, pianoroll
+from mt3train.evaluation.frames import FRAMES_PER_SECOND, frame_counts, lengthened, pianoroll
+from mt3train.evaluation.note_matching import Counts
 
 
 def notes(*rows: tuple[float, float, int, int]) -> Notes:

@@ -1,4 +1,4 @@
-"""mt3train.results: tables, JSON, CSV, intervals, and a file that goes on where it was cut."""
+"""mt3train.evaluation.tables: tables, JSON, CSV, intervals, and a file that goes on where it was cut."""
 
 import csv
 import io
@@ -11,11 +11,10 @@ import pytest
 
 from mt3data.errors import UserError
 from mt3data.music.vocabulary import VocabularyConfig
-from mt3train.evaluate import TrackScores
-from mt3train.instruments import InstrumentScores
-from mt3train.matching import Counts
-from mt3train.model import MT3, ModelConfig
-from mt3train.results import (
+from mt3train.evaluation.evaluate import TrackScores
+from mt3train.evaluation.leakage import InstrumentScores
+from mt3train.evaluation.note_matching import Counts
+from mt3train.evaluation.tables import (
     ResultsFile,
     dataset_table,
     from_record,
@@ -26,6 +25,7 @@ from mt3train.results import (
     to_record,
     track_table,
 )
+from mt3train.model import MT3, ModelConfig
 from mt3train.weights.checkpoint import CheckpointInfo
 
 NAMES = ("onset_f1", "onset_offset_f1", "program_f1", "program_full_f1", "frame_f1", "leakage")

@@ -12,7 +12,7 @@ from mt3data.build.plan import BuildConfig, make_plan
 from mt3data.build.run import build
 from mt3data.shards.windows import WindowConfig
 from mt3train.config import DataConfig
-from mt3train.evaluate import TrackScores, evaluate, mean_scores
+from mt3train.evaluation.evaluate import TrackScores, evaluate, mean_scores
 from mt3train.train import train
 from mt3train.validation import is_better
 from mt3train.weights.checkpoint import load_model
@@ -56,7 +56,7 @@ def pretended(track):
 
 def pretending(rank, run, shards, stop_rank):
     """Scores are made up; rank 0 meets the others three times for a track, rank 1 once."""
-    import mt3train.evaluate
+    import mt3train.evaluation.evaluate
 
     def score(model, info, records, batch, on_batch):
         if rank == stop_rank and records.track.endswith("3"):
@@ -65,7 +65,7 @@ def pretending(rank, run, shards, stop_rank):
             on_batch(done)
         return pretended(records.track)
 
-    mt3train.evaluate.score_track = score
+    mt3train.evaluation.evaluate.score_track = score
     return on_shards(run, shards, steps=2, f1_every=2), None, None
 
 
@@ -106,12 +106,12 @@ def failing(rank, run, shards):
     """The second rank cannot score its track."""
     prepared = pretending(rank, run, shards, None)
     if rank == 1:
-        import mt3train.evaluate
+        import mt3train.evaluation.evaluate
 
         def score(*_):
             raise ValueError("3 notes end before they begin")
 
-        mt3train.evaluate.score_track = score
+        mt3train.evaluation.evaluate.score_track = score
     return prepared
 
 

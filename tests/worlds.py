@@ -25,7 +25,7 @@ from mt3train.weights.checkpoint import weights_path
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(
-    ["mt3train.train", "mt3train.evaluate", "torch._dynamo", "torch.utils.tensorboard"]
+    ["mt3train.train", "mt3train.evaluation.evaluate", "torch._dynamo", "torch.utils.tensorboard"]
 )
 MODEL = ModelConfig(
     emb_dim=8, num_heads=2, head_dim=4, num_encoder_layers=1, num_decoder_layers=1, mlp_dim=8,

@@ -6,7 +6,7 @@ builds keep for their evaluation splits (for a training split, the notes of its 
 trimmed). Shards hold log-mel as float16 or audio as int16, so a transcription of the recording may
 differ in a rare token.
 
-Every track is scored in both profiles of mt3train.metrics: `paper`, to stand beside published
+Every track is scored in both profiles of mt3train.evaluation.metrics: `paper`, to stand beside published
 numbers, and `fixed`. As in the original a mean is over tracks, whatever their length; of `fixed`
 scores it leaves out tracks that have nothing to score, such as drums where there are none.
 """
@@ -30,8 +30,8 @@ from mt3data.errors import UserError
 from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import VocabularyConfig
 from mt3data.shards.index import TrackRecords, read_tracks
-from mt3train.instruments import InstrumentScores, instrument_scores
-from mt3train.metrics import MEASURES, PROFILES, SCORES, transcription_scores
+from mt3train.evaluation.leakage import InstrumentScores, instrument_scores
+from mt3train.evaluation.metrics import MEASURES, PROFILES, SCORES, transcription_scores
 from mt3train.model import MT3
 from mt3train.transcription.segments import require_fit, segments_of
 from mt3train.transcription.transcribe import Decoding, Transcription, transcribe_segments
@@ -49,7 +49,7 @@ class TrackScores:
 
     Attributes:
         track: its short id.
-        scores: as mt3train.metrics.transcription_scores returns them, and program_precision, _recall
+        scores: as mt3train.evaluation.metrics.transcription_scores returns them, and program_precision, _recall
             and _f1 with programs as finely told apart as the model does. NaN where there is nothing.
         paper: the same in profile "paper".
         instruments: counts by program, as finely as the model tells them apart.

@@ -16,7 +16,7 @@ import numpy as np
 from mt3data.music.midi import DRUMS, instrument_name
 from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import map_programs
-from mt3train.matching import Counts, count, match
+from mt3train.evaluation.note_matching import Counts, count, match
 
 Confusion = Counter[tuple[int, int]]  # (program that is right, program that was said) -> notes
 

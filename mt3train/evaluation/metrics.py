@@ -17,7 +17,7 @@ Scores: `onset` (50 ms, equal pitch), `onset_offset` (and offsets), `onset_veloc
 `onset_offset_velocity`, `frame`, `tolerance_S` (onset_offset with S seconds in place of 50 ms): of
 notes other than drums. `drum`: onsets of drums. `nondrum_G` and `program_G`: onset_offset with the
 right program, without and with drums (onsets only), summed over programs; G says how finely
-programs are told apart. Each has precision, recall and f1. `leakage` is of mt3train.instruments.
+programs are told apart. Each has precision, recall and f1. `leakage` is of mt3train.evaluation.leakage.
 """
 
 from collections.abc import Sequence
@@ -27,9 +27,9 @@ import numpy as np
 
 from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import map_programs
-from mt3train import pianoroll
-from mt3train.instruments import confusion, leakage
-from mt3train.matching import Counts, count
+from mt3train.evaluation import frames as pianoroll
+from mt3train.evaluation.leakage import confusion, leakage
+from mt3train.evaluation.note_matching import Counts, count
 
 PROFILES = ("fixed", "paper")
 MEASURES = ("precision", "recall", "f1")

@@ -11,7 +11,7 @@ from dataclasses import replace
 import numpy as np
 
 from mt3data.music.notes import Notes
-from mt3train.matching import Counts
+from mt3train.evaluation.note_matching import Counts
 
 FRAMES_PER_SECOND = 62.5
 MIN_SECONDS = 0.05  # mt3/metrics_utils.py get_prettymidi_pianoroll

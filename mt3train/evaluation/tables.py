@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from mt3data.errors import UserError
-from mt3train.evaluate import COLUMNS, TrackScores, nan_mean, values_of
-from mt3train.instruments import InstrumentScores
-from mt3train.matching import Counts
-from mt3train.metrics import PROFILES
+from mt3train.evaluation.evaluate import COLUMNS, TrackScores, nan_mean, values_of
+from mt3train.evaluation.leakage import InstrumentScores
+from mt3train.evaluation.metrics import PROFILES
+from mt3train.evaluation.note_matching import Counts
 from mt3train.model import MT3
 from mt3train.weights.checkpoint import CheckpointInfo, checksum
 
