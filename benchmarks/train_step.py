@@ -31,10 +31,10 @@ from mt3train.config import Config, DataConfig, load_config
 from mt3train.data.builds import open_shards
 from mt3train.data.loader import MicroBatch, read_step, to_device
 from mt3train.data.log_mel import log_mel_of_crops
-from mt3train.loss import loss_sum
 from mt3train.model import MT3, ModelConfig
-from mt3train.optim import make_optimizer
 from mt3train.train import train
+from mt3train.training.loss import loss_sum
+from mt3train.training.optimizers import make_optimizer
 
 Micro = tuple[Tensor, Tensor]  # log-mel frames [B, F, M] and targets [B, L]
 MODEL = ModelConfig()

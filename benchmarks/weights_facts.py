@@ -24,7 +24,7 @@ from mt3data.datasets.track import Track
 from mt3data.music.midi import read_midi
 from mt3data.shards.format import read_manifest
 from mt3train.config import Config, as_dict
-from mt3train.log import read_metrics
+from mt3train.training.logger import read_metrics
 from mt3train.weights.checkpoint import checksum, load_model
 
 PLACES = {"run": "runs", "init.from": "runs", "data.train": "shards", "data.eval": "shards"}

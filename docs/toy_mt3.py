@@ -14,9 +14,9 @@ from torch import Tensor
 from mt3data.music.vocabulary import VocabularyConfig, describe
 from mt3data.shards.reader import pad_tokens
 from mt3data.shards.windows import Window
-from mt3train.loss import count_correct, loss_sum
 from mt3train.model import MT3, ModelConfig
-from mt3train.optim import make_optimizer
+from mt3train.training.loss import count_correct, loss_sum
+from mt3train.training.optimizers import make_optimizer
 from mt3train.transcription.transcribe import Decoding, Transcription, transcribe
 from mt3train.weights.checkpoint import CheckpointInfo
 

@@ -49,7 +49,7 @@ def plot(runs: tuple[Path, ...], out: Path) -> None:
     \b
     Example: mt3train plot runs/mt3 runs/small -o curves.png
     """
-    from mt3train.plot import plot as run
+    from mt3train.training.plots import plot as run
 
     for line in run(runs, out):
         click.echo(line, err=True)

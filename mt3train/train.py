@@ -31,14 +31,14 @@ from mt3data.errors import UserError
 from mt3train.config import Config, load_config
 from mt3train.data.builds import Segments, open_evaluation, open_shards
 from mt3train.data.loader import Ahead, MicroBatch, read_step, to_device
-from mt3train.device import autocast, choose_precision
-from mt3train.log import Log
-from mt3train.loss import count_correct, token_losses
 from mt3train.model import MT3
-from mt3train.optim import freeze, learning_rate, make_optimizer
-from mt3train.ranks import Ranks, Stopped, connected
-from mt3train.resume import describe, initialize, restore, set_aside
-from mt3train.validation import evaluate, is_better
+from mt3train.training.device import autocast, choose_precision
+from mt3train.training.distributed import Ranks, Stopped, connected
+from mt3train.training.logger import Log
+from mt3train.training.loss import count_correct, token_losses
+from mt3train.training.optimizers import freeze, learning_rate, make_optimizer
+from mt3train.training.resume import describe, initialize, restore, set_aside
+from mt3train.training.validation import evaluate, is_better
 from mt3train.weights import checkpoint
 
 SUMS = ("loss", "tokens", "correct", "skipped", "overflows")  # of the steps since the last line

@@ -17,8 +17,8 @@ from click.testing import CliRunner
 
 from mt3data.cli.main import main as mt3data
 from mt3train.config import load_config
-from mt3train.log import read_metrics
 from mt3train.train import train
+from mt3train.training.logger import read_metrics
 
 FILE = Path(__file__).parent / "golden" / "demo_curve.json"
 STEPS = 20

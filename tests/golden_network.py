@@ -13,9 +13,9 @@ import torch
 from foreign import load_t5x, t5x_parameters
 from torch import Tensor, nn
 
-from mt3train.loss import loss_sum, token_losses
 from mt3train.model import MT3, ModelConfig, attention_masks, shift_right, sinusoids
-from mt3train.optim import Adafactor
+from mt3train.training.loss import loss_sum, token_losses
+from mt3train.training.optimizers import Adafactor
 from mt3train.transcription.cached_decoder import Stepper
 from mt3train.transcription.decode import DecodeOptions, SegmentDecoder
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from mt3data.errors import UserError
 from mt3data.music.vocabulary import VocabularyConfig
 from mt3train.model import MT3, ModelConfig
-from mt3train.optim import make_optimizer
+from mt3train.training.optimizers import make_optimizer
 from mt3train.weights.checkpoint import (
     CheckpointInfo,
     checkpoints,

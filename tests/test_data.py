@@ -13,8 +13,8 @@ from mt3data.audio.spectrogram import SpectrogramConfig, log_mel
 from mt3data.shards.reader import Batch, pad_tokens
 from mt3train.config import DataConfig
 from mt3train.data.loader import Ahead, cut_by_cost, micro_batches, to_device
-from mt3train.loss import loss_sum
 from mt3train.model import MT3, ModelConfig
+from mt3train.training.loss import loss_sum
 
 MEL = SpectrogramConfig(n_mels=3)
 

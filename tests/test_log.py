@@ -7,8 +7,8 @@ import pytest
 import torch
 from worlds import TIMES, Made, config
 
-from mt3train.log import Log, read_metrics
 from mt3train.train import train
+from mt3train.training.logger import Log, read_metrics
 
 CPU = torch.device("cpu")
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from mt3train.loss import loss_sum
 from mt3train.model import MT3, ModelConfig, SharedDropout, shift_right
+from mt3train.training.loss import loss_sum
 
 TINY = ModelConfig(
     vocab_size=40, emb_dim=16, num_heads=2, head_dim=8, num_encoder_layers=1,

@@ -6,7 +6,13 @@ from test_checkpoint import TINY
 from torch import nn
 
 from mt3train.model import MT3
-from mt3train.optim import Adafactor, Muon, learning_rate, make_optimizer, orthogonalized
+from mt3train.training.optimizers import (
+    Adafactor,
+    Muon,
+    learning_rate,
+    make_optimizer,
+    orthogonalized,
+)
 
 
 def test_the_first_update_moves_every_value_by_the_rate_times_the_parameter_s_rms():

@@ -8,8 +8,8 @@ import torch.distributed as dist
 from worlds import World, after, config, plain
 
 from mt3data.errors import UserError
-from mt3train.device import own_device
-from mt3train.ranks import Ranks, Stopped
+from mt3train.training.device import own_device
+from mt3train.training.distributed import Ranks, Stopped
 from mt3train.weights.checkpoint import checkpoints
 
 

@@ -11,9 +11,9 @@ from mt3data.errors import UserError
 from mt3data.music.vocabulary import VocabularyConfig
 from mt3train.config import InitConfig
 from mt3train.model import MT3
-from mt3train.optim import make_optimizer
-from mt3train.resume import restore
 from mt3train.train import train
+from mt3train.training.optimizers import make_optimizer
+from mt3train.training.resume import restore
 from mt3train.weights.checkpoint import checkpoints, load_model, optimizer_file, save
 
 SETTINGS = {"optim.name": "adafactor"}

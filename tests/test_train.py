@@ -13,8 +13,8 @@ from worlds import PLAIN, Made, World, config, metrics
 from mt3data.errors import UserError
 from mt3data.music.vocabulary import VocabularyConfig
 from mt3train.config import DataConfig, OptimConfig
-from mt3train.device import choose_precision
 from mt3train.train import train
+from mt3train.training.device import choose_precision
 from mt3train.weights.checkpoint import checkpoints, load_model
 
 

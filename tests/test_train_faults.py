@@ -177,7 +177,7 @@ def test_a_full_disk_at_a_checkpoint_is_one_line_and_the_earlier_ones_count(whol
 def no_metrics(rank, run):
     """metrics.jsonl cannot take another line from step 4 on."""
     if rank == 0:
-        from mt3train.log import Log
+        from mt3train.training.logger import Log
 
         write = Log.write
 

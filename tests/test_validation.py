@@ -14,7 +14,7 @@ from mt3data.shards.windows import WindowConfig
 from mt3train.config import DataConfig
 from mt3train.evaluation.evaluate import TrackScores, evaluate, mean_scores
 from mt3train.train import train
-from mt3train.validation import is_better
+from mt3train.training.validation import is_better
 from mt3train.weights.checkpoint import load_model
 
 F1 = ("onset_f1", "onset_offset_f1", "program_f1", "drum_f1")

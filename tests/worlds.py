@@ -19,8 +19,8 @@ from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.music.vocabulary import VocabularyConfig
 from mt3data.shards.reader import Batch, pad_tokens
 from mt3train.config import Config, DataConfig, OptimConfig
-from mt3train.log import read_metrics
 from mt3train.model import ModelConfig
+from mt3train.training.logger import read_metrics
 from mt3train.weights.checkpoint import weights_path
 
 CONTEXT = multiprocessing.get_context("forkserver")

@@ -25,7 +25,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from mt3data.errors import UserError
 from mt3data.terminal import is_unusable, unusable
-from mt3train.device import own_device
+from mt3train.training.device import own_device
 
 # A rank waits for the others no longer than a step, a checkpoint, a compilation or a batch being
 # decoded takes. It need not be short: a process that died is noticed by its closed connection.

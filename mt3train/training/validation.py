@@ -15,9 +15,9 @@ import torch
 from mt3train.config import Config
 from mt3train.data.builds import Segments
 from mt3train.data.loader import read_step, to_device
-from mt3train.loss import count_correct, loss_sum
 from mt3train.model import MT3
-from mt3train.ranks import Ranks
+from mt3train.training.distributed import Ranks
+from mt3train.training.loss import count_correct, loss_sum
 from mt3train.weights.checkpoint import CheckpointInfo
 
 FINAL_SCORE = "program_f1"  # onset, offset and program: what the papers compare

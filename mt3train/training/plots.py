@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mt3data.errors import UserError
-from mt3train.log import read_metrics
+from mt3train.training.logger import read_metrics
 
 # One panel each: heading, scale of its axis, and what it shows; dashed what is from evaluation.
 PANELS = (
