@@ -284,7 +284,7 @@ def _heard(result: Transcription) -> str:
 def _announce(file: Path, page: Path) -> None:
     """Says how large a page becomes that is large, before hours of work, and that it has room."""
     from mt3data.audio.load import audio_info
-    from mt3train.page import clock, page_bytes
+    from mt3train.page.page import clock, page_bytes
 
     seconds = audio_info(file).seconds
     n_bytes = page_bytes(seconds)
@@ -307,7 +307,7 @@ def _write_notes(work: Work, notes: Notes, target: Path) -> None:
 
 def _write_page(work: Work, file: Path, notes: Notes, page: Path) -> None:
     from mt3data.audio.load import audio_info
-    from mt3train.page import write_page
+    from mt3train.page.page import write_page
 
     with _told(page), progress(audio_info(file).seconds, page.name, "s") as bar:
         write_page(page, file, notes, work.about, work.has_velocity, bar.update)

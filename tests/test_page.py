@@ -18,8 +18,8 @@ from test_report import Page
 from mt3data.errors import UserError
 from mt3data.music.midi import midi_bytes, read_midi
 from mt3data.music.notes import Notes
-from mt3train import page as page_module
-from mt3train.page import clock, colour_class, note_data, page_bytes, write_page
+from mt3train.page import page as page_module
+from mt3train.page.page import clock, colour_class, note_data, page_bytes, write_page
 
 # An instrument cannot be named by a file, but a recording can; "/" is all that a name cannot hold.
 NASTY = "<script>alert(1)<!-- $name ${x} \"quoted\" & 'so' .wav"

@@ -205,7 +205,7 @@ def _encode(recording: Path, mp3: BinaryIO, on_seconds: Callable[[float], object
 
 
 def _file(name: str) -> str:
-    return (resources.files("mt3train") / name).read_text(encoding="utf-8")
+    return (resources.files("mt3train.page") / name).read_text(encoding="utf-8")
 
 
 def _digest(text: str) -> str:
