@@ -120,7 +120,7 @@ def long_recording(file: Path, pieces: Sequence[Track], hours: float) -> dict[st
                     wav.write(block)
                     written += len(block)
                 number += 1
-        command = [sys.executable, "-m", "mt3train.cli", "transcribe", song, "-o", out]
+        command = [sys.executable, "-m", "mt3train.cli.main", "transcribe", song, "-o", out]
         command += ["--checkpoint", file]
         done = subprocess.run(
             [sys.executable, "-c", SMALL_PARENT, *map(str, command)], check=True,

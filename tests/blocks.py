@@ -17,14 +17,17 @@ import click
 from click.testing import CliRunner
 
 import mt3data.cli.main
-import mt3train.cli
+import mt3train.cli.main
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # needs datasets: an extra that CI does not install
 MARKS = ("set-up", "main job", "GPU", "cluster", "network", "needs datasets")
 RUN_ELSEWHERE = {"new-dataset.md": "test_docs_new_dataset.py"}  # in a copy of the repository
-PROGRAMS: dict[str, click.Group] = {"mt3data": mt3data.cli.main.main, "mt3train": mt3train.cli.main}
+PROGRAMS: dict[str, click.Group] = {
+    "mt3data": mt3data.cli.main.main,
+    "mt3train": mt3train.cli.main.main,
+}
 FENCED = re.compile(r"^(?:<!-- not in CI: ([^\n]*) -->\n)?```(\w+)\n(.*?)^```$", re.M | re.S)
 
 

@@ -13,7 +13,7 @@ import fakes
 import pytest
 from click.testing import CliRunner, Result
 
-import mt3train.cli
+import mt3train.cli.main
 from mt3data import terminal
 from mt3data.cli.main import main
 
@@ -182,7 +182,7 @@ def test_a_mistake_of_mt3train_is_one_line_and_exit_code_2(
     words: str, complaint: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = CliRunner().invoke(mt3train.cli.main, words.split())
+    result = CliRunner().invoke(mt3train.cli.main.main, words.split())
     assert result.exit_code == 2, result.output
     assert complaint in result.stderr
     assert result.stderr.count("\n") == 1, result.stderr
@@ -218,7 +218,7 @@ def test_an_interruption_is_one_line_and_exit_code_130(monkeypatch: pytest.Monke
 
 COMMANDS = [
     pytest.param(program, command, id=f"{program} {name}")
-    for program, group in (("mt3data", main), ("mt3train", mt3train.cli.main))
+    for program, group in (("mt3data", main), ("mt3train", mt3train.cli.main.main))
     for name, command in group.commands.items()
 ]
 

@@ -17,7 +17,7 @@ from mt3data.build.run import build
 from mt3data.music.midi import write_midi
 from mt3data.music.notes import Notes
 from mt3data.shards.windows import WindowConfig
-from mt3train.cli import main
+from mt3train.cli.main import main
 from mt3train.model import MT3, ModelConfig
 from mt3train.weights import checkpoint
 from mt3train.weights.checkpoint import CheckpointInfo
@@ -134,7 +134,7 @@ def test_a_killed_evaluation_leaves_no_process_and_goes_on(made: Path, tmp_path:
     out = tmp_path / "scores.jsonl"
     words = ["evaluate", made / "shards", "--checkpoint", made / "tiny.safetensors", "--workers", 2,
              "--out", out]  # fmt: skip
-    driver = subprocess.Popen([sys.executable, "-m", "mt3train.cli", *map(str, words)])
+    driver = subprocess.Popen([sys.executable, "-m", "mt3train.cli.main", *map(str, words)])
     deadline = time.monotonic() + 120
     while len(workers := workers_of(driver.pid)) < 2 and driver.poll() is None:
         assert time.monotonic() < deadline

@@ -18,8 +18,8 @@ from mt3data import files as disk
 from mt3data.music.midi import read_midi
 from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import EOS_ID, Event, VocabularyConfig, codec_of, num_embeddings
-from mt3train import cli_transcribe
-from mt3train.cli import main
+from mt3train.cli import transcribe as cli_transcribe
+from mt3train.cli.main import main
 from mt3train.model import MT3, ModelConfig
 from mt3train.transcription.decode import Found, SegmentDecoder
 from mt3train.weights.checkpoint import CheckpointInfo, save_weights

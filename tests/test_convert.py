@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from foreign import SMALL, arrays_of, pth_state, randomised_model, write_t5x, write_zarr
 
 from mt3data.errors import UserError
-from mt3train.cli import main
+from mt3train.cli.main import main
 from mt3train.model import MT3
 from mt3train.weights.checkpoint import (
     CheckpointInfo,

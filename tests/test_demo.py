@@ -14,7 +14,7 @@ from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.music.midi import read_midi, write_midi
 from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import VocabularyConfig
-from mt3train.cli import main
+from mt3train.cli.main import main
 from mt3train.model import MT3, ModelConfig
 from mt3train.weights import checkpoint
 from mt3train.weights.checkpoint import CheckpointInfo
@@ -30,7 +30,7 @@ def run(*words: object) -> Result:
 
 @pytest.mark.slow
 def test_the_whole_path_learns_one_piece_and_not_the_control(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "mt3train.cli", "demo", "--out", str(tmp_path / "run")]
+    words = [sys.executable, "-m", "mt3train.cli.main", "demo", "--out", str(tmp_path / "run")]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "It shows memorising, not quality." in done.stdout

@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 from test_cli_transcribe import record
 
 from mt3data.music.vocabulary import VocabularyConfig, num_embeddings
-from mt3train.cli import main
+from mt3train.cli.main import main
 from mt3train.model import MT3, ModelConfig
 from mt3train.weights import pretrained as demo_weights
 from mt3train.weights.checkpoint import CheckpointInfo, checksum, load_model, save_weights

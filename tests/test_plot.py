@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 
 from mt3data.errors import UserError
-from mt3train.cli import main
+from mt3train.cli.main import main
 from mt3train.training.plots import plot
 
 pytest.importorskip("matplotlib", reason="curves need matplotlib")

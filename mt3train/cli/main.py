@@ -8,8 +8,8 @@ import click
 
 from mt3data import __version__
 from mt3data.terminal import AT_LEAST_1, EXIT_CODES, PATH, CommandGroup
-from mt3train.cli_scores import evaluate, score
-from mt3train.cli_transcribe import transcribe
+from mt3train.cli.scores import evaluate, score
+from mt3train.cli.transcribe import transcribe
 
 
 @click.group(
@@ -97,7 +97,7 @@ def demo(out: Path, workers: int) -> None:
     \b
     Example: mt3train demo --out demo-run
     """
-    from mt3train.demo import run
+    from mt3train.cli.demo import run
 
     for line in run(out, workers):
         click.echo(line)

@@ -16,7 +16,7 @@ import click
 from mt3data.errors import UserError
 from mt3data.files import require_space, size
 from mt3data.terminal import AT_LEAST_0, PATH, counted, progress, unusable
-from mt3train.cli_scores import BATCH, CHECKPOINT, load_checkpoint
+from mt3train.cli.scores import BATCH, CHECKPOINT, load_checkpoint
 
 if TYPE_CHECKING:
     from mt3data.music.notes import Notes

@@ -45,7 +45,7 @@ def run(out: Path, workers: int) -> Iterator[str]:
     )  # fmt: skip
     yield from _command("mt3data", "check", shards)
     yield from _command(
-        "torchrun", "--standalone", f"--nproc_per_node={workers}", Path(__file__).with_name("train.py"),
+        "torchrun", "--standalone", f"--nproc_per_node={workers}", Path(__file__).parents[1] / "train.py",
         "demo.toml", f"data.train={shards / 'demo'}", f"run={model}",
     )  # fmt: skip
     scores = {}
@@ -80,7 +80,7 @@ def run(out: Path, workers: int) -> Iterator[str]:
 
 PROGRAMS = {
     "mt3data": ("-m", "mt3data.cli.main"),
-    "mt3train": ("-m", "mt3train.cli"),
+    "mt3train": ("-m", "mt3train.cli.main"),
     "torchrun": ("-m", "torch.distributed.run"),
 }
 
