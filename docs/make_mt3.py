@@ -3,7 +3,7 @@
     python docs/make_mt3.py
 
 writes the text between `<!-- made: NAME -->` and `<!-- end -->` anew, and the pictures beside the
-page. It wants the extras `synth` and `viz`. tests/test_docs_mt3.py compares the page with what this
+page. It wants the extras `synth` and `viz`. tests/repository/test_docs_mt3.py compares the page with what this
 makes.
 """
 

@@ -59,7 +59,7 @@ def row(record_property: Callable[[str, object], None]) -> builds.Row:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Prints the table of faults that builds came through: tests/test_faults.py."""
+    """Prints the table of faults that builds came through: tests/mt3data/build/test_faults.py."""
     reports = [*terminalreporter.getreports("passed")]
     rows = [
         value for report in reports for name, value in report.user_properties if name == "fault"

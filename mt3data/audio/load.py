@@ -4,7 +4,7 @@ Whatever libsndfile reads (wav, flac, ogg, opus, mp3, aiff, ...) at any rate and
 channels. Channels are averaged, then the rate is changed by soxr's "HQ" recipe, which is also what
 librosa.load, and so the original, applies. Memory does not grow with the length of the file, and
 the size of the blocks does not change a byte of the result: soxr's stream gives what its one-shot
-function gives, however its input is split (tests/test_audio.py).
+function gives, however its input is split (tests/mt3data/audio/test_audio.py).
 """
 
 import os
@@ -220,7 +220,7 @@ def _streamed(path: Path) -> Iterator[soundfile.SoundFile]:
     """A file as libsndfile reads it from a pipe: to its end, with `frames` unknown.
 
     Where an MP3 file does not tell its length, libsndfile guesses it from the bit rate of the first
-    frames and reads no further: it ended a recording of 20 s after 5 s (tests/test_audio.py).
+    frames and reads no further: it ended a recording of 20 s after 5 s (tests/mt3data/audio/test_audio.py).
     """
     reader, writer = os.pipe()
 

@@ -13,7 +13,7 @@ other on frames 0-240 and differs on frames 241-255, by up to 4 nat in the last.
 
 Differences from MT3: none in what is computed, but the FFT is pocketfft's float32 one and the mel
 filters are a sparse matrix (0.4 % of it is not zero). Against the original's output both stay
-within 3e-5 of a value plus 2e-6 of the largest FFT bin of its frame (tests/golden_spectrogram.py).
+within 3e-5 of a value plus 2e-6 of the largest FFT bin of its frame (tests/golden/golden_spectrogram.py).
 """
 
 import math

@@ -14,8 +14,8 @@ from typing import Any
 from mt3data.build.plan import Plan, ShardPlan
 from mt3data.build.shard_job import STATE, state_path
 from mt3data.errors import UserError
-from mt3data.files import has_size, locked, write_durably
-from mt3data.shards.format import MANIFEST, canonical_json
+from mt3data.files import canonical_json, has_size, locked, write_durably
+from mt3data.shards.format import MANIFEST
 from mt3data.shards.index import track_rows
 
 LOG = "build.log.jsonl"

@@ -11,10 +11,9 @@ import numpy as np
 from mt3data.build.card import dataset_card
 from mt3data.build.plan import Plan
 from mt3data.build.shard_job import STATE, state_path
-from mt3data.files import remove_at_once, write_durably
+from mt3data.files import canonical_json, remove_at_once, write_durably
 from mt3data.shards.format import (
     MANIFEST,
-    canonical_json,
     index_schema,
     references_schema,
     tracks_schema,

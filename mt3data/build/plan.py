@@ -28,7 +28,8 @@ from mt3data.datasets.manifest import Manifest, load, names
 from mt3data.datasets.stem_mixes import LAW, LEAST_STEMS, PAPER_SUBSETS, with_subsets
 from mt3data.datasets.track import Track
 from mt3data.errors import UserError
-from mt3data.shards.format import SCHEMA_VERSION, canonical_json
+from mt3data.files import canonical_json
+from mt3data.shards.format import SCHEMA_VERSION
 from mt3data.shards.windows import WindowConfig, window_starts
 
 MAX_SHARD_BYTES, MIN_SHARD_BYTES = 256 << 20, 8 << 20

@@ -23,9 +23,8 @@ from mt3data.build.track_examples import TrackExamples, TrackFailure
 from mt3data.build.track_table import failed_row
 from mt3data.datasets.track import Track
 from mt3data.errors import UserError
-from mt3data.files import write_durably
+from mt3data.files import canonical_json, write_durably
 from mt3data.music.sequences import import_note_seq
-from mt3data.shards.format import canonical_json
 from mt3data.shards.windows import WindowConfig
 from mt3data.shards.writer import ShardWriter
 

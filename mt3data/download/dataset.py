@@ -44,8 +44,7 @@ from mt3data.download.unpack import (
     zip_sizes,
 )
 from mt3data.errors import UserError
-from mt3data.files import free_bytes, locked, require_space, size, write_durably
-from mt3data.shards.format import canonical_json
+from mt3data.files import canonical_json, free_bytes, locked, require_space, size, write_durably
 from mt3data.terminal import progress
 
 

@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from mt3data.errors import UserError
-from mt3data.files import write_durably
+from mt3data.files import canonical_json, write_durably
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -92,11 +92,6 @@ def _parse_npy_header(header: bytes) -> tuple[np.dtype, tuple[int, ...]]:
     if dtype.hasobject or is_fortran:
         raise ValueError(f"dtype {dtype}, Fortran order {is_fortran}; expected numbers in C order")
     return dtype, shape
-
-
-def canonical_json(value: Any) -> bytes:
-    """JSON with sorted keys and no spaces: the same value gives the same bytes."""
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def write_listed(path: Path, data: bytes) -> dict[str, Any]:

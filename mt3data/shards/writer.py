@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from mt3data.files import sync_and_rename, temporary
+from mt3data.files import canonical_json, sync_and_rename, temporary
 from mt3data.shards.format import (
     SCHEMA_VERSION,
-    canonical_json,
     npy_parts,
     tar_members,
 )

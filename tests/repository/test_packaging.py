@@ -1,0 +1,212 @@
+"""What is handed out: the wheel and the sdist, their metadata, and what they depend on."""
+
+import ast
+import email
+import importlib.util
+import json
+import re
+import resource
+import subprocess
+import sys
+import tarfile
+import tomllib
+import warnings
+import zipfile
+from email.message import Message
+from pathlib import Path, PurePosixPath
+
+import pytest
+
+import mt3data
+import mt3train
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+PACKAGES = ("mt3data", "mt3train")
+
+# Distributions whose modules are called otherwise.
+MODULE_OF = {"PyYAML": "yaml", "note-seq": "note_seq"}
+# What no line of ours imports, and why it is declared all the same.
+NOT_IMPORTED = {"audioop-lts": "note-seq's pydub imports audioop, which Python 3.13 dropped"}
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the wheel and the sdist of this tree, made by hatchling alone."""
+    if importlib.util.find_spec("hatchling") is None:
+        pytest.skip("hatchling, which builds wheels, is not installed (extra `dev`)")
+    folder = tmp_path_factory.mktemp("built")
+    build(ROOT, folder, "wheel", "sdist")
+    return folder
+
+
+def build(tree: Path, out: Path, *targets: str) -> None:
+    words = [word for target in targets for word in ("-t", target)]
+    subprocess.run(
+        [sys.executable, "-m", "hatchling", "build", *words, "-d", out],
+        cwd=tree, check=True, capture_output=True,
+    )  # fmt: skip
+
+
+def wheel_names(folder: Path) -> set[str]:
+    """The files of the packages in a wheel, without its own records."""
+    (path,) = folder.glob("*.whl")
+    with zipfile.ZipFile(path) as wheel:
+        return {name for name in wheel.namelist() if ".dist-info/" not in name}
+
+
+def sdist_names(folder: Path) -> set[str]:
+    """The files of an sdist, below its one folder."""
+    (path,) = folder.glob("*.tar.gz")
+    with tarfile.open(path) as sdist:
+        return {str(PurePosixPath(*PurePosixPath(name).parts[1:])) for name in sdist.getnames()}
+
+
+def metadata(folder: Path) -> Message:
+    (path,) = folder.glob("*.whl")
+    with zipfile.ZipFile(path) as wheel:
+        (name,) = (name for name in wheel.namelist() if name.endswith(".dist-info/METADATA"))
+        return email.message_from_bytes(wheel.read(name))
+
+
+def in_repository() -> list[str]:
+    """The files of the repository, those that wait to be committed included."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("this is not a git checkout, so nothing says which files belong to it")
+    words = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True)
+    return [name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()]
+
+
+def test_the_wheel_holds_both_packages_and_the_manifests_and_nothing_else(built: Path) -> None:
+    ours = {name for name in in_repository() if name.startswith(("mt3data/", "mt3train/"))}
+    manifests = {f"mt3data/{name}" for name in in_repository() if name.startswith("manifests/")}
+    assert wheel_names(built) == ours | manifests
+
+
+def test_the_sdist_holds_the_repository_but_for_what_git_alone_needs(built: Path) -> None:
+    assert set(in_repository()) - sdist_names(built) <= {".gitattributes"}
+
+
+def test_the_sdist_makes_the_same_wheel(built: Path, tmp_path: Path) -> None:
+    (path,) = built.glob("*.tar.gz")
+    with tarfile.open(path) as sdist:
+        sdist.extractall(tmp_path, filter="data")
+    (tree,) = tmp_path.iterdir()
+    build(tree, tmp_path / "again", "wheel")
+    assert wheel_names(tmp_path / "again") == wheel_names(built)
+
+
+def test_the_metadata_say_what_pyproject_says(built: Path) -> None:
+    found = metadata(built)
+    assert (found["Name"], found["Version"]) == ("mt3kit", mt3data.__version__)
+    assert found["Requires-Python"] == ">=3.11"
+    assert (found["License-Expression"], found.get_all("License-File")) == (
+        "Apache-2.0",
+        ["LICENSE"],
+    )
+    assert set(found.get_all("Provides-Extra", [])) == set(PROJECT["optional-dependencies"])
+    assert found["Description-Content-Type"] == "text/markdown"
+
+
+def test_the_version_is_said_in_one_place_and_followed_by_the_others() -> None:
+    assert PROJECT["dynamic"] == ["version"]
+    assert mt3train.__version__ == mt3data.__version__
+    said = re.findall(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert said == [mt3data.__version__]
+    (latest, *_) = re.findall(
+        r"^## \[([\d.]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
+    )
+    assert latest == mt3data.__version__
+
+
+@pytest.mark.parametrize("command", ["mt3data", "mt3train"])
+def test_each_command_is_a_function_that_is_there(command: str) -> None:
+    module, _, function = PROJECT["scripts"][command].partition(":")
+    assert callable(getattr(importlib.import_module(module), function))
+
+
+COMMANDS = [
+    (program, command)
+    for program in PACKAGES
+    for command in ("", *importlib.import_module(f"{program}.cli.main").main.commands)
+]
+
+
+@pytest.mark.parametrize(("program", "command"), COMMANDS)
+def test_help_answers_in_half_a_second(program: str, command: str) -> None:
+    words = [sys.executable, "-m", f"{program}.cli.main", *command.split(), "--help"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(words, check=True, capture_output=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    # Of the processor, so that a busy machine does not fail it.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+
+@pytest.mark.parametrize("kind", [DeprecationWarning, FutureWarning, UserWarning])
+@pytest.mark.parametrize("module", ["mt3data.anything", "mt3train.anything"])
+def test_a_warning_that_points_at_our_code_is_an_error(kind: type[Warning], module: str) -> None:
+    with pytest.raises(kind):
+        exec("import warnings\nwarnings.warn('old', kind)", {"__name__": module, "kind": kind})
+
+
+def test_a_warning_that_points_at_other_code_is_none() -> None:
+    with warnings.catch_warnings(record=True) as told:
+        exec("import warnings\nwarnings.warn('old', UserWarning)", {"__name__": "elsewhere"})
+    assert [str(warning.message) for warning in told] == ["old"]
+
+
+def test_classifiers_name_the_python_versions_that_are_supported() -> None:
+    versions = re.findall(r"Python :: (3\.\d+)", " ".join(PROJECT["classifiers"]))
+    assert versions == ["3.11", "3.12", "3.13"]
+
+
+def declared() -> dict[str, str]:
+    """The module that each runtime dependency is imported as, by the dependency's name."""
+    extras = PROJECT["optional-dependencies"]
+    optional = [line for name in extras if name not in ("dev", "bench") for line in extras[name]]
+    names = [re.match(r"[\w.-]+", line)[0] for line in PROJECT["dependencies"] + optional]  # type: ignore[index]
+    return {name: MODULE_OF.get(name, name) for name in names}
+
+
+def imported() -> set[str]:
+    """Packages from elsewhere that our code imports, at the top or inside a function."""
+    found = set()
+    for path in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.module:
+                found.add(node.module.split(".")[0])
+        found |= set(re.findall(r"find_spec\(\"(\w+)\"\)", text))
+    return found - sys.stdlib_module_names - set(PACKAGES)
+
+
+def test_every_dependency_is_imported_and_every_import_is_declared() -> None:
+    needed = {module for name, module in declared().items() if name not in NOT_IMPORTED}
+    assert imported() == needed
+
+
+def test_a_dependency_that_is_not_imported_is_still_declared() -> None:
+    assert set(NOT_IMPORTED) <= set(declared())
+
+
+def test_constraints_pin_every_dependency_that_set_up_installs() -> None:
+    pinned = re.findall(r"^([\w.-]+)==", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
+    extras = PROJECT["optional-dependencies"]
+    wanted = PROJECT["dependencies"] + [
+        line for name in extras if name != "bench" for line in extras[name]
+    ]
+    names = {re.match(r"[\w.-]+", line)[0] for line in wanted}  # type: ignore[index]
+    assert {plain(name) for name in names} <= {plain(name) for name in pinned}
+
+
+def plain(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_the_citation_names_the_paper() -> None:
+    text = (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    for fact in ("Gardner", "Simon", "Manilow", "Hawthorne", "Engel", "2111.03017", "year: 2022"):
+        assert json.dumps(fact)[1:-1] in text
