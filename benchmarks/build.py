@@ -65,7 +65,7 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
     "alignment": [(align, "bands_of"), (examples, "_align")],
     "sha256 of sources": [(examples, "_sha256_of")],
     "tar, crc32, sha256, write": [(shard_writer.ShardWriter, "add")],
-    "fsync, rename": [(shard_writer, "sync_and_rename"), (worker, "write_durably")],
+    "fsync, rename": [(shard_writer, "sync_and_rename"), (worker, "write_atomically")],
 }
 
 

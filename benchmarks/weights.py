@@ -28,7 +28,7 @@ from mt3data.audio.load import audio_info, read_audio
 from mt3data.datasets.adapters.slakh import tracks as read_pieces
 from mt3data.datasets.manifest import load
 from mt3data.datasets.track import Track
-from mt3data.files import write_durably
+from mt3data.files import write_atomically
 from mt3data.music.notes import Notes
 from mt3data.terminal import progress
 from mt3train.evaluation.evaluate import TrackScores, score_notes
@@ -215,7 +215,7 @@ def measure(given: argparse.Namespace) -> None:
         if name not in known or name in given.again:
             started = time.monotonic()
             known[name] = work()
-            write_durably(path, (json.dumps(known, indent=1) + "\n").encode())
+            write_atomically(path, (json.dumps(known, indent=1) + "\n").encode())
             print(f"{name}: {time.monotonic() - started:.1f} s", file=sys.stderr)
     print(write_card(given.out))
 

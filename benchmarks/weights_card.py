@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from mt3data.files import write_durably
+from mt3data.files import write_atomically
 from mt3data.shards.windows import WindowConfig
 from mt3train.evaluation.evaluate import nan_mean
 from mt3train.weights.pretrained import CARD, FOLDER, SCORES, WEIGHTS
@@ -84,7 +84,7 @@ def write_card(folder: Path) -> Path:
     """Write README.md from scores.json; returns its path."""
     measured = json.loads((folder / SCORES).read_text(encoding="utf-8"))
     notes = NOTES.read_text(encoding="utf-8") if NOTES.is_file() else ""
-    write_durably(folder / CARD, card(measured, notes).encode())
+    write_atomically(folder / CARD, card(measured, notes).encode())
     return folder / CARD
 
 

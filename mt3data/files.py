@@ -43,22 +43,26 @@ def require_space(
     free = free_bytes(folder)
     if n_bytes > free:
         raise UserError(
-            f"{folder}: {size(n_bytes)} needed {purpose}, {size(free)} free; make room or choose "
+            f"{folder}: {format_bytes(n_bytes)} needed {purpose}, {format_bytes(free)} free; make room or choose "
             f"another {option}{advice}"
         )
 
 
-def temporary(path: Path) -> Path:
-    """A name beside a path, for what is not whole yet or no longer: nobody else takes the same."""
+def temp_path(path: Path) -> Path:
+    """Returns an unused name beside `path`, for a file that is being written or removed."""
     return path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex}")
 
 
-def write_durably(path: Path, data: bytes | Iterable[bytes]) -> None:
-    """Writes data, whole or in pieces, to a file so that after a crash it is whole or absent.
+def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
+    """Writes a file atomically and durably: after a crash it is complete or absent.
 
-    Where it cannot be written, or a piece cannot be made, nothing is left behind.
+    Args:
+        path: the file.
+        data: its content, or the pieces of its content in their order.
+    Raises:
+        OSError: the file cannot be written. No temporary file remains.
     """
-    part = temporary(path)
+    part = temp_path(path)
     try:
         with part.open("wb") as file:
             file.writelines([data] if isinstance(data, bytes) else data)
@@ -81,21 +85,21 @@ def sync_and_rename(file: BinaryIO, part: Path, path: Path) -> None:
         os.close(folder)
 
 
-def remove_at_once(folder: Path) -> None:
-    """Removes a folder in which other processes may be writing: they find it gone, not half gone."""
-    gone = temporary(folder)
+def remove_atomically(folder: Path) -> None:
+    """Removes a folder; other processes see it whole or not at all."""
+    gone = temp_path(folder)
     with suppress(FileNotFoundError):
         folder.rename(gone)
         shutil.rmtree(gone, ignore_errors=True)
 
 
-def has_size(path: Path, n_bytes: int) -> bool:
-    """Whether there is a file at path, of just so many bytes."""
+def file_has_size(path: Path, n_bytes: int) -> bool:
+    """Checks that `path` is a file of exactly `n_bytes` bytes."""
     return path.is_file() and path.stat().st_size == n_bytes
 
 
-def size(n_bytes: float) -> str:
-    """A number of bytes in words: "104.3 GB"."""
+def format_bytes(n_bytes: float) -> str:
+    """Returns a number of bytes with its unit: "104.3 GB"."""
     unit = 0
     while n_bytes >= 999.95 and unit < 4:
         n_bytes, unit = n_bytes / 1000, unit + 1
@@ -103,7 +107,7 @@ def size(n_bytes: float) -> str:
 
 
 @contextmanager
-def locked(path: Path, busy: str = "") -> Iterator[None]:
+def file_lock(path: Path, busy: str = "") -> Iterator[None]:
     """Holds a lock file while the body runs; a second process gets a UserError that says `busy`.
 
     Without `busy` it waits instead until the first one is done; after a second it says so.

@@ -65,16 +65,16 @@ class CommandGroup(click.Group):
             click.echo(f"Error: {one_line(str(error))}", err=True)
             ctx.exit(2)
         except OSError as error:
-            if not is_unusable(error):
+            if not is_path_error(error):
                 raise
-            click.echo(f"Error: {unusable(error)}", err=True)
+            click.echo(f"Error: {path_error_message(error)}", err=True)
             ctx.exit(2)
         except KeyboardInterrupt:
             click.echo("interrupted; the same command continues where that is possible", err=True)
             ctx.exit(130)
 
 
-def is_unusable(error: OSError) -> bool:
+def is_path_error(error: OSError) -> bool:
     """Whether an error is the world's doing, and of a path that the user can change."""
     folder = Path(error.filename or "").parent
     # In /proc no file can be made, and "no such file" is what says so.
@@ -82,7 +82,7 @@ def is_unusable(error: OSError) -> bool:
     return error.errno in _UNUSABLE or in_proc
 
 
-def unusable(error: OSError) -> str:
+def path_error_message(error: OSError) -> str:
     """One line about the path that an error says cannot be used."""
     where = f"{error.filename}: " if error.filename else ""  # writing to an open file names none
     return f"{where}{error.strerror}; choose another path, or make room there"
@@ -93,8 +93,8 @@ def one_line(text: str) -> str:
     return " ".join(text.split())
 
 
-def counted(n: int, noun: str) -> str:
-    """A number n of what a noun says: "1 fault", "2,100 tracks"."""
+def plural(n: int, noun: str) -> str:
+    """Returns a count and its noun: "1 fault", "2,100 tracks"."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 

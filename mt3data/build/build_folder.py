@@ -14,7 +14,7 @@ from typing import Any
 from mt3data.build.plan import Plan, ShardPlan
 from mt3data.build.shard_job import STATE, state_path
 from mt3data.errors import UserError
-from mt3data.files import canonical_json, has_size, locked, write_durably
+from mt3data.files import canonical_json, file_has_size, file_lock, write_atomically
 from mt3data.shards.format import MANIFEST
 from mt3data.shards.index import track_rows
 
@@ -74,10 +74,12 @@ def claimed(plan: Plan) -> Iterator[None]:
     require_ours(plan)
     path = _plan_in(plan.folder)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with locked(path.with_name("lock"), f"{plan.folder}: another build is at work there"):
+    with file_lock(path.with_name("lock"), f"{plan.folder}: another build is at work there"):
         require_ours(plan)  # no other run can have come between now
         if not path.is_file():
-            write_durably(path, canonical_json(plan.identity | {"fingerprint": plan.fingerprint}))
+            write_atomically(
+                path, canonical_json(plan.identity | {"fingerprint": plan.fingerprint})
+            )
         _sweep(plan.folder)
         try:
             yield
@@ -133,7 +135,7 @@ def is_done(folder: Path, shard: ShardPlan) -> bool:
         state = json.loads(path.read_bytes())
     except ValueError:  # a disk's fault; what it tells of is made anew
         return False
-    return has_size(folder / shard.name, state["shard"]["bytes"]) and all(
+    return file_has_size(folder / shard.name, state["shard"]["bytes"]) and all(
         _agrees(row, planned.bad)
         for row, planned in zip(state["tracks"], shard.tracks, strict=True)
     )
@@ -166,7 +168,7 @@ def _difference(theirs: dict[str, Any], ours: dict[str, Any]) -> str:
 def _require_files(folder: Path, manifest: dict[str, Any]) -> None:
     """Raises a UserError if files of a finished build are missing or have another size."""
     entries = manifest["shards"] + manifest["files"]
-    lost = [e["name"] for e in entries if not has_size(folder / e["name"], e["bytes"])]
+    lost = [e["name"] for e in entries if not file_has_size(folder / e["name"], e["bytes"])]
     if lost:
         raise UserError(
             f"{folder} was finished, but {len(lost)} of its {len(entries)} files are missing or have "

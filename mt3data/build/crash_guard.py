@@ -25,7 +25,7 @@ import numpy as np
 from mt3data import __version__
 from mt3data.build.plan import PlannedTrack
 from mt3data.errors import UserError
-from mt3data.files import remove_at_once
+from mt3data.files import remove_atomically
 
 LEAST_LIMIT_SECONDS, LIMIT_PER_SECOND = 600.0, 2.0  # a track takes a hundredth of that
 MOST_LIMIT_SECONDS = 1e9  # of what a system's timer takes
@@ -139,13 +139,13 @@ def new_run(state: Path, root: Path, track_timeout: float) -> Iterator[Run]:
         track_timeout: seconds that a track may take; 0: as long as `Run.limit_seconds` says.
     """
     for old in state.glob("run-*"):
-        remove_at_once(old)
+        remove_atomically(old)
     folder = state / f"run-{uuid.uuid4().hex}"
     folder.mkdir()
     try:
         yield Run(folder, root, track_timeout, environment())
     finally:
-        remove_at_once(folder)
+        remove_atomically(folder)
 
 
 def environment() -> dict[str, str]:

@@ -11,9 +11,9 @@ from mt3data.build.build_folder import finished, is_done
 from mt3data.build.executor import LOCAL
 from mt3data.build.plan import Plan, PlannedTrack, ShardPlan
 from mt3data.build.track_examples import TrackExamples, TrackFailure
-from mt3data.files import free_bytes, size
+from mt3data.files import format_bytes, free_bytes
 from mt3data.shards.windows import WindowConfig
-from mt3data.terminal import counted
+from mt3data.terminal import plural
 
 TRIAL_SECONDS = 60.0  # of audio at least, where there is a track of that length
 TRIALS = 5  # tracks that may fail before nothing is said of time
@@ -41,12 +41,12 @@ def forecast(plan: Plan) -> list[str]:
     lines.append(_line("all", plan.shards, names_left))
     if plan.rejected:
         first = plan.rejected[0]
-        lines.append(f"{counted(len(plan.rejected), 'track')} cannot be used, first {first['name']} "
+        lines.append(f"{plural(len(plan.rejected), 'track')} cannot be used, first {first['name']} "
                      f"({first['stage']}): {first['error']}")  # fmt: skip
     if not left:
         return [*lines, "nothing is left to do"]
-    lines.append(f"{size(sum(shard.n_bytes for shard in left))} to write, "
-                 f"{size(free_bytes(plan.folder))} free")  # fmt: skip
+    lines.append(f"{format_bytes(sum(shard.n_bytes for shard in left))} to write, "
+                 f"{format_bytes(free_bytes(plan.folder))} free")  # fmt: skip
     return [*lines, _time_left(plan, left)]
 
 
@@ -54,7 +54,7 @@ def _line(name: str, shards: Sequence[ShardPlan], left: Set[str]) -> str:
     tracks, records = sum(len(s.tracks) for s in shards), sum(s.records for s in shards)
     hours, n_bytes = sum(s.seconds for s in shards) / 3600, sum(s.n_bytes for s in shards)
     done = sum(s.name not in left for s in shards)
-    return (f"  {name:12}{tracks:>8}{hours:>9.3f}{records:>9}{size(n_bytes):>11}{len(shards):>8}"
+    return (f"  {name:12}{tracks:>8}{hours:>9.3f}{records:>9}{format_bytes(n_bytes):>11}{len(shards):>8}"
             f"{done:>6}")  # fmt: skip
 
 

@@ -35,7 +35,7 @@ WORKERLESS_SECONDS = 600.0  # a cluster's queue may be slow, but a driver should
 POLL_SECONDS = 5.0
 
 Task = Callable[..., Any]
-Report = Callable[[str], None]
+OnMessage = Callable[[str], None]
 
 
 class WorkersLost(Exception):
@@ -55,7 +55,7 @@ def require_engine(engine: str) -> None:
 
 
 def run(
-    engine: str, workers: int, task: Task, jobs: Sequence[tuple[Any, ...]], report: Report
+    engine: str, workers: int, task: Task, jobs: Sequence[tuple[Any, ...]], on_message: OnMessage
 ) -> Generator[Any, None, None]:
     """Calls `task(*job)` for each job on other processes; yields results in the order of their end.
 
@@ -63,7 +63,7 @@ def run(
         engine: "local", or the address of a dask scheduler.
         workers: processes, where local.
         task, jobs: what is picklable.
-        report: is told in one line what the user should know, such as waiting for workers.
+        on_message: called with one line that the user should know, such as waiting for workers.
     Raises:
         WorkersLost: some results will not come. All local workers have ended by then.
         UserError: a cluster that cannot be used.
@@ -73,7 +73,7 @@ def run(
     if engine == LOCAL:
         yield from _run_here(workers, task, jobs)
     else:
-        yield from _run_on_cluster(engine, task, jobs, report)
+        yield from _run_on_cluster(engine, task, jobs, on_message)
 
 
 def _run_here(
@@ -135,7 +135,7 @@ def _follow(driver: int) -> None:
 
 
 def _run_on_cluster(
-    address: str, task: Task, jobs: Sequence[tuple[Any, ...]], report: Report
+    address: str, task: Task, jobs: Sequence[tuple[Any, ...]], on_message: OnMessage
 ) -> Generator[Any, None, None]:
     with _client(address) as client:
         pool = client.get_executor(pure=False)
@@ -143,11 +143,11 @@ def _run_on_cluster(
             waiting: set[Future[Any]] = {pool.submit(task, *job) for job in jobs}
             threads = max(client.nthreads().values(), default=1)
             if threads > 1:
-                report(
+                on_message(
                     f"workers of {address} have up to {threads} threads, and a build uses one of each; "
                     f"`dask worker {address} --nthreads 1 --nworkers {threads}` uses all"
                 )
-            lost = yield from _results(client, address, waiting, report)
+            lost = yield from _results(client, address, waiting, on_message)
         except CancelledError as error:
             raise UserError(
                 f"{address}: the scheduler is gone; repeat the command when it is back: it goes on "
@@ -165,7 +165,7 @@ def _run_on_cluster(
 
 
 def _results(
-    client: Any, address: str, waiting: set[Future[Any]], report: Report
+    client: Any, address: str, waiting: set[Future[Any]], on_message: OnMessage
 ) -> Generator[Any, None, int]:
     """Yields results as they come; returns how many will not. Watches that there are workers."""
     from distributed import KilledWorker
@@ -177,7 +177,7 @@ def _results(
             lonely_since = 0.0
         elif not lonely_since:
             lonely_since = time.monotonic()
-            report(f"{address} has no worker now; waiting for `dask worker {address}`")
+            on_message(f"{address} has no worker now; waiting for `dask worker {address}`")
         elif time.monotonic() - lonely_since > WORKERLESS_SECONDS:
             raise UserError(
                 f"{address}: no worker for {WORKERLESS_SECONDS:g} s; start some with `dask worker "

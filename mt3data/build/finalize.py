@@ -11,7 +11,7 @@ import numpy as np
 from mt3data.build.card import dataset_card
 from mt3data.build.plan import Plan
 from mt3data.build.shard_job import STATE, state_path
-from mt3data.files import canonical_json, remove_at_once, write_durably
+from mt3data.files import canonical_json, remove_atomically, write_atomically
 from mt3data.shards.format import (
     MANIFEST,
     index_schema,
@@ -66,8 +66,8 @@ def assemble(
     }  # fmt: skip
     files.append(write_listed(folder / "README.md", dataset_card(body).encode()))
     body["files"] = sorted(files, key=lambda entry: entry["name"])
-    write_durably(folder / MANIFEST, canonical_json(body))
-    remove_at_once(folder / STATE)
+    write_atomically(folder / MANIFEST, canonical_json(body))
+    remove_atomically(folder / STATE)
     return body, tracks
 
 

@@ -48,14 +48,14 @@ class Summary:
 def build(
     plan: Plan,
     on_shard: Callable[[ShardPlan], None] = lambda shard: None,
-    report: Callable[[str], None] = lambda line: None,
+    on_message: Callable[[str], None] = lambda line: None,
 ) -> Summary:
     """Carries out a plan, or what an interrupted run left of it.
 
     Args:
         plan: see `make_plan`.
         on_shard: called for each finished shard, those of earlier runs included.
-        report: told in one line what the user should know while it runs.
+        on_message: called with one line that the user should know.
     Returns:
         What was built, by this run or by an earlier one, and which tracks are not in it.
     Raises:
@@ -83,7 +83,7 @@ def build(
             new_run(
                 (folder / STATE).absolute(), config.root.absolute(), config.track_timeout
             ) as run,
-            closing(_shards(todo, plan, run, report)) as done,
+            closing(_shards(todo, plan, run, on_message)) as done,
         ):
             for shard in done:
                 on_shard(shard)
@@ -113,7 +113,7 @@ def _summary(
 
 
 def _shards(
-    todo: list[ShardPlan], plan: Plan, run: Run, report: Callable[[str], None]
+    todo: list[ShardPlan], plan: Plan, run: Run, on_message: Callable[[str], None]
 ) -> Generator[ShardPlan, None, None]:
     """Writes shards in parallel; yields each when it is done.
 
@@ -130,7 +130,7 @@ def _shards(
         known = set(run.markers())
         workers = 1 if suspects else config.workers
         try:
-            with closing(run_tasks(config.engine, workers, do_shard, jobs, report)) as results:
+            with closing(run_tasks(config.engine, workers, do_shard, jobs, on_message)) as results:
                 for told in results:
                     _log(folder, "shard", **told)
                     unexplained = 0

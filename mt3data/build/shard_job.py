@@ -23,7 +23,7 @@ from mt3data.build.track_examples import TrackExamples, TrackFailure
 from mt3data.build.track_table import failed_row
 from mt3data.datasets.track import Track
 from mt3data.errors import UserError
-from mt3data.files import canonical_json, write_durably
+from mt3data.files import canonical_json, write_atomically
 from mt3data.music.sequences import import_note_seq
 from mt3data.shards.windows import WindowConfig
 from mt3data.shards.writer import ShardWriter
@@ -90,7 +90,7 @@ def write_shard(
         raise
     state = {"shard": shard | {"split": plan.split}, "rows": writer.rows, "tracks": rows,
               "references": references}  # fmt: skip
-    write_durably(state_path(folder, plan.name), canonical_json(state))
+    write_atomically(state_path(folder, plan.name), canonical_json(state))
     return failures
 
 

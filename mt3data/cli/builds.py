@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mt3data.terminal import AT_LEAST_1, PATH, counted, print_json, progress
+from mt3data.terminal import AT_LEAST_1, PATH, plural, print_json, progress
 
 
 @click.command()
@@ -38,8 +38,8 @@ def check(folder: Path, fast: bool, workers: int, as_json: bool) -> None:
         n_shards = len(manifest["shards"])
         told[str(build_folder)] = {"records": n_records, "shards": n_shards, "faults": faults}
         if not as_json:
-            verdict = counted(len(faults), "fault") if faults else "whole"
-            held = f"{counted(n_records, 'record')} in {counted(n_shards, 'shard')}"
+            verdict = plural(len(faults), "fault") if faults else "whole"
+            held = f"{plural(n_records, 'record')} in {plural(n_shards, 'shard')}"
             click.echo(
                 "\n".join(f"{build_folder.name}: {fault}" for fault in faults), nl=bool(faults)
             )
@@ -113,7 +113,7 @@ def print_info(folder: Path, manifest: dict[str, Any]) -> None:
     """Prints the manifest of the build in a folder as a line and a table, a row for each split."""
     click.echo(
         f"{folder}: {manifest['title']}, window {manifest['window']}, edge {manifest['edge']}, "
-        f"{counted(len(manifest['shards']), 'shard')}, {sum(s['bytes'] for s in manifest['shards']) / 1e6:,.1f} MB, "
+        f"{plural(len(manifest['shards']), 'shard')}, {sum(s['bytes'] for s in manifest['shards']) / 1e6:,.1f} MB, "
         f"licence {manifest['licence']}"
     )
     click.echo(f"  {'split':12}{'tracks':>8}{'hours':>9}{'records':>9}{'notes':>10}{'tokens':>11}"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mt3data.errors import UserError
-from mt3data.terminal import PATH, counted, print_json, progress
+from mt3data.terminal import PATH, plural, print_json, progress
 
 if TYPE_CHECKING:
     from mt3data.download.dataset import Wishes
@@ -120,7 +120,7 @@ def download_first(
     """
     from mt3data.datasets.manifest import load
     from mt3data.download.dataset import Wishes, dataset_folder, needs_download, wanted_sources
-    from mt3data.files import size
+    from mt3data.files import format_bytes
 
     manifest = load(dataset)
     if not (root.is_dir() or root == DATA) or not needs_download(manifest, root):
@@ -131,7 +131,7 @@ def download_first(
     n_bytes = sum(source.bytes for source in wanted_sources(manifest))
     click.echo(
         f"{dataset_folder(manifest, root)} is absent or unfinished: downloading "
-        f"{size(n_bytes) if n_bytes else 'files of unknown size'}; --no-download leaves that out",
+        f"{format_bytes(n_bytes) if n_bytes else 'files of unknown size'}; --no-download leaves that out",
         err=True,
     )
     _download(dataset, root, Wishes())
@@ -162,9 +162,9 @@ def verify(dataset: str, root: Path, fast: bool, as_json: bool) -> None:
         found = [asdict(fault) for fault in faults]
         print_json({"folder": str(folder), "files": n_files, "faults": found})
     else:
-        verdict = counted(len(faults), "fault") if faults else "whole"
+        verdict = plural(len(faults), "fault") if faults else "whole"
         click.echo(
-            "\n".join([*map(str, faults), f"{folder}: {counted(n_files, 'file')}, {verdict}"])
+            "\n".join([*map(str, faults), f"{folder}: {plural(n_files, 'file')}, {verdict}"])
         )
     if faults:
         sys.exit(1)

@@ -20,7 +20,7 @@ from mt3data.terminal import (
     EXIT_CODES,
     PATH,
     CommandGroup,
-    counted,
+    plural,
     progress,
 )  # fmt: skip
 
@@ -73,7 +73,7 @@ def synth(
         workers=workers,
     )  # fmt: skip
     click.echo(
-        f"{root}: {counted(len(summary.rendered), 'piece')} rendered, {summary.kept} there before"
+        f"{root}: {plural(len(summary.rendered), 'piece')} rendered, {summary.kept} there before"
     )
     for piece in summary.rendered:
         for what in piece.left_out:
@@ -210,7 +210,7 @@ def _render_demo(root: Path, tracks: int, seed: int, workers: int) -> Path:
             workers=workers)  # fmt: skip
     if tracks > found["tracks"]:
         click.echo(
-            f"{folder} holds {counted(found['tracks'], 'piece')}; {tracks} were asked for", err=True
+            f"{folder} holds {plural(found['tracks'], 'piece')}; {tracks} were asked for", err=True
         )
     return folder
 
@@ -224,7 +224,7 @@ def _run_build(plan: Plan) -> Summary:
         summary = run(
             plan,
             on_shard=lambda shard: bar.update(shard.seconds / each),
-            report=lambda line: click.echo(line, err=True),
+            on_message=lambda line: click.echo(line, err=True),
         )
     if summary.already_complete:
         click.echo("already complete; nothing to do", err=True)
@@ -237,7 +237,7 @@ def _tell(summary: Summary, max_failures: int) -> None:
         click.echo(f"quarantined {row['name']} ({row['stage']}): {row['error']}")
     print_info(summary.folder, summary.manifest)
     if len(summary.quarantined) > max_failures:
-        failed = counted(len(summary.quarantined), "track")
+        failed = plural(len(summary.quarantined), "track")
         click.echo(f"{failed} failed; --max-failures is {max_failures}", err=True)
         sys.exit(1)
 

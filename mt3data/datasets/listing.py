@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from mt3data.datasets.manifest import KnownIssue, Manifest, PaperFigures, Source
-from mt3data.files import size
+from mt3data.files import format_bytes
 
 WIDTH = 100
 STATUS_NOTE = (
@@ -122,7 +122,7 @@ def lines(manifest: Manifest) -> Iterator[str]:
 
 
 def _source(source: Source, n_files: int) -> Iterator[str]:
-    alone = size(source.bytes) if source.bytes else "size unknown"
+    alone = format_bytes(source.bytes) if source.bytes else "size unknown"
     much = f"{n_files} files" if n_files > 1 else alone
     told = [f"{source.group or source.id}: {much} [{source.status}]"]
     told += [f"{name} {value}" for name in ("md5", "sha256") if (value := getattr(source, name))]
@@ -181,7 +181,7 @@ def _grouped(sources: Iterable[Source]) -> list[tuple[Source, int]]:
 
 
 def _download(row: dict[str, Any]) -> str:
-    known = size(row["download_bytes"]) if row["download_bytes"] else ""
+    known = format_bytes(row["download_bytes"]) if row["download_bytes"] else ""
     if row["sizes_unknown"]:
         return f"{known}+?" if known else "?"
     return known or "-"

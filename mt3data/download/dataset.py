@@ -44,7 +44,14 @@ from mt3data.download.unpack import (
     zip_sizes,
 )
 from mt3data.errors import UserError
-from mt3data.files import canonical_json, free_bytes, locked, require_space, size, write_durably
+from mt3data.files import (
+    canonical_json,
+    file_lock,
+    format_bytes,
+    free_bytes,
+    require_space,
+    write_atomically,
+)
 from mt3data.terminal import progress
 
 
@@ -128,12 +135,12 @@ def download(manifest: Manifest, root: Path, wishes: Wishes = PLAIN) -> Path:
     _refuse_foreign(folder, list(mine))
     try:
         (folder / STATE).mkdir(parents=True, exist_ok=True)
-        with locked(folder / STATE / "lock", f"{folder}: another download is at work there"):
+        with file_lock(folder / STATE / "lock", f"{folder}: another download is at work there"):
             _download(manifest, folder, mine, wishes)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
-                f"{folder}: the disk is full, {size(free_bytes(folder))} free; make room and run the "
+                f"{folder}: the disk is full, {format_bytes(free_bytes(folder))} free; make room and run the "
                 "same command again, it continues"
             ) from error
         if error.filename:
@@ -159,7 +166,7 @@ def _download(
                 continue
         ledger[source.id] = entry
         whole = {"schema": 1, "sources": ledger}
-        write_durably(folder / STATE / LEDGER, canonical_json(whole))
+        write_atomically(folder / STATE / LEDGER, canonical_json(whole))
     if todo and wishes.select and not n_members:
         raise UserError(
             f"--select {' '.join(wishes.select)} matches no member of {manifest.name}; patterns speak of "
@@ -315,7 +322,7 @@ def _require_space(folder: Path, todo: dict[Source, Path | None], wishes: Wishes
     advice = ", or use --stream, which keeps no archive on the disk" if streamable else ""
     if any(source.seekable for source in todo) and not wishes.select:
         advice += ", or fetch members without their archive: --select"
-    purpose = f"({size(packed)} to download, about {size(unpacked)} unpacked)"
+    purpose = f"({format_bytes(packed)} to download, about {format_bytes(unpacked)} unpacked)"
     require_space(folder, packed + unpacked, purpose, advice=advice)
 
 

@@ -20,7 +20,7 @@ from mt3data.datasets.manifest import Source
 from mt3data.download.http import PATIENT, Patience, RemoteFile
 from mt3data.download.unpack import Readable
 from mt3data.errors import UserError
-from mt3data.files import require_space, write_durably
+from mt3data.files import require_space, write_atomically
 from mt3data.terminal import progress
 
 BLOCK_BYTES = 1 << 20
@@ -150,7 +150,7 @@ def _transfer(urls: Sequence[str], source: Source, part: Path, patience: Patienc
         file.seek(remote.position)
         file.truncate()
         note = {"url": remote.url, "validator": remote.validator}
-        write_durably(_note(part), json.dumps(note).encode())
+        write_atomically(_note(part), json.dumps(note).encode())
         require_space(
             part.parent, max(0, remote.total - remote.position), f"to download {part.stem}"
         )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mt3data.datasets.manifest import Manifest
-from mt3data.files import size
+from mt3data.files import format_bytes
 
 STATE = ".mt3kit"
 LEDGER = "download.json"
@@ -63,7 +63,9 @@ def report(manifest: Manifest, folder: Path) -> list[str]:
     archives = [p for p in (folder / STATE).iterdir() if not p.name.endswith(ours)]
     if archives:
         n_bytes = sum(path.stat().st_size for path in archives)
-        lines.append(f"  archives in {folder / STATE} ({size(n_bytes)}) are needed no longer")
+        lines.append(
+            f"  archives in {folder / STATE} ({format_bytes(n_bytes)}) are needed no longer"
+        )
     return lines
 
 

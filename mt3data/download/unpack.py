@@ -25,7 +25,7 @@ from typing import IO, BinaryIO, Protocol, cast
 
 from mt3data.download.state import MemberLog
 from mt3data.errors import UserError
-from mt3data.files import has_size
+from mt3data.files import file_has_size
 
 BLOCK_BYTES = 1 << 20
 MAX_RATIO = 50  # unpacked to packed; annotations reach 10, deflate could 1032
@@ -220,7 +220,7 @@ def _unpack(
         path = place.path_of(member.name)
         target = place.folder / path
         known = log.entries.get(member.index)
-        if known and known["name"] == member.name and has_size(target, known["bytes"]):
+        if known and known["name"] == member.name and file_has_size(target, known["bytes"]):
             if compare:
                 with member.open() as content:
                     if copy_and_hash(content, None, on_bytes)[1] != known["sha256"]:

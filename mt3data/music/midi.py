@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from mt3data.errors import UserError
-from mt3data.files import write_durably
+from mt3data.files import write_atomically
 from mt3data.music.notes import COLUMNS, Notes
 from mt3data.music.sequences import import_note_seq
 
@@ -148,7 +148,7 @@ def write_midi(notes: Notes, path: str | Path) -> None:
     Raises:
         OSError: the file cannot be written.
     """
-    write_durably(Path(path), midi_bytes(notes))
+    write_atomically(Path(path), midi_bytes(notes))
 
 
 def midi_bytes(notes: Notes) -> bytes:

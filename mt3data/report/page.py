@@ -15,7 +15,7 @@ from typing import Any
 
 from mt3data.align.lag import MIN_SHIFT_SECONDS
 from mt3data.errors import UserError
-from mt3data.files import size, write_durably
+from mt3data.files import format_bytes, write_atomically
 from mt3data.music.midi import DRUMS
 from mt3data.report import charts
 from mt3data.report import plots as figures
@@ -52,7 +52,7 @@ def write_report(
     pictures = max(1, PICTURES // len(builds))
     surveys = [survey(build, pictures, on_window) for build in builds]
     try:
-        write_durably(out, page(surveys).encode())
+        write_atomically(out, page(surveys).encode())
     except OSError as error:
         raise UserError(f"{out}: cannot be written ({error.strerror or error})") from error
     return surveys
@@ -92,7 +92,7 @@ def _totals(surveys: Sequence[Survey]) -> Html:
         ("tracks", f"{sum(s['tracks'] for s in splits):,}"),
         ("windows", f"{sum(s['records'] for s in splits):,}"),
         ("notes", f"{sum(s['notes'] for s in splits):,}"),
-        ("on disk", size(n_bytes)),
+        ("on disk", format_bytes(n_bytes)),
         ("tracks in quarantine", f"{failed:,}"),
     ]
     return element("dl", [
@@ -156,7 +156,7 @@ def _splits(manifest: dict[str, Any]) -> Html:
     rows: list[list[object]] = [
         [name, *(fact(s) for s in splits.values())] for name, fact in facts.items()
     ]
-    rows.append(["size of shards", *(size(n_bytes[name]) for name in splits)])
+    rows.append(["size of shards", *(format_bytes(n_bytes[name]) for name in splits)])
     total_hours = sum(s["hours"] for s in splits.values()) or 1
     total_notes = sum(s["notes"] for s in splits.values()) or 1
     shares = [

@@ -13,7 +13,7 @@ from mt3data.report import charts
 from mt3data.report.markup import Html, element
 from mt3data.report.statistics import Shown, Survey, voices
 from mt3data.shards.windows import SEGMENT_WINDOWS
-from mt3data.terminal import counted
+from mt3data.terminal import plural
 
 
 def pitches(found: Survey) -> Html | None:
@@ -91,7 +91,7 @@ def lags(found: Survey) -> Html:
         charts.round_ticks(edges[0], edges[-1]),
         f"Median {signed(np.median(milliseconds), 1)} ms; 90 % of the tracks lie between "
         f"{signed(low, 1)} and {signed(high, 1)} ms.",
-    ), f"{counted(len(milliseconds), 'track')}, before any correction.{more}")  # fmt: skip
+    ), f"{plural(len(milliseconds), 'track')}, before any correction.{more}")  # fmt: skip
 
 
 def window(shown: Shown, manifest: dict[str, Any]) -> Html:

@@ -15,7 +15,7 @@ from typing import Any
 from mt3data.datasets.manifest import Source
 from mt3data.download.fetch import fetch
 from mt3data.download.http import PATIENT, Patience
-from mt3data.files import has_size, locked, require_space, write_durably
+from mt3data.files import file_has_size, file_lock, require_space, write_atomically
 from mt3data.shards.format import MANIFEST, parse_manifest
 from mt3data.shards.stream import is_address, local_path, read_remote
 
@@ -39,7 +39,7 @@ def cached(build: str | Path, cache: Path, patience: Patience = PATIENT) -> Path
     manifest = parse_manifest(data, f"{base}/{MANIFEST}")
     folder = cache / f"{manifest['dataset']}-{hashlib.sha256(data).hexdigest()[:12]}"
     (folder / "index").mkdir(parents=True, exist_ok=True)
-    with locked(cache / f".{folder.name}.lock"):
+    with file_lock(cache / f".{folder.name}.lock"):
         missing = _missing(folder, manifest)
         require_space(
             cache, sum(entry["bytes"] for entry in missing), f"to fetch {base}", option="--cache"
@@ -51,11 +51,11 @@ def cached(build: str | Path, cache: Path, patience: Patience = PATIENT) -> Path
             )  # fmt: skip
             fetch(source, folder / entry["name"], patience)
         if not (folder / MANIFEST).is_file():
-            write_durably(folder / MANIFEST, data)
+            write_atomically(folder / MANIFEST, data)
     return folder
 
 
 def _missing(folder: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
     """Files that are still to come, small ones first; those that are there were checked."""
     entries = [*manifest["files"], *manifest["shards"]]
-    return [e for e in entries if not has_size(folder / e["name"], e["bytes"])]
+    return [e for e in entries if not file_has_size(folder / e["name"], e["bytes"])]

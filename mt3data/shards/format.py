@@ -32,7 +32,7 @@ from typing import Any
 import numpy as np
 
 from mt3data.errors import UserError
-from mt3data.files import canonical_json, write_durably
+from mt3data.files import canonical_json, write_atomically
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -95,8 +95,8 @@ def _parse_npy_header(header: bytes) -> tuple[np.dtype, tuple[int, ...]]:
 
 
 def write_listed(path: Path, data: bytes) -> dict[str, Any]:
-    """As `write_durably`; returns name, bytes and sha256, as the manifest lists files."""
-    write_durably(path, data)
+    """As `write_atomically`; returns name, bytes and sha256, as the manifest lists files."""
+    write_atomically(path, data)
     return {"name": path.name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from mt3data.files import canonical_json, sync_and_rename, temporary
+from mt3data.files import canonical_json, sync_and_rename, temp_path
 from mt3data.shards.format import (
     SCHEMA_VERSION,
     npy_parts,
@@ -57,7 +57,7 @@ class ShardWriter:
     def __post_init__(self) -> None:
         self.rows: list[dict[str, Any]] = []
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self._part = temporary(self.path)
+        self._part = temp_path(self.path)
         self._file = self._part.open("wb")
         self._position, self._hash = 0, hashlib.sha256()
 

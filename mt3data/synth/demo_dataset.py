@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mt3data.errors import UserError
-from mt3data.files import locked, write_durably
+from mt3data.files import file_lock, write_atomically
 from mt3data.synth.compose import compose
 from mt3data.synth.render import (
     MAX_SECONDS,
@@ -103,7 +103,7 @@ def synth(
     }
     _claim(root, settings)
     folders = [root / split / f"Track{n:05d}" for n, split in enumerate(splits, 1)]
-    with locked(root / ".lock"):  # each run sweeps away what is half rendered
+    with file_lock(root / ".lock"):  # each run sweeps away what is half rendered
         jobs = [
             _Job(folder.name, folder, source, seconds, soundfont)
             for folder, source in zip(folders, sources, strict=True)
@@ -200,7 +200,7 @@ def _claim(root: Path, settings: dict[str, Any]) -> None:
         )
     else:
         root.mkdir(parents=True, exist_ok=True)
-        write_durably(path, (json.dumps(settings, indent=1) + "\n").encode())
+        write_atomically(path, (json.dumps(settings, indent=1) + "\n").encode())
 
 
 def _render_piece(job: _Job) -> Rendered:

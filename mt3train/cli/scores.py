@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mt3data.errors import UserError
-from mt3data.terminal import AT_LEAST_1, PATH, counted, print_json, progress
+from mt3data.terminal import AT_LEAST_1, PATH, plural, print_json, progress
 
 if TYPE_CHECKING:
     from mt3data.music.notes import Notes
@@ -160,7 +160,7 @@ def score(reference: Path, estimate: Path, parts: tuple[str, ...], as_json: bool
         print_json({**known, "paper": paper, "instruments": table})
     else:
         click.echo(
-            f"{reference}: {counted(len(notes[0]), 'note')}; {estimate}: {counted(len(notes[1]), 'note')}"
+            f"{reference}: {plural(len(notes[0]), 'note')}; {estimate}: {plural(len(notes[1]), 'note')}"
         )
         rows = ROWS | {
             f"{spec.name}, {what}": f"{spec.name}/{name}" for spec in specs

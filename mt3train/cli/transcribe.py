@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 import click
 
 from mt3data.errors import UserError
-from mt3data.files import require_space, size
-from mt3data.terminal import AT_LEAST_0, PATH, counted, progress, unusable
+from mt3data.files import format_bytes, require_space
+from mt3data.terminal import AT_LEAST_0, PATH, path_error_message, plural, progress
 from mt3train.cli.scores import BATCH, CHECKPOINT, load_checkpoint
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def transcribe(
             )
             sys.exit(130)
     if failed:
-        tried = counted(len(recordings), "recording")
+        tried = plural(len(recordings), "recording")
         click.echo(f"{failed} of {tried} could not be transcribed", err=True)
         sys.exit(1)
 
@@ -151,7 +151,7 @@ def find_recordings(files: Sequence[Path]) -> list[tuple[Path, Path]]:
         unread = [path for path in visible if path.suffix.lower() in UNREAD]
         hint = "expected files such as song.wav in it"
         if unread:
-            n, first = counted(len(unread), "file"), unread[0]
+            n, first = plural(len(unread), "file"), unread[0]
             hint = (
                 f"{n} of formats that libsndfile does not read, the first is {first}; "
                 f"try {conversion(first)}"
@@ -267,18 +267,18 @@ def _transcribe_file(work: Work, file: Path, target: Path | None, page: Path | N
         written.append(str(target))
     if page:
         _write_page(work, file, result.notes, page)
-        written.append(f"{page} ({size(page.stat().st_size)})")
+        written.append(f"{page} ({format_bytes(page.stat().st_size)})")
     return f"{' and '.join(written)}: {_heard(result)}"
 
 
 def _heard(result: Transcription) -> str:
     """What a transcription holds, in words."""
     notes = result.notes
-    instruments = counted(len(set(notes.instrument.tolist())), "instrument")
-    heard = f"{counted(len(notes), 'note')} of {instruments}" if len(notes) else "no notes found"
-    left_out = f"{counted(result.invalid, 'thing')} that the model said and that made no sense"
+    instruments = plural(len(set(notes.instrument.tolist())), "instrument")
+    heard = f"{plural(len(notes), 'note')} of {instruments}" if len(notes) else "no notes found"
+    left_out = f"{plural(result.invalid, 'thing')} that the model said and that made no sense"
     odd = f"; left out: {left_out}" if result.invalid else ""
-    return f"{heard} in {counted(result.n_segments, 'segment')}{odd}"
+    return f"{heard} in {plural(result.n_segments, 'segment')}{odd}"
 
 
 def _announce(file: Path, page: Path) -> None:
@@ -289,7 +289,9 @@ def _announce(file: Path, page: Path) -> None:
     seconds = audio_info(file).seconds
     n_bytes = page_bytes(seconds)
     if seconds > LONG_SECONDS:
-        click.echo(f"{file} lasts {clock(seconds)}: its page takes {size(n_bytes)}", err=True)
+        click.echo(
+            f"{file} lasts {clock(seconds)}: its page takes {format_bytes(n_bytes)}", err=True
+        )
     # The recording as MP3 stands beside the page, which holds it in letters, until that is whole.
     require_space(page.parent, round(1.75 * n_bytes), f"for the page about {file}", "--html")
 
@@ -320,5 +322,5 @@ def _told(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise UserError(
-            unusable(error) if error.filename else f"{target}: {error.strerror}"
+            path_error_message(error) if error.filename else f"{target}: {error.strerror}"
         ) from error

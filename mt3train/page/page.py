@@ -32,11 +32,11 @@ import soundfile
 from mt3data import __version__
 from mt3data.audio.load import audio_info, read_blocks
 from mt3data.errors import UserError
-from mt3data.files import write_durably
+from mt3data.files import write_atomically
 from mt3data.music.midi import DRUMS, instrument_name, midi_bytes
 from mt3data.music.notes import Notes
 from mt3data.report.markup import Html, document, element, style_sheet
-from mt3data.terminal import counted
+from mt3data.terminal import plural
 
 RATE = 44100  # Hz, of the recording in the page
 KBPS = 96  # its bit rate
@@ -85,7 +85,7 @@ def write_page(
                 yield element("script", held, type="text/plain", class_="audio").encode() + b"\n"
         yield after.encode()
 
-    write_durably(path, pieces())
+    write_atomically(path, pieces())
 
 
 def note_data(notes: Notes, seconds: float, has_velocity: bool) -> dict[str, Any]:
@@ -146,7 +146,7 @@ def _document(name: str, notes: Notes, seconds: float, about: str, has_velocity:
         f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
         "media-src blob:; base-uri 'none'; form-action 'none'"
     )
-    heard = f"{counted(len(notes), 'note')} of {counted(len(data['voices']), 'instrument')}"
+    heard = f"{plural(len(notes), 'note')} of {plural(len(data['voices']), 'instrument')}"
     midi = base64.b64encode(midi_bytes(notes)).decode()
     body = Template(_file("page.html")).substitute(
         name=html.escape(name), about=html.escape(about), version=__version__,

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from mt3data.errors import UserError
-from mt3data.terminal import is_unusable, unusable
+from mt3data.terminal import is_path_error, path_error_message
 from mt3train.training.device import own_device
 
 # A rank waits for the others no longer than a step, a checkpoint, a compilation or a batch being
@@ -119,7 +119,7 @@ class Ranks:
         except UserError as mistake:
             error = mistake
         except OSError as refused:
-            error = UserError(unusable(refused)) if is_unusable(refused) else refused
+            error = UserError(path_error_message(refused)) if is_path_error(refused) else refused
         if self.sum(error is not None)[0]:
             self._fail(error)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mt3data.files import write_durably
+from mt3data.files import write_atomically
 from mt3data.music.midi import DRUMS, instrument_name
 from mt3data.music.notes import COLUMNS, Notes
 
@@ -23,7 +23,7 @@ def write_json(notes: Notes, path: Path, has_velocity: bool) -> None:
         OSError: the file cannot be written.
     """
     text = ",\n".join(json.dumps(row) for row in _rows(notes, has_velocity))
-    write_durably(path, f'{{"notes": [\n{text}\n]}}\n'.encode())
+    write_atomically(path, f'{{"notes": [\n{text}\n]}}\n'.encode())
 
 
 def write_csv(notes: Notes, path: Path, has_velocity: bool) -> None:
@@ -33,7 +33,7 @@ def write_csv(notes: Notes, path: Path, has_velocity: bool) -> None:
     writer = csv.DictWriter(text, [*names, "name"], lineterminator="\n")
     writer.writeheader()
     writer.writerows(_rows(notes, has_velocity))
-    write_durably(path, text.getvalue().encode())
+    write_atomically(path, text.getvalue().encode())
 
 
 def _rows(notes: Notes, has_velocity: bool) -> Iterator[dict[str, Any]]:

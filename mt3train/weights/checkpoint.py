@@ -26,7 +26,7 @@ from torch import Tensor
 
 from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.errors import UserError
-from mt3data.files import write_durably
+from mt3data.files import write_atomically
 from mt3data.music.vocabulary import VocabularyConfig
 from mt3train.model import MT3, ModelConfig
 
@@ -315,7 +315,7 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> 
     metadata = {"schema": SCHEMA, **metadata}
     metadata |= {"checksum": checksum(held, metadata)}
     try:
-        write_durably(path, to_bytes(held, {METADATA_KEY: json.dumps(metadata)}))
+        write_atomically(path, to_bytes(held, {METADATA_KEY: json.dumps(metadata)}))
     except OSError as error:
         _drop_parts(path.parent)
         raise UserError(

@@ -108,7 +108,7 @@ def killed_while_writing(rank, run, name):
     if rank == 0:
         from mt3train.weights import checkpoint
 
-        write = checkpoint.write_durably
+        write = checkpoint.write_atomically
 
         def write_half(path, data):
             if path.name == name:
@@ -116,7 +116,7 @@ def killed_while_writing(rank, run, name):
                 os.kill(os.getpid(), signal.SIGKILL)
             write(path, data)
 
-        checkpoint.write_durably = write_half
+        checkpoint.write_atomically = write_half
     return config(run, save_every=2), Made(), None
 
 
@@ -157,7 +157,7 @@ def full_disk(rank, run, name):
         if rank == 0 and step == 3:
             (run / f"{name}.tmp-0").symlink_to("/dev/full")
 
-    mt3data.files.temporary = lambda path: path.with_name(f"{path.name}.tmp-0")
+    mt3data.files.temp_path = lambda path: path.with_name(f"{path.name}.tmp-0")
     return config(run, save_every=2), Made(at_step=fill), None
 
 

@@ -180,7 +180,7 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_earlier_ones_alon
     first = save(tmp_path, model, INFO, optimizer, {}, keep=1)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     later = weights_path(tmp_path, 13)
-    monkeypatch.setattr("mt3data.files.temporary", lambda path: Path(f"{path}.tmp-0"))
+    monkeypatch.setattr("mt3data.files.temp_path", lambda path: Path(f"{path}.tmp-0"))
     (tmp_path / f"{later.name}.tmp-0").symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"00000013.safetensors: cannot be written \(No space left"):
         save(tmp_path, model, dataclasses.replace(INFO, step=13), optimizer, {}, keep=1)
