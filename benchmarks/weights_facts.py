@@ -27,7 +27,7 @@ from mt3train.config import Config, as_dict
 from mt3train.training.logger import read_metrics
 from mt3train.weights.checkpoint import checksum, load_model
 
-PLACES = {"run": "runs", "init.from": "runs", "data.train": "shards", "data.eval": "shards"}
+PLACES = {"run": "runs", "init_checkpoint": "runs", "data.train": "shards", "data.eval": "shards"}
 # Starts a command from a small process: Linux counts a child's memory from that of its parent on.
 SMALL_PARENT = """
 import json, os, subprocess, sys, time

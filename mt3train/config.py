@@ -21,8 +21,8 @@ INFINITY = math.inf
 RANGES: dict[str, tuple[float, float]] = {  # smallest and largest value, both allowed
     "seed": (0, 2**32 - 1), "steps": (1, INFINITY), "batch": (1, INFINITY),
     "micro_batch": (1, INFINITY), "threads": (0, INFINITY), "log_every": (1, INFINITY),
-    "save_every": (1, INFINITY), "keep": (1, INFINITY), "eval_every": (0, INFINITY),
-    "eval_segments": (1, INFINITY), "f1_every": (0, INFINITY), "f1_tracks": (1, INFINITY),
+    "save_every": (1, INFINITY), "keep_checkpoints": (1, INFINITY), "eval_every": (0, INFINITY),
+    "eval_segments": (1, INFINITY), "transcribe_every": (0, INFINITY), "transcribe_tracks": (1, INFINITY),
     "model.emb_dim": (4, INFINITY),
     "model.num_heads": (1, INFINITY), "model.head_dim": (1, INFINITY),
     "model.num_encoder_layers": (1, INFINITY), "model.num_decoder_layers": (1, INFINITY),
@@ -72,17 +72,11 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
-class InitConfig:
-    """Where a new run's weights come from."""
-
-    from_: str = ""  # `init.from`: a checkpoint or the folder of a run; empty: drawn from the seed
-
-
-@dataclass(frozen=True)
 class Config:
     """One training run; the defaults reproduce MT3's."""
 
     run: str = "runs/mt3"  # folder of checkpoints and metrics; an unfinished run there continues
+    init_checkpoint: str = ""  # weights of a new run: a checkpoint, or the folder of a run
     seed: int = 0
     steps: int = 1_000_000
     batch: int = 256  # segments per update, over all processes
@@ -96,15 +90,16 @@ class Config:
     freeze: str = ""  # parameters that stay as they are: names with wildcards, "encoder.*,..."
     log_every: int = 100  # steps per line of metrics.jsonl
     save_every: int = 5000
-    keep: int = 3  # newest checkpoints; the best weights are kept besides, as best.safetensors
+    keep_checkpoints: int = (
+        3  # newest checkpoints; the best weights are kept besides, as best.safetensors
+    )
     eval_every: int = 5000  # 0: never
     eval_segments: int = 5120
-    f1_every: int = 0  # steps between transcriptions of evaluation tracks; 0: never
-    f1_tracks: int = 8  # of every build
+    transcribe_every: int = 0  # steps between transcriptions of evaluation tracks; 0: never
+    transcribe_tracks: int = 8  # of every build
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
-    init: InitConfig = field(default_factory=InitConfig)
 
     def __post_init__(self) -> None:
         _one_of("precision", self.precision, PRECISIONS)
@@ -159,8 +154,7 @@ def load_config(arguments: Sequence[str] = ()) -> Config:
 
 def as_dict(config: Config) -> dict[str, Any]:
     """The configuration as plain dictionaries under the keys that it is given by, for JSON."""
-    tree = dataclasses.asdict(config)
-    return tree | {"init": {"from": tree["init"]["from_"]}}  # `from` cannot name a field
+    return dataclasses.asdict(config)
 
 
 def _find(name: str) -> Path:
@@ -189,15 +183,14 @@ def _parse(text: str) -> Any:
 def _build(values: dict[str, tuple[Any, str]]) -> Config:
     defaults = Config()
     known = {k: v for k, v in _flatten(as_dict(defaults)) if k not in FROM_SHARDS}
-    parts: dict[str, dict[str, Any]] = {"": {}, "model": {}, "data": {}, "optim": {}, "init": {}}
+    parts: dict[str, dict[str, Any]] = {"": {}, "model": {}, "data": {}, "optim": {}}
     for key, (value, origin) in values.items():
         if key in FROM_SHARDS:
             raise UserError(f"{origin}: {key} is no setting; it comes from the shards")
         if key not in known:
             raise UserError(f"{origin}: unknown key {key}; {_hint(key, list(known))}")
         section, _, name = key.rpartition(".")
-        field_name = "from_" if key == "init.from" else name
-        parts[section][field_name] = _typed(key, value, type(known[key]), origin)
+        parts[section][name] = _typed(key, value, type(known[key]), origin)
     sections = {s: dataclasses.replace(getattr(defaults, s), **parts[s]) for s in parts if s}
     return dataclasses.replace(defaults, **parts[""], **sections)
 

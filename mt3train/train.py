@@ -29,7 +29,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from mt3data.errors import UserError
 from mt3train.config import Config, load_config
-from mt3train.data.builds import Segments, open_evaluation, open_shards
+from mt3train.data.builds import TrainingData, open_evaluation, open_shards
 from mt3train.data.loader import Ahead, MicroBatch, read_step, to_device
 from mt3train.model import MT3
 from mt3train.training.device import autocast, choose_precision
@@ -37,7 +37,7 @@ from mt3train.training.distributed import Ranks, Stopped, connected
 from mt3train.training.logger import Log
 from mt3train.training.loss import count_correct, token_losses
 from mt3train.training.optimizers import freeze, learning_rate, make_optimizer
-from mt3train.training.resume import describe, initialize, restore, set_aside
+from mt3train.training.resume import checkpoint_info, init_from_checkpoint, resume, set_aside
 from mt3train.training.validation import evaluate, is_better
 from mt3train.weights import checkpoint
 
@@ -51,7 +51,7 @@ MEET_SECONDS = 1.0  # how often ranks that wait for data meet, so that a signal 
 
 
 def train(
-    config: Config, shards: Segments | None = None, evaluation: Segments | None = None
+    config: Config, shards: TrainingData | None = None, evaluation: TrainingData | None = None
 ) -> Path:
     """Train until config.steps updates are done, or until SIGTERM, SIGUSR1 or SIGINT.
 
@@ -73,12 +73,14 @@ def train(
 
 
 def train_together(
-    config: Config, ranks: Ranks, shards: Segments | None, evaluation: Segments | None
+    config: Config, ranks: Ranks, shards: TrainingData | None, evaluation: TrainingData | None
 ) -> Path:
     """`train` on processes that are connected. Raises UserError, on all of them alike."""
-    rank, world, device, optim = ranks.rank, ranks.world, ranks.device, config.optim
-    if config.batch < world:
-        raise UserError(f"batch={config.batch} for {world} processes; expected at least one each")
+    rank, world_size, device, optim = ranks.rank, ranks.world_size, ranks.device, config.optim
+    if config.batch < world_size:
+        raise UserError(
+            f"batch={config.batch} for {world_size} processes; expected at least one each"
+        )
     precision = choose_precision(config.precision, device)
     dtype = torch.float64 if precision == "float64" else torch.float32  # of the weights
     products = autocast(precision, device)
@@ -92,18 +94,18 @@ def train_together(
     run = Path(config.run)
     with ranks.together():
         shards = shards or open_shards(config.data, config.seed)
-        if (config.eval_every or config.f1_every) and evaluation is None:
+        if (config.eval_every or config.transcribe_every) and evaluation is None:
             evaluation = open_evaluation(config.data, shards)
-        info = describe(config, shards)
+        info = checkpoint_info(config, shards)
         torch.manual_seed(config.seed)
         model = MT3(info.model).to(device, dtype).train()
         freeze(model, config.freeze)
         parameters = [p for p in model.parameters() if p.requires_grad]
         optimizer = make_optimizer(model, optim.name, optim.lr, optim.weight_decay)
         settings = {"optim.name": optim.name, "freeze": config.freeze}
-        restored = restore(run, info, settings, model, optimizer)
-        if restored is None and config.init.from_:
-            initialize(model, config.init.from_, info)
+        restored = resume(run, info, settings, model, optimizer)
+        if restored is None and config.init_checkpoint:
+            init_from_checkpoint(model, config.init_checkpoint, info)
     builds = [path.name for path in shards.builds]
     data = config.data
     order = [config.seed, config.batch, shards.n_records, builds]
@@ -124,13 +126,13 @@ def train_together(
     if config.compile:
         model.compile(dynamic=True)  # in place: names stay as they are
     network: Any = model
-    if world > 1:
+    if world_size > 1:
         only = [device] if device.type == "cuda" else None
         network = DistributedDataParallel(model, device_ids=only, gradient_as_bucket_view=True)
     with ranks.together():
         log = Log(config, done, rank, device)
     log.say(
-        f"{run}: {sum(p.numel() for p in parameters):,} parameters in {precision} on {world}"
+        f"{run}: {sum(p.numel() for p in parameters):,} parameters in {precision} on {world_size}"
         f" x {device.type}, steps {done} to {max(done, config.steps)} of {config.batch} segments from"
         f" {shards.n_records} records of {', '.join(builds) or 'memory'}"
     )
@@ -144,12 +146,12 @@ def train_together(
             f"the steps before had {', '.join(were)}, now other data come or in another order:"
             " until the next epoch begins, records may come twice or not at all"
         )
-    if (config.eval_every or config.f1_every) and evaluation is None:
+    if (config.eval_every or config.transcribe_every) and evaluation is None:
         log.say(f"no build has a split {config.data.eval_split!r}: no evaluation")
     progress |= {"order": order, "settings": settings}
 
     def load(step: int) -> list[MicroBatch]:
-        return read_step(shards, step, config.batch, config, rank, world)
+        return read_step(shards, step, config.batch, config, rank, world_size)
 
     def save() -> None:
         nonlocal saved
@@ -157,7 +159,7 @@ def train_together(
             if rank == 0:
                 now = dataclasses.replace(info, step=done)
                 state = progress | {"sums": sums, "scaler": scaler.state_dict()}
-                checkpoint.save(run, model, now, optimizer, state, config.keep)
+                checkpoint.save(run, model, now, optimizer, state, config.keep_checkpoints)
         saved = done
 
     begun = done, progress["evaluated"]
@@ -194,14 +196,14 @@ def train_together(
             for i, micro in enumerate(batch):
                 mel_BFM, targets_BL = to_device(micro, device, dtype)
                 is_last = i == len(batch) - 1
-                with network.no_sync() if world > 1 and not is_last else nullcontext():
+                with network.no_sync() if world_size > 1 and not is_last else nullcontext():
                     with products:
                         logits_BLV = network(mel_BFM, targets_BL)
                     loss_BL = token_losses(
                         logits_BLV, targets_BL, optim.z_loss, optim.label_smoothing
                     )
-                    # DDP averages gradients over ranks; times world makes it a sum.
-                    scaler.scale(loss_BL.sum() * (world / max(1.0, n_tokens))).backward()
+                    # DDP averages gradients over ranks; times world_size makes it a sum.
+                    scaler.scale(loss_BL.sum() * (world_size / max(1.0, n_tokens))).backward()
                 row_losses.append(loss_BL.detach().sum(-1))
                 hits.append(count_correct(logits_BLV, targets_BL))
             losses = torch.cat(row_losses).tolist()
@@ -209,7 +211,7 @@ def train_together(
             keys = [key for micro in batch for key in micro.keys]
             if not math.isfinite(loss_total):
                 bad = [k for k, loss in zip(keys, losses, strict=True) if not math.isfinite(loss)]
-                refuse(ranks, f"the loss is {loss_total} at step {done + 1}", bad)
+                raise_with_records(ranks, f"the loss is {loss_total} at step {done + 1}", bad)
 
             scaler.unscale_(optimizer)
             gradients = [p.grad for p in parameters if p.grad is not None]
@@ -217,7 +219,7 @@ def train_together(
             norm = total_norm.item()  # equal on all ranks, as the gradients are
             overflow = not math.isfinite(norm)
             if overflow and (not scaler.is_enabled() or scaler.get_scale() < SMALLEST_SCALE):
-                refuse(ranks, f"the gradient's norm is {norm} at step {done + 1}", keys)
+                raise_with_records(ranks, f"the gradient's norm is {norm} at step {done + 1}", keys)
             if optim.clip_norm:
                 torch.nn.utils.clip_grads_with_norm_(parameters, optim.clip_norm, total_norm)
             scaler.step(optimizer)  # not after an overflow, which fp16 has now and then
@@ -261,12 +263,12 @@ def next_batch(
         waited = time.monotonic() - begin
         n_tokens, n_skipped = sum(m.n_tokens for m in batch), sum(m.n_skipped for m in batch)
         n_ready, all_tokens, all_skipped = ranks.meet(bool(batch), n_tokens, n_skipped, error=error)
-        if n_ready == ranks.world:
+        if n_ready == ranks.world_size:
             log.wait(waited)
             return batch, all_tokens, all_skipped
 
 
-def refuse(ranks: Ranks, what: str, keys: list[str]) -> NoReturn:
+def raise_with_records(ranks: Ranks, what: str, keys: list[str]) -> NoReturn:
     """Raises UserError on every rank: `what` was seen, in the records with the keys of all."""
     named = [key for share in ranks.gather(keys) for key in share]
     more = f" and {len(named) - 16} more" if len(named) > 16 else ""

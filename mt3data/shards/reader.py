@@ -130,7 +130,7 @@ class IndexedShards:
         return self._column("n_tokens", *self.plan(step, global_batch))
 
     def batch(
-        self, step: int, global_batch: int, rank: int = 0, world: int = 1, frames: int = 256,
+        self, step: int, global_batch: int, rank: int = 0, world_size: int = 1, frames: int = 256,
         out: np.ndarray | None = None,
     ) -> Batch:  # fmt: skip
         """This rank's members of a global batch.
@@ -141,7 +141,7 @@ class IndexedShards:
         Args:
             step: number of the update, from 0.
             global_batch: members over all ranks.
-            rank, world: which part.
+            rank, world_size: which part.
             frames: length of the crops. Records longer than that are cut at a random frame and
                 tokenised anew; records of exactly that length come as they are.
             out: see `read`.
@@ -149,7 +149,7 @@ class IndexedShards:
             UserError: crops longer than the records, or random crops of a mel of edge "segment".
         """
         dealt = np.argsort(-self.n_tokens(step, global_batch), kind="stable")
-        return self.read(step, global_batch, dealt[rank::world].tolist(), frames, out)
+        return self.read(step, global_batch, dealt[rank::world_size].tolist(), frames, out)
 
     def read(
         self, step: int, global_batch: int, members: Sequence[int], frames: int = 256,

@@ -61,7 +61,7 @@ class Shard:
 
 def stream(
     builds: Sequence[str | Path], split: str = "train", *, seed: int = 0, epoch: int = 0,
-    rank: int = 0, world: int = 1, patience: Patience = PATIENT,
+    rank: int = 0, world_size: int = 1, patience: Patience = PATIENT,
 ) -> webdataset.DataPipeline:  # fmt: skip
     """All records of one epoch that fall to one process, shard after shard.
 
@@ -70,7 +70,7 @@ def stream(
         split: which split of each.
         seed, epoch: decide the order of the shards of all builds together. Within a shard records
             come as they are stored; add webdataset.shuffle for more.
-        rank, world: which process of how many; it gets every world-th shard. Workers of a
+        rank, world_size: which process of how many; it gets every world_size-th shard. Workers of a
             DataLoader divide these further.
         patience: with a web server.
     Returns:
@@ -84,9 +84,11 @@ def stream(
     """
     import webdataset
 
-    shards = epoch_shards(builds, split, seed=seed, epoch=epoch, patience=patience)[rank::world]
+    shards = epoch_shards(builds, split, seed=seed, epoch=epoch, patience=patience)[
+        rank::world_size
+    ]
     if not shards:
-        raise UserError(f"split {split!r} has too few shards for {world} processes; use fewer")
+        raise UserError(f"split {split!r} has too few shards for {world_size} processes; use fewer")
     return webdataset.DataPipeline(
         partial(iter, shards),
         webdataset.split_by_worker,
@@ -103,7 +105,7 @@ def epoch_shards(
         UserError: a build cannot be opened, or has no such split.
     """
     shards: list[Shard] = []
-    for base, manifest in opened(builds, patience):
+    for base, manifest in open_builds(builds, patience):
         if split not in manifest["splits"]:
             raise UserError(
                 f"{base} has no split {split!r}; it has {', '.join(manifest['splits'])}"
@@ -149,7 +151,7 @@ def read_remote(url: str, patience: Patience = PATIENT) -> bytes:
         return remote.read()
 
 
-def opened(
+def open_builds(
     builds: Sequence[str | Path], patience: Patience = PATIENT
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Path or address, and manifest, of every build."""

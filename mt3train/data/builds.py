@@ -16,7 +16,7 @@ from mt3train.data.mixing import MixedShards
 from mt3train.data.streaming import StreamedShards
 
 
-class Segments(Protocol):
+class TrainingData(Protocol):
     """Training data: mt3data.shards.reader.IndexedShards, or anything with these."""
 
     spectrogram: SpectrogramConfig
@@ -27,12 +27,12 @@ class Segments(Protocol):
     n_records: int
 
     def batch(
-        self, step: int, global_batch: int, rank: int = 0, world: int = 1, frames: int = 256
+        self, step: int, global_batch: int, rank: int = 0, world_size: int = 1, frames: int = 256
     ) -> Batch:
         """This rank's members of a global batch."""
 
 
-def open_shards(config: DataConfig, seed: int) -> Segments:
+def open_shards(config: DataConfig, seed: int) -> TrainingData:
     """The shards that a configuration names for training.
 
     Raises:
@@ -52,7 +52,7 @@ def open_shards(config: DataConfig, seed: int) -> Segments:
     return MixedShards(shards, config.mix_examples) if config.mix_examples else shards
 
 
-def _open_streamed(config: DataConfig, seed: int) -> Segments:
+def _open_streamed(config: DataConfig, seed: int) -> TrainingData:
     builds: Sequence[str | Path]
     if "://" in config.train and not config.cache:
         builds, temperature = _named(config.train), config.temperature
@@ -142,7 +142,7 @@ def mixture_builds(builds: list[Path], config: DataConfig) -> tuple[list[Path], 
     return [build for build in builds if sets[build] in mixture.datasets], mixture.temperature
 
 
-def open_evaluation(config: DataConfig, like: Segments) -> Segments | None:
+def open_evaluation(config: DataConfig, like: TrainingData) -> TrainingData | None:
     """The shards of the evaluation loss, in a fixed order; None if no build has that split.
 
     Args:

@@ -20,7 +20,7 @@ from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.music.vocabulary import PAD_ID
 from mt3data.shards.reader import Batch
 from mt3train.config import Config, DataConfig
-from mt3train.data.builds import Segments
+from mt3train.data.builds import TrainingData
 from mt3train.data.log_mel import log_mel_of_crops
 
 PAD_TO = 16  # lengths of targets are multiples of it, so that few shapes occur
@@ -53,10 +53,10 @@ class MicroBatch:
 
 
 def read_step(
-    segments: Segments, step: int, global_batch: int, config: Config, rank: int, world: int
+    segments: TrainingData, step: int, global_batch: int, config: Config, rank: int, world_size: int
 ) -> list[MicroBatch]:
     """One rank's share of a global batch, in micro-batches; at least one."""
-    batch = segments.batch(step, global_batch, rank, world, config.data.frames)
+    batch = segments.batch(step, global_batch, rank, world_size, config.data.frames)
     return micro_batches(batch, config.micro_batch, config.data, segments.spectrogram)
 
 

@@ -54,7 +54,7 @@ class MixedShards:
         return np.split(np.arange(sizes.sum()), np.cumsum(sizes)[:-1])
 
     def batch(
-        self, step: int, global_batch: int, rank: int = 0, world: int = 1, frames: int = 256
+        self, step: int, global_batch: int, rank: int = 0, world_size: int = 1, frames: int = 256
     ) -> Batch:
         """This rank's mixes: those of a step, longest targets first, are dealt out like cards.
 
@@ -66,7 +66,7 @@ class MixedShards:
         n_crops = sum(map(len, groups))
         n_tokens = self.shards.n_tokens(step, n_crops)
         order = np.argsort([-n_tokens[group].sum() for group in groups], kind="stable")
-        mine = [groups[i] for i in order[rank::world]]
+        mine = [groups[i] for i in order[rank::world_size]]
         crops = self.shards.read(step, n_crops, np.concatenate(mine).tolist(), frames)
         ends = np.cumsum([len(group) for group in mine])
         return mix(crops, np.split(np.arange(ends[-1]), ends[:-1]), self.vocabulary)

@@ -52,10 +52,10 @@ class StreamedShards:
 
     def __init__(self, builds: Sequence[str | Path], split: str, seed: int) -> None:
         # Not at the top: they bring requests and webdataset, which other training does without.
-        from mt3data.shards.stream import epoch_shards, opened
+        from mt3data.shards.stream import epoch_shards, open_builds
 
         self._where, self._split, self._seed = list(builds), split, seed
-        manifests = list(opened(builds))
+        manifests = list(open_builds(builds))
         self._agreed: Agreement = agree(manifests)
         self.spectrogram, self.vocabulary = self._agreed.spectrogram, self._agreed.vocabulary
         self.edge, self.member = self._agreed.edge, self._agreed.member
@@ -65,36 +65,36 @@ class StreamedShards:
         self._crops: Iterator[Crop] = iter(())
         self._next_step = -1
 
-    def steps_per_epoch(self, global_batch: int, world: int) -> int:
-        """Steps that every process can make, whichever len(shards) // world shards it gets.
+    def steps_per_epoch(self, global_batch: int, world_size: int) -> int:
+        """Steps that every process can make, whichever len(shards) // world_size shards it gets.
 
         Raises:
             UserError: there is not one.
         """
-        least = sum(self._records[: len(self._records) // world])
-        steps = least // -(-global_batch // world)
+        least = sum(self._records[: len(self._records) // world_size])
+        steps = least // -(-global_batch // world_size)
         if not steps:
             raise UserError(
-                f"batch={global_batch} on {world} processes, which get {len(self._records)} shards; "
+                f"batch={global_batch} on {world_size} processes, which get {len(self._records)} shards; "
                 f"one may get no more than {least} records, so data.reader=webdataset cannot fill a "
                 "batch: take a smaller batch, fewer processes or data.reader=indexed"
             )
         return steps
 
     def batch(
-        self, step: int, global_batch: int, rank: int = 0, world: int = 1, frames: int = 256
+        self, step: int, global_batch: int, rank: int = 0, world_size: int = 1, frames: int = 256
     ) -> Batch:
         """The next crops of this process; a step other than the next one begins its epoch anew."""
         self._agreed.check_crops(frames)
-        steps = self.steps_per_epoch(global_batch, world)
+        steps = self.steps_per_epoch(global_batch, world_size)
         epoch, place = divmod(step, steps)
         if step != self._next_step or place == 0:
             if rank == 0 and step != self._next_step:
                 self._say(epoch, place, steps, global_batch)
-            self._crops = self._open(epoch, rank, world, frames)
-        share = len(range(rank, global_batch, world))
+            self._crops = self._open(epoch, rank, world_size, frames)
+        share = len(range(rank, global_batch, world_size))
         crops = list(islice(self._crops, share))
-        assert len(crops) == share, (step, rank, world)
+        assert len(crops) == share, (step, rank, world_size)
         self._next_step = step + 1
         return self._collate(crops, frames)
 
@@ -106,13 +106,13 @@ class StreamedShards:
             file=sys.stderr,
         )
 
-    def _open(self, epoch: int, rank: int, world: int, frames: int) -> Iterator[Crop]:
+    def _open(self, epoch: int, rank: int, world_size: int, frames: int) -> Iterator[Crop]:
         import webdataset
 
         from mt3data.shards.stream import stream
 
         records = stream(
-            self._where, self._split, seed=self._seed, epoch=epoch, rank=rank, world=world
+            self._where, self._split, seed=self._seed, epoch=epoch, rank=rank, world_size=world_size
         )
         generator = np.random.default_rng([self._seed, 5, epoch, rank])
         order = random.Random(f"{self._seed} {epoch} {rank}")

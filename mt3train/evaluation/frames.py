@@ -18,7 +18,7 @@ MIN_SECONDS = 0.05  # mt3/metrics_utils.py get_prettymidi_pianoroll
 VELOCITY_ABOVE = 30  # mt3/metrics.py: quieter frames of the reference do not count there
 
 
-def lengthened(notes: Notes, are_drums: bool) -> Notes:
+def with_minimum_length(notes: Notes, are_drums: bool) -> Notes:
     """Notes of at least MIN_SECONDS; of exactly that where they are drums.
 
     Source: mt3/metrics_utils.py get_prettymidi_pianoroll, which changes its argument.
@@ -51,7 +51,7 @@ def original_pianoroll(notes: Notes, are_drums: bool) -> np.ndarray:
     Source: mt3/metrics_utils.py get_prettymidi_pianoroll, note_seq/midi_io.py
     note_sequence_to_pretty_midi, pretty_midi/instrument.py get_piano_roll.
     """
-    notes = lengthened(notes, are_drums)
+    notes = with_minimum_length(notes, are_drums)
     first = notes.instrument == 0
     if first.any():
         group = 2 * notes.program + notes.is_drum

@@ -95,7 +95,10 @@ def transcription_scores(
     for granularity in GRANULARITIES:
         found |= _program_counts(reference, estimate, granularity)
     if is_paper:  # the frame scores have changed the notes by now
-        pitched = pianoroll.lengthened(pitched[0], False), pianoroll.lengthened(pitched[1], False)
+        pitched = (
+            pianoroll.with_minimum_length(pitched[0], False),
+            pianoroll.with_minimum_length(pitched[1], False),
+        )
     for tolerance in TOLERANCES:
         found[f"tolerance_{tolerance}"] = count(*pitched, offsets=True, tolerance=tolerance)
     nothing = 0.0 if is_paper else float("nan")
@@ -123,7 +126,7 @@ def _part_counts(
         rolls = [pianoroll.original_pianoroll(n, are_drums) for n in (reference, estimate)]
         counts["frame"] = pianoroll.frame_counts(*rolls, above=pianoroll.VELOCITY_ABOVE)
     else:
-        longer = (pianoroll.lengthened(n, are_drums) for n in (reference, estimate))
+        longer = (pianoroll.with_minimum_length(n, are_drums) for n in (reference, estimate))
         counts["frame"] = pianoroll.frame_counts(*map(pianoroll.pianoroll, longer))
     return counts
 

@@ -43,14 +43,14 @@ class Ranks:
 
     Attributes:
         rank: 0 writes files and speaks.
-        world: number of processes.
+        world_size: number of processes.
         device: what this one computes on.
         caught: signals that it got.
         interrupted: whether the run was stopped by SIGINT (Ctrl-C), to any rank.
     """
 
     rank: int = 0
-    world: int = 1
+    world_size: int = 1
     device: torch.device = field(default_factory=lambda: torch.device("cpu"))
     caught: list[int] = field(default_factory=list)
     interrupted: bool = False
@@ -58,7 +58,7 @@ class Ranks:
 
     def sum(self, *values: float) -> list[float]:
         """The values summed over all ranks, on the host."""
-        if self.world == 1:
+        if self.world_size == 1:
             return list(values)
         total = torch.tensor(values, dtype=torch.float64)
         dist.all_reduce(total)
@@ -66,8 +66,8 @@ class Ranks:
 
     def gather(self, value: Any) -> list[Any]:
         """Every rank's value, in their order."""
-        values = [value] * self.world
-        if self.world > 1:
+        values = [value] * self.world_size
+        if self.world_size > 1:
             dist.all_gather_object(values, value)
         return values
 
@@ -129,7 +129,7 @@ class Ranks:
         first = next(rank for rank, text in enumerate(texts) if text is not None)
         if error is not None and (not isinstance(error, UserError) or texts[0] == _told(error)):
             raise error
-        raise UserError(f"{texts[first]} (process {first} of {self.world})") from error
+        raise UserError(f"{texts[first]} (process {first} of {self.world_size})") from error
 
 
 @contextmanager
@@ -142,19 +142,21 @@ def connected() -> Iterator[Ranks]:
     Raises:
         UserError: more processes than GPUs, or some that did not come.
     """
-    rank, world = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    ranks = Ranks(rank, world, own_device())
-    if world > 1:
+    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    ranks = Ranks(rank, world_size, own_device())
+    if world_size > 1:
         backend = "cpu:gloo,cuda:nccl" if ranks.device.type == "cuda" else "gloo"
-        store = _unused_store(rank, world)
-        dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=PATIENCE)
+        store = _unused_store(rank, world_size)
+        dist.init_process_group(
+            backend, store=store, rank=rank, world_size=world_size, timeout=PATIENCE
+        )
     previous = {}
     if threading.current_thread() is threading.main_thread():  # no other may set handlers
         for number in SIGNALS:
             previous[number] = signal.signal(number, lambda n, _frame: ranks.caught.append(n))
     try:
         yield ranks
-        if world > 1:
+        if world_size > 1:
             dist.barrier()
             dist.destroy_process_group()
     finally:
@@ -162,7 +164,7 @@ def connected() -> Iterator[Ranks]:
             signal.signal(number, handler)
 
 
-def _unused_store(rank: int, world: int) -> dist.Store:
+def _unused_store(rank: int, world_size: int) -> dist.Store:
     """Keys for meeting that no process used before.
 
     When torchrun restarts processes, its store may still hold the addresses of those that died (so
@@ -177,7 +179,7 @@ def _unused_store(rank: int, world: int) -> dist.Store:
         name = store.get(f"mt3train/answer/{question}").decode()
         store.set(f"mt3train/{name}/{rank}", "thanks")
         return dist.PrefixStore(name, store)
-    name, waiting = uuid.uuid4().hex, set(range(1, world))
+    name, waiting = uuid.uuid4().hex, set(range(1, world_size))
     end = time.monotonic() + PATIENCE.total_seconds()
     while waiting:
         for other in tuple(waiting):
@@ -187,7 +189,9 @@ def _unused_store(rank: int, world: int) -> dist.Store:
                 question = store.get(f"mt3train/question/{other}").decode()
                 store.set(f"mt3train/answer/{question}", name)
         if time.monotonic() > end:
-            raise UserError(f"processes {sorted(waiting)} of {world} did not come; start them all")
+            raise UserError(
+                f"processes {sorted(waiting)} of {world_size} did not come; start them all"
+            )
         time.sleep(0.01)
     return dist.PrefixStore(name, store)
 

@@ -5,7 +5,7 @@ accuracy per target token over the steps since the last line (accuracy with the 
 as input), lr, gradient_norm of the last step, tokens, skipped (segments with too long targets),
 overflows (updates that fp16 left out), segments_per_second, data_wait (share of the time in which
 this process waited for its next batch), memory_gb (largest so far: of the GPU, or of the process),
-seconds. Every eval_every and f1_every steps: step, and eval_loss, eval_accuracy or the F1 scores.
+seconds. Every eval_every and transcribe_every steps: step, and eval_loss, eval_accuracy or the F1 scores.
 
 Where TensorBoard is installed, the same numbers go to the folder tensorboard/.
 """

@@ -144,7 +144,7 @@ class Muon(_Optimizer):
         state = self._state(parameter, "momentum")
         momentum = state["momentum"].lerp_(gradient, 0.05)
         looked_ahead = gradient.lerp(momentum, 0.95)
-        return orthogonalized(looked_ahead).mul_(0.2 * max(parameter.shape) ** 0.5)
+        return newton_schulz(looked_ahead).mul_(0.2 * max(parameter.shape) ** 0.5)
 
     def _adam(self, parameter: Tensor, gradient: Tensor) -> Tensor:
         state = self._state(parameter, "momentum", "squares")
@@ -162,7 +162,7 @@ class Muon(_Optimizer):
         return state
 
 
-def orthogonalized(matrix: Tensor) -> Tensor:
+def newton_schulz(matrix: Tensor) -> Tensor:
     """The matrix with all its singular values near 1 (0.7 to 1.2), by five Newton-Schulz steps.
 
     Directions of less than about a hundredth of the largest stay smaller.

@@ -10,7 +10,7 @@ import torch
 from mt3data.errors import UserError
 from mt3data.music.vocabulary import num_embeddings
 from mt3train.config import Config
-from mt3train.data.builds import Segments
+from mt3train.data.builds import TrainingData
 from mt3train.model import MT3
 from mt3train.weights.checkpoint import (
     CheckpointInfo,
@@ -27,7 +27,7 @@ from mt3train.weights.checkpoint import (
 INPUT_AND_OUTPUT = ("vocabulary", "spectrogram", "edge")  # what weights cannot do without
 
 
-def describe(config: Config, shards: Segments) -> CheckpointInfo:
+def checkpoint_info(config: Config, shards: TrainingData) -> CheckpointInfo:
     """What the weights of a run mean before its first step."""
     sizes = dataclasses.replace(
         config.model,
@@ -59,7 +59,7 @@ class Restored:
     damaged: list[tuple[Path, str]]
 
 
-def restore(
+def resume(
     run: Path,
     info: CheckpointInfo,
     settings: dict[str, Any],
@@ -111,7 +111,7 @@ def set_aside(file: Path) -> None:
             path.replace(path.with_name(path.name + ".damaged"))
 
 
-def initialize(model: MT3, path: str | Path, info: CheckpointInfo) -> None:
+def init_from_checkpoint(model: MT3, path: str | Path, info: CheckpointInfo) -> None:
     """Give a new run the weights of another; lengths and dropout may differ.
 
     Args:
@@ -134,7 +134,7 @@ def initialize(model: MT3, path: str | Path, info: CheckpointInfo) -> None:
     if differ:
         raise UserError(
             f"{file} was trained with {differ[0]} {differ[1]!r}, the shards have {differ[2]!r};"
-            " build shards with the checkpoint's settings, or leave out init.from"
+            " build shards with the checkpoint's settings, or leave out init_checkpoint"
         )
     require_arrays(file, model, weights)
     model.load_state_dict(weights)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from mt3train.config import Config
-from mt3train.data.builds import Segments
+from mt3train.data.builds import TrainingData
 from mt3train.data.loader import read_step, to_device
 from mt3train.model import MT3
 from mt3train.training.distributed import Ranks
@@ -27,7 +27,7 @@ def evaluate(
     step: int,
     model: MT3,
     info: CheckpointInfo,
-    segments: Segments,
+    segments: TrainingData,
     config: Config,
     ranks: Ranks,
     autocast: AbstractContextManager,
@@ -43,7 +43,7 @@ def evaluate(
     if config.eval_every and step % config.eval_every == 0:
         with autocast:
             scores |= evaluation_loss(model, segments, config, ranks)
-    if config.f1_every and step % config.f1_every == 0:
+    if config.transcribe_every and step % config.transcribe_every == 0:
         scores |= note_scores(model, info, segments.builds, config, ranks)
     return scores
 
@@ -59,7 +59,7 @@ def is_better(scores: dict[str, float], best: dict[str, float] | None) -> bool:
 
 @torch.no_grad()
 def evaluation_loss(
-    model: MT3, segments: Segments, config: Config, ranks: Ranks
+    model: MT3, segments: TrainingData, config: Config, ranks: Ranks
 ) -> dict[str, float]:
     """Cross entropy (without z-loss) and accuracy per token on the first segments of a set.
 
@@ -73,7 +73,7 @@ def evaluation_loss(
     model.eval()
     with ranks.sharing():
         for step in range(n_steps if ranks.rank < size else 0):  # the others have no segment
-            for micro in read_step(segments, step, size, config, ranks.rank, ranks.world):
+            for micro in read_step(segments, step, size, config, ranks.rank, ranks.world_size):
                 mel, targets = to_device(micro, ranks.device, dtype)
                 logits = model(mel, targets)
                 loss = loss_sum(logits, targets, z_loss=0.0).item()
@@ -101,9 +101,11 @@ def note_scores(
     results, place = [], 0
     with ranks.sharing():
         for build in builds:
-            for track in islice(read_tracks(build, config.data.eval_split), config.f1_tracks):
+            for track in islice(
+                read_tracks(build, config.data.eval_split), config.transcribe_tracks
+            ):
                 place += 1
-                if place % ranks.world == ranks.rank:
+                if place % ranks.world_size == ranks.rank:
                     results.append(
                         score_track(model, info, track, config.micro_batch, lambda _: ranks.pace())
                     )

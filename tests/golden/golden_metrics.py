@@ -108,7 +108,7 @@ def check_pianoroll(folder: Path) -> tuple[int, float]:
             for column in ("start", "end", "pitch", "velocity", "program", "is_drum", "instrument")
         }
         notes, are_drums = Notes.from_columns(columns), bool(data[f"{name}/is_drum_flag"])
-        longer = pianoroll.lengthened(notes, are_drums)
+        longer = pianoroll.with_minimum_length(notes, are_drums)
         np.testing.assert_array_equal(longer.offset, data[f"{name}/end_after"])
         roll = pianoroll.original_pianoroll(notes, are_drums)
         np.testing.assert_array_equal(roll, data[f"{name}/roll"])

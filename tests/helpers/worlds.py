@@ -48,11 +48,11 @@ class Made:
         self.break_at, self.at_step = break_at, at_step or (lambda step: None)
 
     def batch(
-        self, step: int, global_batch: int, rank: int = 0, world: int = 1, frames: int = 256
+        self, step: int, global_batch: int, rank: int = 0, world_size: int = 1, frames: int = 256
     ) -> Batch:
         self.at_step(step)
         mel, tokens, keys = [], [], []
-        for member in range(rank, global_batch, world):
+        for member in range(rank, global_batch, world_size):
             draw = np.random.default_rng([step, member])
             mel.append(draw.normal(size=(frames, 6)).astype(np.float16))
             ids = np.append(draw.integers(3, 1400, draw.integers(2, 40)), 1)
@@ -68,7 +68,7 @@ class Made:
 def config(run: Path | str, **changes: Any) -> Config:
     base = Config(
         run=str(run), seed=1, steps=6, batch=6, micro_batch=2, precision="float32", threads=1,
-        log_every=2, save_every=100, keep=2, eval_every=0, model=MODEL,
+        log_every=2, save_every=100, keep_checkpoints=2, eval_every=0, model=MODEL,
         data=DataConfig(frames=5, max_target_length=36),
         optim=OptimConfig(lr=1e-2, warmup_steps=2, clip_norm=1.0),
     )  # fmt: skip

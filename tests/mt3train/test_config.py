@@ -7,7 +7,7 @@ import torch
 
 from mt3data.errors import UserError
 from mt3data.music.vocabulary import VocabularyConfig, num_embeddings
-from mt3train.config import CONFIGS, Config, as_dict, load_config
+from mt3train.config import CONFIGS, Config, load_config
 from mt3train.model import MT3
 
 
@@ -79,12 +79,6 @@ def test_a_file_overrides_defaults_and_the_command_line_overrides_the_file(tmp_p
     assert config.batch == 256
 
 
-def test_a_key_that_python_reserves_reads_and_prints_as_it_is_written():
-    config = load_config(["init.from=runs/other"])
-    assert config.init.from_ == "runs/other"
-    assert as_dict(config)["init"] == {"from": "runs/other"}
-
-
 def test_weights_of_builds_are_a_table(tmp_path):
     path = written(tmp_path, "[data.weights]\nslakh = 3\nurmp = 0.5\n")
     assert load_config([path]).data.weights == {"slakh": 3, "urmp": 0.5}
@@ -127,7 +121,6 @@ def test_weights_of_builds_are_a_table(tmp_path):
         ("data.weights={a=true}", "data.weights: a = True; expected a number above 0"),
         ("data.weights.a=1", "unknown key data.weights.a; did you mean data.weights"),
         ("model.vocab_size=99", "model.vocab_size is no setting; it comes from the shards"),
-        ("init.from_=a", "unknown key init.from_; did you mean init.from?"),
         (
             "missing.toml",
             "no configuration file missing.toml; .* demo_weights.toml, ismir2021.toml",

@@ -20,7 +20,7 @@ from mt3train.weights.checkpoint import checkpoints, load_model
 SCRIPT = Path(mt3train.train.__file__)
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
 TINY = [
-    "demo.toml", "batch=4", "log_every=10", "precision=float32", "threads=1", "keep=2",
+    "demo.toml", "batch=4", "log_every=10", "precision=float32", "threads=1", "keep_checkpoints=2",
     "model.emb_dim=8", "model.num_heads=1", "model.mlp_dim=8", "model.num_encoder_layers=1",
     "model.num_decoder_layers=1", "optim.warmup_steps=0",
 ]  # fmt: skip

@@ -57,16 +57,22 @@ def test_every_record_comes_once_per_epoch(segments: Path) -> None:
     assert epochs[0] != epochs[1]
 
 
-@pytest.mark.parametrize("world", [1, 2, 3, 4, 8])
-def test_any_number_of_processes_shares_the_same_global_batch(long_track: Path, world: int) -> None:
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4, 8])
+def test_any_number_of_processes_shares_the_same_global_batch(
+    long_track: Path, world_size: int
+) -> None:
     whole = IndexedShards([long_track], seed=1).batch(7, 16, frames=256)
-    parts = [IndexedShards([long_track], seed=1).batch(7, 16, r, world) for r in range(world)]
+    parts = [
+        IndexedShards([long_track], seed=1).batch(7, 16, r, world_size) for r in range(world_size)
+    ]
     for rank, part in enumerate(parts):
-        assert part.keys == whole.keys[rank::world]
+        assert part.keys == whole.keys[rank::world_size]
         for name in ("start_frames", "n_frames", "mel", "lengths"):
-            np.testing.assert_array_equal(getattr(part, name), getattr(whole, name)[rank::world])
+            np.testing.assert_array_equal(
+                getattr(part, name), getattr(whole, name)[rank::world_size]
+            )
         longest = part.tokens.shape[1]
-        np.testing.assert_array_equal(part.tokens, whole.tokens[rank::world, :longest])
+        np.testing.assert_array_equal(part.tokens, whole.tokens[rank::world_size, :longest])
 
 
 def test_ranks_are_dealt_the_longest_records_first(segments: Path) -> None:
@@ -74,7 +80,7 @@ def test_ranks_are_dealt_the_longest_records_first(segments: Path) -> None:
     n_tokens = dict(zip(source.index["key"], source.index["n_tokens"].tolist(), strict=True))
     ordered = [n_tokens[key] for key in shards.batch(2, 9).keys]
     assert ordered == sorted(n_tokens.values(), reverse=True)
-    assert [n_tokens[key] for key in shards.batch(2, 9, rank=1, world=3).keys] == ordered[1::3]
+    assert [n_tokens[key] for key in shards.batch(2, 9, rank=1, world_size=3).keys] == ordered[1::3]
 
 
 def test_a_run_continues_at_any_step_without_replaying_what_came_before(

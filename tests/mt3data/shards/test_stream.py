@@ -76,15 +76,15 @@ def test_every_epoch_has_an_order_of_shards_of_its_own_by_seed(whole: Path) -> N
     assert orders[0] == tuple(keys([whole]))
 
 
-@pytest.mark.parametrize("world", [1, 2, 4])
-def test_processes_share_an_epoch(whole: Path, world: int) -> None:
-    parts = [keys([whole], epoch=3, rank=rank, world=world) for rank in range(world)]
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_processes_share_an_epoch(whole: Path, world_size: int) -> None:
+    parts = [keys([whole], epoch=3, rank=rank, world_size=world_size) for rank in range(world_size)]
     assert sorted(key for part in parts for key in part) == sorted(ShardSet(whole, "train").index["key"])  # fmt: skip
 
 
 def test_more_processes_than_shards_are_refused(whole: Path) -> None:
     with pytest.raises(UserError, match="'train' has too few shards for 6 processes"):
-        stream([whole], rank=5, world=6)
+        stream([whole], rank=5, world_size=6)
 
 
 def test_workers_of_a_loader_share_what_a_process_gets(whole: Path) -> None:

@@ -57,15 +57,15 @@ def test_every_crop_of_a_step_is_in_one_mix_and_all_sizes_come_equally_often():
     assert list(map(len, groups)) != list(map(len, MixedShards(Drawn(), 4).groups(8, 8)))
 
 
-@pytest.mark.parametrize("world", [2, 3, 4])
-def test_any_number_of_processes_shares_the_same_mixes(world):
+@pytest.mark.parametrize("world_size", [2, 3, 4])
+def test_any_number_of_processes_shares_the_same_mixes(world_size):
     mixed = MixedShards(Drawn(), 4)
     whole = mixed.batch(5, 8)
-    parts = [mixed.batch(5, 8, rank, world) for rank in range(world)]
+    parts = [mixed.batch(5, 8, rank, world_size) for rank in range(world_size)]
     for rank, part in enumerate(parts):
-        assert part.keys == whole.keys[rank::world]
-        np.testing.assert_array_equal(part.audio, whole.audio[rank::world])
-        np.testing.assert_array_equal(part.lengths, whole.lengths[rank::world])
+        assert part.keys == whole.keys[rank::world_size]
+        np.testing.assert_array_equal(part.audio, whole.audio[rank::world_size])
+        np.testing.assert_array_equal(part.lengths, whole.lengths[rank::world_size])
     sums = [sum(mixed.shards.n_tokens(5, 20)[int(m.split("-")[1])] for m in key.split("+"))
             for key in whole.keys]  # fmt: skip
     assert sums == sorted(sums, reverse=True)

@@ -3,7 +3,12 @@
 import numpy as np
 
 from mt3data.music.notes import Notes
-from mt3train.evaluation.frames import FRAMES_PER_SECOND, frame_counts, lengthened, pianoroll
+from mt3train.evaluation.frames import (
+    FRAMES_PER_SECOND,
+    frame_counts,
+    pianoroll,
+    with_minimum_length,
+)
 from mt3train.evaluation.note_matching import Counts
 
 
@@ -33,8 +38,8 @@ def test_no_notes_make_a_roll_without_frames():
 
 def test_notes_last_50_ms_at_least_and_drums_exactly():
     piece = notes((0, 0.01, 60, 9), (0, 1, 61, 9))
-    assert lengthened(piece, are_drums=False).offset.tolist() == [0.05, 1]
-    assert lengthened(piece, are_drums=True).offset.tolist() == [0.05, 0.05]
+    assert with_minimum_length(piece, are_drums=False).offset.tolist() == [0.05, 1]
+    assert with_minimum_length(piece, are_drums=True).offset.tolist() == [0.05, 0.05]
 
 
 def test_frames_are_compared_though_one_side_ends_earlier():

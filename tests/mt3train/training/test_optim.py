@@ -11,7 +11,7 @@ from mt3train.training.optimizers import (
     Muon,
     learning_rate,
     make_optimizer,
-    orthogonalized,
+    newton_schulz,
 )
 
 
@@ -67,7 +67,7 @@ def test_orthogonalising_brings_singular_values_near_one_and_keeps_directions(sh
     torch.manual_seed(0)
     u, _, v = torch.linalg.svd(torch.randn(shape), full_matrices=False)
     stretched = u @ torch.diag(torch.linspace(0.1, 3.0, min(shape))) @ v
-    done = orthogonalized(stretched)
+    done = newton_schulz(stretched)
     assert done.shape == shape
     assert 0.6 < torch.linalg.svdvals(done).min() <= torch.linalg.svdvals(done).max() < 1.25
     turned = u.T @ done @ v.T  # diagonal, where singular vectors are the same

@@ -9,11 +9,10 @@ from worlds import MODEL, Made, config, metrics
 
 from mt3data.errors import UserError
 from mt3data.music.vocabulary import VocabularyConfig
-from mt3train.config import InitConfig
 from mt3train.model import MT3
 from mt3train.train import train
 from mt3train.training.optimizers import make_optimizer
-from mt3train.training.resume import restore
+from mt3train.training.resume import resume
 from mt3train.weights.checkpoint import checkpoints, load_model, optimizer_file, save
 
 SETTINGS = {"optim.name": "adafactor"}
@@ -25,7 +24,7 @@ def test_an_optimiser_goes_on_where_it_was(tmp_path, name):
     save(tmp_path, model, INFO, optimizer, {"settings": SETTINGS, "tokens": 5})
     fresh = MT3(TINY)
     other = make_optimizer(fresh, name, 1e-2)
-    restored = restore(tmp_path, INFO, SETTINGS, fresh, other)
+    restored = resume(tmp_path, INFO, SETTINGS, fresh, other)
     assert restored is not None and (restored.step, restored.progress["tokens"]) == (12, 5)
     for m, o in ((model, optimizer), (fresh, other)):
         m.zero_grad()
@@ -36,7 +35,7 @@ def test_an_optimiser_goes_on_where_it_was(tmp_path, name):
 
 
 def test_an_empty_folder_has_nothing_to_restore(tmp_path):
-    assert restore(tmp_path, INFO, SETTINGS, *model_and_optimizer()) is None
+    assert resume(tmp_path, INFO, SETTINGS, *model_and_optimizer()) is None
 
 
 def break_file(path, how):
@@ -66,7 +65,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_saying_so(
     newest = train(config(tmp_path / "run", save_every=2, steps=4), Made())
     break_file(newest if part == "weights" else optimizer_file(newest), how)
     capsys.readouterr()
-    ended = train(config(tmp_path / "run", save_every=2, keep=1), Made())
+    ended = train(config(tmp_path / "run", save_every=2, keep_checkpoints=1), Made())
     (line,) = [text for text in capsys.readouterr().err.splitlines() if "set aside" in text]
     assert said in line and line.endswith("set aside, going on from step 2")
     assert ended.read_bytes() == whole.read_bytes()
@@ -85,7 +84,7 @@ def test_a_run_without_any_whole_checkpoint_says_so_and_stays(tmp_path):
 
 def test_another_run_s_weights_start_a_new_one_at_step_0(tmp_path):
     first = train(config(tmp_path / "first", steps=3), Made())
-    tuned = config(tmp_path / "tuned", steps=1, init=InitConfig(str(tmp_path / "first")),
+    tuned = config(tmp_path / "tuned", steps=1, init_checkpoint=str(tmp_path / "first"),
                    model=dataclasses.replace(MODEL, dropout_rate=0.0),
                    optim=dataclasses.replace(config("").optim, lr=0.0))  # fmt: skip
     model, info = load_model(train(tuned, Made()))
@@ -93,7 +92,7 @@ def test_another_run_s_weights_start_a_new_one_at_step_0(tmp_path):
     for ours, theirs in zip(model.parameters(), load_model(first)[0].parameters(), strict=True):
         assert torch.equal(ours, theirs)
     # The second time it is the run's own checkpoint that counts.
-    train(dataclasses.replace(tuned, steps=2, init=InitConfig("nowhere")), Made())
+    train(dataclasses.replace(tuned, steps=2, init_checkpoint="nowhere"), Made())
     assert metrics(tmp_path / "tuned")[-1]["step"] == 2
 
 
@@ -102,14 +101,14 @@ def test_another_run_s_weights_start_a_new_one_at_step_0(tmp_path):
     ({}, {"vocabulary": VocabularyConfig(127)}, "vocabulary.num_velocity_bins 1, the shards have 127"),
     ({"model": dataclasses.replace(MODEL, emb_dim=16)}, {},
      "model.emb_dim=8, this run 16; start it with model.emb_dim=8"),
-    ({"init": InitConfig("nowhere")}, {}, "no checkpoint nowhere; expected"),
+    ({"init_checkpoint": "nowhere"}, {}, "no checkpoint nowhere; expected"),
 ])  # fmt: skip
 def test_weights_that_do_not_fit_are_refused_with_what_would(tmp_path, changes, made, message):
     train(config(tmp_path / "first", steps=1), Made())
     other = Made()
     for name, value in made.items():
         setattr(other, name, value)
-    tuned = config(tmp_path / "tuned", init=InitConfig(str(tmp_path / "first")))
+    tuned = config(tmp_path / "tuned", init_checkpoint=str(tmp_path / "first"))
     with pytest.raises(UserError, match=message):
         train(dataclasses.replace(tuned, **changes), other)
     assert not (tmp_path / "tuned").exists()
@@ -117,7 +116,7 @@ def test_weights_that_do_not_fit_are_refused_with_what_would(tmp_path, changes, 
 
 def test_frozen_parameters_stay_and_keep_no_optimiser_state(tmp_path):
     first = train(config(tmp_path / "first", steps=1), Made())
-    tuned = config(tmp_path / "tuned", init=InitConfig(str(first)),
+    tuned = config(tmp_path / "tuned", init_checkpoint=str(first),
                    freeze="encoder.*, decoder.token_embedder.weight")  # fmt: skip
     before, after = (dict(load_model(path)[0].named_parameters())
                      for path in (first, train(tuned, Made())))  # fmt: skip

@@ -35,7 +35,7 @@ def on_shards(run, shards, longest=1024, **changes):
 
 
 def test_scores_in_training_are_those_of_the_evaluate_command(shards, tmp_path):
-    run = on_shards(tmp_path, shards, longest=300, steps=1, f1_every=1, f1_tracks=2)
+    run = on_shards(tmp_path, shards, longest=300, steps=1, transcribe_every=1, transcribe_tracks=2)
     checkpoint = train(run)
     model, info = load_model(checkpoint)
     expected = mean_scores(evaluate(model, info, shards, "validation", max_tracks=2))
@@ -66,7 +66,7 @@ def pretending(rank, run, shards, stop_rank):
         return pretended(records.track)
 
     mt3train.evaluation.evaluate.score_track = score
-    return on_shards(run, shards, steps=2, f1_every=2), None, None
+    return on_shards(run, shards, steps=2, transcribe_every=2), None, None
 
 
 @pytest.mark.parametrize("size", [1, 2])
@@ -137,7 +137,7 @@ def test_notes_decide_what_is_best_once_they_are_scored_and_the_loss_before(scor
 
 
 def test_the_best_weights_are_kept_when_later_ones_are_worse(tmp_path):
-    rising = config(tmp_path, steps=4, eval_every=1, keep=1,
+    rising = config(tmp_path, steps=4, eval_every=1, keep_checkpoints=1,
                     optim=config("").optim.__class__(lr=3.0, warmup_steps=0))  # fmt: skip
     train(rising, Made(), Made())
     losses = {line["step"]: line["eval_loss"] for line in metrics(tmp_path) if "eval_loss" in line}
