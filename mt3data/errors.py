@@ -1,4 +1,4 @@
-"""The one kind of error that the commands turn into a single line."""
+"""The error that the commands print as a single line, and what to install where a package is missing."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,14 @@ class UserError(ValueError):
     The message says what was seen, what was expected and what to do; the commands print it as one
     line and exit with 2. Any other exception is a bug of ours and keeps its traceback.
     """
+
+
+def install_hint(extra: str = "") -> str:
+    """Returns what to run in order to install mt3kit, for messages to users.
+
+    No release is published yet. After the first one, this is the only place to change.
+
+    Args:
+        extra: a name from [project.optional-dependencies]; "" for the required packages alone.
+    """
+    return f"run pip install '.{extra and f'[{extra}]'}' in a clone of mt3kit"

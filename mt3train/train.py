@@ -23,6 +23,9 @@ from contextlib import closing, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+if not __package__:  # run by path: import the packages of this checkout, not an installed copy
+    sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
 import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel

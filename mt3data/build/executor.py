@@ -24,7 +24,7 @@ from itertools import islice
 from multiprocessing import resource_tracker
 from typing import Any
 
-from mt3data.errors import UserError
+from mt3data.errors import UserError, install_hint
 
 LOCAL = "local"
 ADDRESS = re.compile(r"((tcp|tls|ucx|wss?)://)?[^/\s]+:[0-9]+/?")
@@ -198,7 +198,7 @@ def _client(address: str) -> Iterator[Any]:
         from distributed import Client
     except ImportError as error:
         raise UserError(
-            f"--engine {address}: dask is not installed; pip install 'mt3kit[dask]'"
+            f"--engine {address}: dask is not installed; {install_hint('dask')}"
         ) from error
     for name in ("distributed", "distributed.client", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)

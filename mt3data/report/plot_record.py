@@ -11,7 +11,7 @@ import numpy as np
 
 from mt3data.audio.load import from_int16
 from mt3data.audio.spectrogram import SpectrogramConfig, log_mel, mel_bin
-from mt3data.errors import UserError
+from mt3data.errors import UserError, install_hint
 from mt3data.music.fast_tokenizer import FRAMES_PER_SECOND
 from mt3data.music.midi import DRUMS, instrument_name
 from mt3data.music.notes import Notes
@@ -40,7 +40,7 @@ def draw_record(folder: Path, key: str, out: Path) -> list[str]:
         matplotlib.use("Agg")
         import matplotlib.pyplot as plt
     except ImportError as error:
-        raise UserError("pictures need matplotlib; pip install 'mt3kit[viz]'") from error
+        raise UserError(f"pictures need matplotlib; {install_hint('viz')}") from error
     source, row = _find(folder, key)
     spectrogram = SpectrogramConfig(**source.manifest["spectrogram"])
     mel, tokens = mel_of(source, row, spectrogram), read_npy(source.member(row, "tokens"))

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mt3data.errors import UserError
+from mt3data.errors import UserError, install_hint
 from mt3data.files import file_lock, write_atomically
 from mt3data.synth.compose import compose
 from mt3data.synth.render import (
@@ -137,7 +137,7 @@ def _require_renderer() -> None:
         import midirenderer  # noqa: F401
     except ImportError as error:
         raise UserError(
-            "rendering needs the package midirenderer; pip install 'mt3kit[synth]'"
+            f"rendering needs the package midirenderer; {install_hint('synth')}"
         ) from error
 
 

@@ -27,7 +27,8 @@ def run(out: Path, workers: int) -> Iterator[str]:
 
     Args:
         out: folder for everything.
-        workers: processes, for rendering, building and training.
+        workers: processes for rendering and building. Training uses as many, but never more than
+            there are GPUs where there are some.
     Yields:
         Lines for the reader, scores last.
     Raises:
@@ -45,7 +46,7 @@ def run(out: Path, workers: int) -> Iterator[str]:
     )  # fmt: skip
     yield from _command("mt3data", "check", shards)
     yield from _command(
-        "torchrun", "--standalone", f"--nproc_per_node={workers}", Path(__file__).parents[1] / "train.py",
+        "torchrun", "--standalone", f"--nproc_per_node={training_processes(workers)}", Path(__file__).parents[1] / "train.py",
         "demo.toml", f"data.train={shards / 'demo'}", f"run={model}",
     )  # fmt: skip
     scores = {}
@@ -76,6 +77,13 @@ def run(out: Path, workers: int) -> Iterator[str]:
             f"onset F1 {scores['learned']:.3f} learned, {scores['control']:.3f} control; expected at "
             f"least {LEARNED_AT_LEAST} and below {CONTROL_BELOW}: something is broken, please report it"
         )
+
+
+def training_processes(workers: int) -> int:
+    """Returns how many processes train: one for each GPU, but at most `workers`; `workers` on CPUs."""
+    import torch
+
+    return min(workers, torch.cuda.device_count() or workers)
 
 
 PROGRAMS = {

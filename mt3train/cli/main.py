@@ -87,7 +87,7 @@ def convert(source: Path, out: Path, heads: int | None, half: bool) -> None:
 @click.option("-o", "--out", type=PATH, default=Path("demo-run"), show_default=True,
               help="Folder for everything.")  # fmt: skip
 @click.option("--workers", type=AT_LEAST_1, default=2, show_default=True, metavar="N",
-              help="Processes.")  # fmt: skip
+              help="Processes; training starts at most one per GPU.")  # fmt: skip
 def demo(out: Path, workers: int) -> None:
     """Goes the whole path once, in some ten minutes.
 

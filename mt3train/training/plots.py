@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mt3data.errors import UserError
+from mt3data.errors import UserError, install_hint
 from mt3train.training.logger import read_metrics
 
 # One panel each: heading, scale of its axis, and what it shows; dashed what is from evaluation.
@@ -39,7 +39,7 @@ def plot(runs: Sequence[Path], out: Path) -> list[str]:
         from matplotlib.figure import Figure
         from matplotlib.ticker import LogFormatter
     except ImportError:
-        raise UserError("plot needs matplotlib; install mt3kit with its [viz] extra") from None
+        raise UserError(f"plot needs matplotlib; {install_hint('viz')}") from None
     endings = FigureCanvasAgg.get_supported_filetypes()
     if out.suffix.removeprefix(".").lower() not in endings:
         raise UserError(f"{out}: expected a name that ends in .png, .svg, .pdf")

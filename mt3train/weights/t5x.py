@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from mt3data.errors import UserError
+from mt3data.errors import UserError, install_hint
 
 TREE = "checkpoint"  # the msgpack file
 FLAX_ARRAYS = (1, 3)  # msgpack extension types of flax: arrays and numpy scalars
@@ -154,7 +154,7 @@ def _read_tree(path: Path) -> dict[str, Any]:
         import msgpack
     except ImportError:
         raise UserError(
-            "reading T5X checkpoints needs msgpack; install it with pip install 'mt3kit[convert]'"
+            f"reading T5X checkpoints needs msgpack; {install_hint('convert')}"
         ) from None
 
     def extension(code: int, data: bytes) -> np.ndarray:

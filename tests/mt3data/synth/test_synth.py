@@ -246,7 +246,7 @@ def test_bad_arguments_are_refused_before_anything_is_written(tmp_path, argument
 
 def test_without_the_renderer_the_message_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "midirenderer", None)
-    with pytest.raises(UserError, match=r"pip install 'mt3kit\[synth\]'"):
+    with pytest.raises(UserError, match=r"pip install '\.\[synth\]'"):
         synth(tmp_path, tracks=1)
 
 

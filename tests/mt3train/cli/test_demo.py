@@ -107,3 +107,25 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert result.exit_code == 2
     assert complaint in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("gpus", "workers", "processes"), [(0, 2, 2), (0, 3, 3), (1, 2, 1), (2, 2, 2), (8, 2, 2)]
+)
+def test_training_starts_at_most_one_process_for_each_gpu(
+    gpus: int, workers: int, processes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(words: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        """Lets every command but the training succeed without running it."""
+        commands.append(words)
+        return subprocess.CompletedProcess(words, int("torch.distributed.run" in words))
+
+    commands: list[list[str]] = []
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    monkeypatch.setattr(subprocess, "run", refuse)
+    result = run("demo", "--out", tmp_path, "--workers", workers)
+    assert result.exit_code == 2
+    assert f"--nproc_per_node={processes}" in commands[-1]
+    assert [words[words.index("--workers") + 1] for words in commands if "--workers" in words] == [
+        str(workers), str(workers),
+    ]  # fmt: skip
