@@ -16,7 +16,7 @@ TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=1")
 # does a process that multiprocessing spawns.
 EDIT = """
 import json, multiprocessing, mt3data.errors, mt3train
-name = "child" if multiprocessing.parent_process() else "trainer"
+name = "child" if "--multiprocessing-fork" in sys.orig_argv else "trainer"
 print("PLACES", json.dumps([name, __file__, mt3data.errors.__file__, mt3train.__file__]))
 sys.stdout.flush()
 if name == "trainer":
