@@ -11,9 +11,9 @@ from mt3data.errors import UserError
 
 def test_a_second_run_is_refused_in_one_line(tmp_path: Path) -> None:
     with (
-        disk.locked(tmp_path / "lock"),
+        disk.file_lock(tmp_path / "lock"),
         pytest.raises(UserError, match="^at work there; wait for it or stop it$"),
-        disk.locked(tmp_path / "lock", "at work there"),
+        disk.file_lock(tmp_path / "lock", "at work there"),
     ):
         pass
 
@@ -34,11 +34,11 @@ def test_a_run_that_waits_says_so_unless_the_other_is_soon_done(
             trying.set()
 
     def second() -> None:
-        with disk.locked(tmp_path / "lock"):
+        with disk.file_lock(tmp_path / "lock"):
             got.set()
 
     thread = threading.Thread(target=second)
-    with disk.locked(tmp_path / "lock"):
+    with disk.file_lock(tmp_path / "lock"):
         monkeypatch.setattr(disk, "_lock", tried)
         thread.start()
         if not silently:
