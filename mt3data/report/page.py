@@ -69,7 +69,7 @@ def page(surveys: Sequence[Survey]) -> str:
     title = surveys[0].manifest["title"] if alone else f"{len(surveys)} builds"
     version = ", ".join(sorted({each.manifest["version"] for each in surveys}))
     return document(
-        f"{title} · mt3data report", POLICY, style_sheet("mt3data", "report.css"),
+        f"{title} · mt3data report", POLICY, style_sheet("mt3data.report", "report.css"),
         element("header", element("p", "Training shards for MT3", class_="muted"),
                 element("h1", title)),
         element("main", _totals(surveys), None if alone else _overview(surveys),

@@ -141,7 +141,7 @@ def clock(seconds: float) -> str:
 def _document(name: str, notes: Notes, seconds: float, about: str, has_velocity: bool) -> Html:
     """The whole page but for the recording, whose place is marked."""
     data = note_data(notes, seconds, has_velocity)
-    style, script = style_sheet("mt3train", "page.css"), "".join(map(_file, SCRIPTS))
+    style, script = style_sheet("mt3train.page", "page.css"), "".join(map(_file, SCRIPTS))
     policy = (
         f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
         "media-src blob:; base-uri 'none'; form-action 'none'"
