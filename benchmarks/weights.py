@@ -127,14 +127,14 @@ def soloists(listener: Listener, pieces: Sequence[Track]) -> dict[str, Any]:
 
 def summary(results: Sequence[TrackScores]) -> dict[str, Any]:
     """Mean over tracks and its bootstrapped interval, of each chosen score."""
-    scores = to_json({"": results}, "")[""]["fixed"]
+    scores = to_json({"": results}, "")[""]["corrected"]
     return {name: rounded(scores[name]) for name in CHOSEN}
 
 
 def told(result: TrackScores) -> dict[str, Any]:
     """One track, in few numbers."""
     counts = ("n_reference", "n_estimate", "n_segments", "invalid", "dropped")
-    scores = {name: result.scores[name] for name in CHOSEN}
+    scores = {name: result.scores["corrected"][name] for name in CHOSEN}
     known = {name: None if np.isnan(value) else value for name, value in scores.items()}
     return {"track": result.track, **{n: getattr(result, n) for n in counts}, **rounded(known)}
 

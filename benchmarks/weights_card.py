@@ -49,7 +49,7 @@ expect less than the scores below from one.
 SCORES_TEXT = """
 ## Scores
 
-Means over the {n} test pieces ({minutes:.0f} minutes) of F1 as `mt3train evaluate` has it, profile `fixed`, with
+Means over the {n} test pieces ({minutes:.0f} minutes) of F1 as `mt3train evaluate` has it, scoring `corrected`, with
 95 % intervals from bootstraps over pieces. Beside them two controls, which a model that hears must fail: the
 notes it found against those of another piece, and the same audio played backwards against the same notes
 (the first {n_backwards} pieces).

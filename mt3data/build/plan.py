@@ -24,7 +24,7 @@ from mt3data import __version__
 from mt3data.audio.load import audio_info
 from mt3data.audio.spectrogram import n_frames_of
 from mt3data.build.track_table import failed_row, passes_said
-from mt3data.datasets.manifest import Manifest, load, names
+from mt3data.datasets.manifest import DatasetManifest, load, names
 from mt3data.datasets.stem_mixes import LAW, LEAST_STEMS, PAPER_SUBSETS, with_subsets
 from mt3data.datasets.track import Track
 from mt3data.errors import UserError
@@ -123,7 +123,7 @@ class Plan:
     """What a build will do, decided before any work."""
 
     config: BuildConfig
-    manifest: Manifest
+    manifest: DatasetManifest
     shards: tuple[ShardPlan, ...]
     rejected: tuple[dict[str, Any], ...]  # rows of tracks.parquet for tracks that cannot be used
     identity: dict[str, Any]  # everything that changes bytes
@@ -216,7 +216,7 @@ def _listed(chosen: list[Track], bad: Mapping[str, tuple[str, str]]) -> dict[str
     return listed
 
 
-def _as_published(manifest: Manifest, config: BuildConfig) -> Manifest:
+def _as_published(manifest: DatasetManifest, config: BuildConfig) -> DatasetManifest:
     """The manifest as the adapter is to follow it: profile "paper" repairs nothing, only tells."""
     if config.profile not in PROFILES:
         raise UserError(f"--profile {config.profile}: expected {' or '.join(PROFILES)}")

@@ -14,7 +14,7 @@ from mt3data.errors import UserError
 from mt3data.terminal import PATH, plural, print_json, progress
 
 if TYPE_CHECKING:
-    from mt3data.download.dataset import Wishes
+    from mt3data.download.dataset import DownloadOptions
 
 DATA = Path("data")  # where datasets lie, unless --root says otherwise
 ROOT = click.option(
@@ -82,21 +82,21 @@ def download(
     \b
     Example: mt3data download guitarset --root data/
     """
-    from mt3data.download.dataset import Wishes
+    from mt3data.download.dataset import DownloadOptions
 
     if "://" in dataset or cache:
         click.echo(_fetch_shards(dataset, cache))
         return
-    _download(dataset, root, Wishes(select, stream, archives, only))
+    _download(dataset, root, DownloadOptions(select, stream, archives, only))
 
 
-def _download(dataset: str, root: Path, wishes: Wishes) -> None:
+def _download(dataset: str, root: Path, options: DownloadOptions) -> None:
     from mt3data.datasets.manifest import load
     from mt3data.download.dataset import download as run
     from mt3data.download.state import report
 
     manifest = load(dataset)
-    click.echo("\n".join(report(manifest, run(manifest, root, wishes))))
+    click.echo("\n".join(report(manifest, run(manifest, root, options))))
 
 
 def _fetch_shards(address: str, cache: Path | None) -> Path:
@@ -119,7 +119,12 @@ def download_first(
         UserError: the dataset has no such splits, which is said before anything is downloaded.
     """
     from mt3data.datasets.manifest import load
-    from mt3data.download.dataset import Wishes, dataset_folder, needs_download, wanted_sources
+    from mt3data.download.dataset import (
+        DownloadOptions,
+        dataset_folder,
+        needs_download,
+        wanted_sources,
+    )
     from mt3data.files import format_bytes
 
     manifest = load(dataset)
@@ -134,7 +139,7 @@ def download_first(
         f"{format_bytes(n_bytes) if n_bytes else 'files of unknown size'}; --no-download leaves that out",
         err=True,
     )
-    _download(dataset, root, Wishes())
+    _download(dataset, root, DownloadOptions())
 
 
 @click.command()

@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from mt3data.datasets.manifest import KnownIssue, Manifest, PaperFigures, Source
+from mt3data.datasets.manifest import DatasetManifest, KnownIssue, PaperFigures, Source
 from mt3data.files import format_bytes
 
 WIDTH = 100
@@ -20,7 +20,7 @@ STATUS_NOTE = (
 )
 
 
-def summary(manifest: Manifest) -> dict[str, Any]:
+def summary(manifest: DatasetManifest) -> dict[str, Any]:
     """One dataset in a few numbers; what is not known is None, bytes that are known are summed."""
     counts = manifest.expected.get(manifest.default_scheme, {})
     return {
@@ -35,7 +35,7 @@ def summary(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def table(manifests: Iterable[Manifest]) -> Iterator[str]:
+def table(manifests: Iterable[DatasetManifest]) -> Iterator[str]:
     """One line for each dataset, below a line that names the columns."""
     yield f"{'name':12} {'title':20} {'licence':16} {'tracks':>6} {'hours':>7} {'download':>11}  unverified"
     for row in map(summary, manifests):
@@ -46,7 +46,7 @@ def table(manifests: Iterable[Manifest]) -> Iterator[str]:
         )
 
 
-def markdown(manifests: Iterable[Manifest]) -> Iterator[str]:
+def markdown(manifests: Iterable[DatasetManifest]) -> Iterator[str]:
     """The same as a table in Markdown, with links to the licences and what they allow."""
     yield "| `mt3data build` | dataset | licence | tracks | hours | download | passing shards on |"
     yield "|---|---|---|---:|---:|---:|---|"
@@ -62,7 +62,7 @@ def markdown(manifests: Iterable[Manifest]) -> Iterator[str]:
         yield f"| {' | '.join(cells)} |"
 
 
-def facts(manifest: Manifest) -> dict[str, Any]:
+def facts(manifest: DatasetManifest) -> dict[str, Any]:
     """Everything but the rows, ready for JSON."""
     plain = (
         "version licence_url redistribution citation homepage folder adapter layout reader programs "
@@ -81,7 +81,7 @@ def facts(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def lines(manifest: Manifest) -> Iterator[str]:
+def lines(manifest: DatasetManifest) -> Iterator[str]:
     """One dataset in full, for a terminal."""
     m = manifest
     yield f"{m.name}: {m.title}, version {m.version}"
@@ -134,7 +134,7 @@ def _source(source: Source, n_files: int) -> Iterator[str]:
         yield from _text("", source.note)
 
 
-def _splits(manifest: Manifest) -> Iterator[str]:
+def _splits(manifest: DatasetManifest) -> Iterator[str]:
     yield from ("", "Splits (--split-scheme)")
     for name, scheme in manifest.schemes.items():
         default = "the default; " if name == manifest.default_scheme else ""
@@ -148,7 +148,7 @@ def _splits(manifest: Manifest) -> Iterator[str]:
         yield from _text("hours", total)
 
 
-def _instruments(manifest: Manifest) -> Iterator[str]:
+def _instruments(manifest: DatasetManifest) -> Iterator[str]:
     if manifest.programs:
         pairs = [f"{code} {program}" for code, program in manifest.programs.items()]
         yield from ("", f"Instruments, and the program of their labels{_status(manifest, 'programs')}")  # fmt: skip
@@ -187,7 +187,7 @@ def _download(row: dict[str, Any]) -> str:
     return known or "-"
 
 
-def _status(manifest: Manifest, fact: str) -> str:
+def _status(manifest: DatasetManifest, fact: str) -> str:
     return f" [{manifest.status[fact]}]" if fact in manifest.status else ""
 
 

@@ -110,7 +110,7 @@ class PaperFigures:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class DatasetManifest:
     """One dataset.
 
     Attributes:
@@ -222,7 +222,7 @@ def names() -> list[str]:
     return sorted(path.stem for path in _folder().glob("*.toml"))
 
 
-def load(name: str) -> Manifest:
+def load(name: str) -> DatasetManifest:
     """The manifest of the dataset of this name.
 
     Raises:
@@ -240,7 +240,7 @@ def load(name: str) -> Manifest:
         "rows_where folder adapter"
     ).split()
     raw = {"homepage": "", "expected": {}, "folder": name, "adapter": name} | raw
-    manifest = Manifest(
+    manifest = DatasetManifest(
         **{key: raw[key] for key in plain if key in raw},
         sources=load(raw["sources_from"]).sources if "sources_from" in raw else (),
         schemes={key: _scheme(key, entry) for key, entry in raw["splits"].items()},
@@ -254,7 +254,7 @@ def load(name: str) -> Manifest:
     return replace(manifest, sources=(*manifest.sources, *sources))
 
 
-def _sources(entry: dict[str, Any], manifest: Manifest) -> list[Source]:
+def _sources(entry: dict[str, Any], manifest: DatasetManifest) -> list[Source]:
     """One source; or, of kind "rows", one for every file that the rows name, below its url."""
     source = Source(**_frozen(entry))
     if source.kind != "rows":

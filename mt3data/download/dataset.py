@@ -1,7 +1,7 @@
 """Brings a dataset from its publisher to the disk: fetched, verified, unpacked, recorded last.
 
 Everything lies in one folder, ROOT/FOLDER of the manifest. What was done so far
-stands beside the data, see ledger.py, and running again continues. MT3 has no counterpart: its data were files inside one company.
+stands beside the data, see state.py, and running again continues. MT3 has no counterpart: its data were files inside one company.
 """
 
 from __future__ import annotations
@@ -13,26 +13,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from mt3data.datasets.manifest import Manifest, Source, load, names, row_paths
+from mt3data.datasets.manifest import DatasetManifest, Source, load, names, row_paths
 from mt3data.download.fetch import (
     MB,
-    Metered,
-    Sums,
-    difference,
+    Checksums,
+    HashingReader,
+    checksum_mismatch,
     expected_bytes,
     fetch,
+    file_checksums,
     file_name,
-    sums_of,
 )
-from mt3data.download.http import PATIENT, Patience, RemoteFile
-from mt3data.download.http_seekable import FIRST_BYTES, RangedFile
+from mt3data.download.http import RETRY_POLICY, RemoteFile, RetryPolicy
+from mt3data.download.http_seekable import FIRST_BYTES, SeekableHttpFile
 from mt3data.download.state import (
-    LEDGER,
+    DOWNLOAD_RECORD,
     STATE,
-    MemberLog,
+    ExtractionLog,
     dataset_folder,
     log_path,
-    read_ledger,
+    read_download_record,
     read_log,
 )
 from mt3data.download.unpack import (
@@ -56,7 +56,7 @@ from mt3data.terminal import progress
 
 
 @dataclass(frozen=True)
-class Wishes:
+class DownloadOptions:
     """How to download.
 
     Attributes:
@@ -64,20 +64,20 @@ class Wishes:
         stream: tar.gz archives are unpacked while they come and never lie on the disk.
         archives: archives that the user has already, used in place of the network.
         only: ids or groups of sources; empty: all that are not optional.
-        patience: with the network.
+        retry_policy: with the network.
     """
 
     select: tuple[str, ...] = ()
     stream: bool = False
     archives: tuple[Path, ...] = ()
     only: tuple[str, ...] = ()
-    patience: Patience = PATIENT
+    retry_policy: RetryPolicy = RETRY_POLICY
 
 
-PLAIN = Wishes()
+DEFAULT_OPTIONS = DownloadOptions()
 
 
-def wanted_sources(manifest: Manifest, only: Sequence[str] = ()) -> list[Source]:
+def wanted_sources(manifest: DatasetManifest, only: Sequence[str] = ()) -> list[Source]:
     """The sources to fetch: `only` those named by id or group, or all that are not optional.
 
     Raises:
@@ -96,7 +96,7 @@ def wanted_sources(manifest: Manifest, only: Sequence[str] = ()) -> list[Source]
     return [s for s in manifest.sources if not s.optional]
 
 
-def needs_download(manifest: Manifest, root: Path) -> bool:
+def needs_download(manifest: DatasetManifest, root: Path) -> bool:
     """Whether root is a data folder that lacks the dataset, or holds what an interrupted run left.
 
     A data folder is absent, or empty, or holds nothing but datasets under their own names. Anything
@@ -108,7 +108,7 @@ def needs_download(manifest: Manifest, root: Path) -> bool:
     if not required:
         return False
     if (folder / STATE).is_dir():
-        there = read_ledger(folder)
+        there = read_download_record(folder)
         missing = [s for s in required if s.id not in there]
         chosen = any(s.id in there for s in manifest.sources if s.optional)
         return bool(missing) and not (chosen and len(missing) == len(required))
@@ -119,7 +119,9 @@ def needs_download(manifest: Manifest, root: Path) -> bool:
     return all(entry.name in known or entry.name.startswith(".") for entry in entries)
 
 
-def download(manifest: Manifest, root: Path, wishes: Wishes = PLAIN) -> Path:
+def download(
+    manifest: DatasetManifest, root: Path, options: DownloadOptions = DEFAULT_OPTIONS
+) -> Path:
     """Downloads a dataset, or what is still missing of it; returns its folder.
 
     Raises:
@@ -127,8 +129,8 @@ def download(manifest: Manifest, root: Path, wishes: Wishes = PLAIN) -> Path:
             disk is too small, another run is at work, or the folder holds something else.
     """
     folder = dataset_folder(manifest, root)
-    mine = _match_archives(wanted_sources(manifest, wishes.only), wishes.archives)
-    if wishes.stream and not any(s.kind == "tar.gz" for s in mine):
+    mine = _match_archives(wanted_sources(manifest, options.only), options.archives)
+    if options.stream and not any(s.kind == "tar.gz" for s in mine):
         raise UserError(
             f"{manifest.name} has no tar.gz to stream; try --select, or leave out --stream"
         )
@@ -136,7 +138,7 @@ def download(manifest: Manifest, root: Path, wishes: Wishes = PLAIN) -> Path:
     try:
         (folder / STATE).mkdir(parents=True, exist_ok=True)
         with file_lock(folder / STATE / "lock", f"{folder}: another download is at work there"):
-            _download(manifest, folder, mine, wishes)
+            _download(manifest, folder, mine, options)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
@@ -150,26 +152,31 @@ def download(manifest: Manifest, root: Path, wishes: Wishes = PLAIN) -> Path:
 
 
 def _download(
-    manifest: Manifest, folder: Path, mine: dict[Source, Path | None], wishes: Wishes
+    manifest: DatasetManifest,
+    folder: Path,
+    mine: dict[Source, Path | None],
+    options: DownloadOptions,
 ) -> None:
-    ledger = read_ledger(folder)
-    todo = {s: path for s, path in mine.items() if not _is_done(s, ledger.get(s.id), wishes.select)}
-    _require_space(folder, todo, wishes)
+    record = read_download_record(folder)
+    todo = {
+        s: path for s, path in mine.items() if not _is_done(s, record.get(s.id), options.select)
+    }
+    _require_space(folder, todo, options)
     n_members = 0
     for source, archive in todo.items():
         if source.kind == "file":
-            entry = _single_file(source, folder, archive, wishes)
+            entry = _single_file(source, folder, archive, options)
         else:
-            entry = _archive(source, folder, archive, wishes)
+            entry = _archive(source, folder, archive, options)
             n_members += entry["members"]
             if not entry["members"]:
                 continue
-        ledger[source.id] = entry
-        whole = {"schema": 1, "sources": ledger}
-        write_atomically(folder / STATE / LEDGER, canonical_json(whole))
-    if todo and wishes.select and not n_members:
+        record[source.id] = entry
+        whole = {"schema": 1, "sources": record}
+        write_atomically(folder / STATE / DOWNLOAD_RECORD, canonical_json(whole))
+    if todo and options.select and not n_members:
         raise UserError(
-            f"--select {' '.join(wishes.select)} matches no member of {manifest.name}; patterns speak of "
+            f"--select {' '.join(options.select)} matches no member of {manifest.name}; patterns speak of "
             f"paths below {folder}, such as {_example(manifest)}"
         )
 
@@ -182,7 +189,9 @@ def _is_done(source: Source, entry: dict[str, Any] | None, select: tuple[str, ..
     return all(seen[key] in ("", value) for key, value in published.items() if value)
 
 
-def _single_file(source: Source, folder: Path, given: Path | None, wishes: Wishes) -> Sums:
+def _single_file(
+    source: Source, folder: Path, given: Path | None, options: DownloadOptions
+) -> Checksums:
     path = str(PurePosixPath(source.into, file_name(source)))
     (folder / path).parent.mkdir(parents=True, exist_ok=True)
     if given:
@@ -190,26 +199,28 @@ def _single_file(source: Source, folder: Path, given: Path | None, wishes: Wishe
         with given.open("rb") as content:
             write_file(content, folder / path)
     else:
-        sums = fetch(source, folder / path, wishes.patience)
+        sums = fetch(source, folder / path, options.retry_policy)
     return sums | {"select": [], "path": path}
 
 
-def _archive(source: Source, folder: Path, given: Path | None, wishes: Wishes) -> dict[str, Any]:
-    """Obtains and unpacks one archive; returns its entry of the ledger."""
+def _archive(
+    source: Source, folder: Path, given: Path | None, options: DownloadOptions
+) -> dict[str, Any]:
+    """Obtains and unpacks one archive; returns its entry of the record."""
     identity = {
         "source": source.id, "url": source.url, "md5": source.md5, "sha256": source.sha256,
         "into": source.into, "strip": source.strip,
     }  # fmt: skip
-    place = Placement(folder, source.into, source.strip, wishes.select, source.bytes)
+    place = Placement(folder, source.into, source.strip, options.select, source.bytes)
     kept = folder / STATE / file_name(source)
-    log = MemberLog(log_path(folder, source.id), identity)
+    log = ExtractionLog(log_path(folder, source.id), identity)
     try:
-        if wishes.select and source.seekable and not given and not kept.is_file():
-            sums, n_members = _members_alone(source, place, log, wishes.patience)
-        elif wishes.stream and source.kind == "tar.gz" and not given and not kept.is_file():
-            sums, n_members = _streamed(source, place, log, wishes.patience)
+        if options.select and source.seekable and not given and not kept.is_file():
+            sums, n_members = _members_alone(source, place, log, options.retry_policy)
+        elif options.stream and source.kind == "tar.gz" and not given and not kept.is_file():
+            sums, n_members = _streamed(source, place, log, options.retry_policy)
         else:
-            sums = _checked(source, given) if given else fetch(source, kept, wishes.patience)
+            sums = _checked(source, given) if given else fetch(source, kept, options.retry_policy)
             n_members = _unpacked(
                 source, given or kept, replace(place, packed_bytes=sums["bytes"]), log
             )
@@ -218,17 +229,17 @@ def _archive(source: Source, folder: Path, given: Path | None, wishes: Wishes) -
         raise UserError(f"{file_name(source)}: {error}") from error
     finally:
         log.close()
-    return sums | {"select": list(wishes.select), "members": n_members}
+    return sums | {"select": list(options.select), "members": n_members}
 
 
-def _checked(source: Source, path: Path) -> Sums:
-    sums = sums_of(path)
-    if found := difference(source, sums):
+def _checked(source: Source, path: Path) -> Checksums:
+    sums = file_checksums(path)
+    if found := checksum_mismatch(source, sums):
         raise UserError(f"{path} is not {file_name(source)} of {source.url}: {found}")
     return sums
 
 
-def _unpacked(source: Source, path: Path, place: Placement, log: MemberLog) -> int:
+def _unpacked(source: Source, path: Path, place: Placement, log: ExtractionLog) -> int:
     what = f"unpack {path.name}"
     if source.kind == "zip":
         known = {entry["path"] for entry in log.entries.values()}
@@ -238,30 +249,32 @@ def _unpacked(source: Source, path: Path, place: Placement, log: MemberLog) -> i
         with progress(sum(sizes.values()) / MB, what, "MB") as bar:
             return unpack_zip(path, place, log, lambda n: bar.update(n / MB))
     with path.open("rb") as file, progress(path.stat().st_size / MB, what, "MB") as bar:
-        return unpack_tar_gz(Metered(file, bar), place, log)
+        return unpack_tar_gz(HashingReader(file, bar), place, log)
 
 
 def _streamed(
-    source: Source, place: Placement, log: MemberLog, patience: Patience
-) -> tuple[Sums, int]:
+    source: Source, place: Placement, log: ExtractionLog, retry_policy: RetryPolicy
+) -> tuple[Checksums, int]:
     """Unpacks a tar.gz while it comes. Nothing counts before the checksum of the whole stream."""
     with (
-        RemoteFile(source.urls, expected_bytes=expected_bytes(source), patience=patience) as remote,
+        RemoteFile(
+            source.urls, expected_bytes=expected_bytes(source), retry_policy=retry_policy
+        ) as remote,
         progress(remote.total / MB, f"stream {file_name(source)}", "MB") as bar,
     ):
-        metered = Metered(remote, bar)
+        metered = HashingReader(remote, bar)
         n_members = unpack_tar_gz(metered, replace(place, packed_bytes=remote.total), log)
-    if found := difference(source, metered.sums()):
+    if found := checksum_mismatch(source, metered.sums()):
         raise DamagedArchive(f"{found}; what was unpacked from it does not count, run again")
     return metered.sums(), n_members
 
 
 def _members_alone(
-    source: Source, place: Placement, log: MemberLog, patience: Patience
-) -> tuple[Sums, int]:
+    source: Source, place: Placement, log: ExtractionLog, retry_policy: RetryPolicy
+) -> tuple[Checksums, int]:
     """Fetches the selected members of a zip over HTTP Range; the zip's own CRC-32 checks each."""
-    with RangedFile(
-        source.urls, expected_bytes=expected_bytes(source), patience=patience
+    with SeekableHttpFile(
+        source.urls, expected_bytes=expected_bytes(source), retry_policy=retry_policy
     ) as remote:
         file = io.BufferedReader(remote, FIRST_BYTES)
         sizes = zip_sizes(file, place)
@@ -303,29 +316,29 @@ def _refuse_foreign(folder: Path, sources: list[Source]) -> None:
             )
 
 
-def _require_space(folder: Path, todo: dict[Source, Path | None], wishes: Wishes) -> None:
+def _require_space(folder: Path, todo: dict[Source, Path | None], options: DownloadOptions) -> None:
     """The check before anything starts; what the archives unpack to is only guessed here."""
     packed = unpacked = 0
     for source, given in todo.items():
         is_file = source.kind == "file"
-        if wishes.select and source.seekable and not given:
+        if options.select and source.seekable and not given:
             continue  # checked when the zip's directory was read
         target = folder / (source.into if is_file else STATE) / file_name(source)
         there = [target, target.with_name(target.name + ".part")]
         done = max((path.stat().st_size for path in there if path.is_file()), default=0)
-        if not given and not (wishes.stream and source.kind == "tar.gz"):
+        if not given and not (options.stream and source.kind == "tar.gz"):
             packed += max(0, source.bytes - done)
-        if not is_file and not wishes.select:
+        if not is_file and not options.select:
             logged = sum(entry["bytes"] for entry in read_log(log_path(folder, source.id)))
             unpacked += max(0, source.bytes - logged)
-    streamable = any(s.kind == "tar.gz" for s in todo) and not wishes.stream
+    streamable = any(s.kind == "tar.gz" for s in todo) and not options.stream
     advice = ", or use --stream, which keeps no archive on the disk" if streamable else ""
-    if any(source.seekable for source in todo) and not wishes.select:
+    if any(source.seekable for source in todo) and not options.select:
         advice += ", or fetch members without their archive: --select"
     purpose = f"({format_bytes(packed)} to download, about {format_bytes(unpacked)} unpacked)"
     require_space(folder, packed + unpacked, purpose, advice=advice)
 
 
-def _example(manifest: Manifest) -> str:
+def _example(manifest: DatasetManifest) -> str:
     rows = manifest.rows.values()
     return repr(next((path for row in rows for path in row_paths(row, "audio")), "train/*"))

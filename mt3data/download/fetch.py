@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from mt3data.datasets.manifest import Source
-from mt3data.download.http import PATIENT, Patience, RemoteFile
+from mt3data.download.http import RETRY_POLICY, RemoteFile, RetryPolicy
 from mt3data.download.unpack import Readable
 from mt3data.errors import UserError
 from mt3data.files import require_space, write_atomically
@@ -26,10 +26,10 @@ from mt3data.terminal import progress
 BLOCK_BYTES = 1 << 20
 MB = 1e6
 
-Sums = dict[str, Any]  # {"bytes": ..., "md5": ..., "sha256": ...} of what was read
+Checksums = dict[str, Any]  # {"bytes": ..., "md5": ..., "sha256": ...} of what was read
 
 
-class Metered:
+class HashingReader:
     """Passes a stream on while it counts and hashes what is read, and moves a progress bar."""
 
     def __init__(self, stream: Readable, bar: Any) -> None:
@@ -46,7 +46,7 @@ class Metered:
         self._bar.update(len(data) / MB)
         return data
 
-    def sums(self) -> Sums:
+    def sums(self) -> Checksums:
         """Size and checksums of what was read so far."""
         return {
             "bytes": self._n_bytes,
@@ -60,13 +60,13 @@ def file_name(source: Source) -> str:
     return PurePosixPath(unquote(urlsplit(source.url).path)).name
 
 
-def sums_of(path: Path) -> Sums:
+def file_checksums(path: Path) -> Checksums:
     """Size and checksums of a file, which is read for them."""
     with (
         path.open("rb") as file,
         progress(path.stat().st_size / MB, f"check {path.name}", "MB") as bar,
     ):
-        metered = Metered(file, bar)
+        metered = HashingReader(file, bar)
         while metered.read(BLOCK_BYTES):
             pass
     return metered.sums()
@@ -83,7 +83,7 @@ def expected_bytes(source: Source) -> int:
     return source.bytes if certain else 0
 
 
-def difference(source: Source, sums: Sums) -> str:
+def checksum_mismatch(source: Source, sums: Checksums) -> str:
     """How the sums of what was read differ from those published, both said; "" if they do not."""
     expected = {"bytes": expected_bytes(source), "md5": source.md5, "sha256": source.sha256}
     return "; ".join(
@@ -93,7 +93,7 @@ def difference(source: Source, sums: Sums) -> str:
     )
 
 
-def fetch(source: Source, target: Path, patience: Patience = PATIENT) -> Sums:
+def fetch(source: Source, target: Path, retry_policy: RetryPolicy = RETRY_POLICY) -> Checksums:
     """Downloads a source to target, or what an interrupted run left of it, and checks it.
 
     A target that is there already is only checked.
@@ -101,7 +101,7 @@ def fetch(source: Source, target: Path, patience: Patience = PATIENT) -> Sums:
     Args:
         source: its url is tried first, then its mirrors, also where a file came and was wrong.
         target: file to write; its folder exists.
-        patience: how long to wait, and how often to try again.
+        retry_policy: how long to wait, and how often to try again.
     Returns:
         Size and checksums of the file.
     Raises:
@@ -112,22 +112,22 @@ def fetch(source: Source, target: Path, patience: Patience = PATIENT) -> Sums:
         leftover.unlink()  # of a run that was killed while it wrote the note
     faults: list[str] = []
     if target.is_file():
-        sums = sums_of(target)
-        if not difference(source, sums):
+        sums = file_checksums(target)
+        if not checksum_mismatch(source, sums):
             return sums
-        faults.append(_put_aside(target, target, difference(source, sums)))
+        faults.append(_put_aside(target, target, checksum_mismatch(source, sums)))
     urls = list(source.urls)
     while urls:
         try:
-            used = _transfer(urls, source, part, patience)
+            used = _transfer(urls, source, part, retry_policy)
         except UserError as error:
             raise UserError("; ".join([*faults, str(error)])) from error
         _note(part).unlink()
-        sums = sums_of(part)
-        if not difference(source, sums):
+        sums = file_checksums(part)
+        if not checksum_mismatch(source, sums):
             part.replace(target)
             return sums
-        faults.append(f"{used}: {_put_aside(part, target, difference(source, sums))}")
+        faults.append(f"{used}: {_put_aside(part, target, checksum_mismatch(source, sums))}")
         urls = urls[urls.index(used) + 1 :]
     again = "the same command fetches it anew; if that ends alike, the file is another one there"
     raise UserError("; ".join([*faults, again]))
@@ -139,12 +139,12 @@ def _put_aside(path: Path, target: Path, fault: str) -> str:
     return f"{fault}; kept as {bad}"
 
 
-def _transfer(urls: Sequence[str], source: Source, part: Path, patience: Patience) -> str:
+def _transfer(urls: Sequence[str], source: Source, part: Path, retry_policy: RetryPolicy) -> str:
     """Completes NAME.part; returns the address that served its end."""
     offset, validator = _resume_from(part, urls[0], source)
     remote = RemoteFile(
         urls, expected_bytes=expected_bytes(source), offset=offset, validator=validator,
-        patience=patience,
+        retry_policy=retry_policy,
     )  # fmt: skip
     with remote, part.open("r+b" if offset else "wb") as file:
         file.seek(remote.position)

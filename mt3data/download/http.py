@@ -28,7 +28,7 @@ BUSY = (429, 500, 502, 503, 504)  # the server may answer in a while
 
 
 @dataclass(frozen=True)
-class Patience:
+class RetryPolicy:
     """How long to try.
 
     Attributes:
@@ -46,15 +46,15 @@ class Patience:
         time.sleep(min(MAX_BACKOFF_SECONDS, self.backoff_seconds * 2 ** (failures - 1)))
 
 
-PATIENT = Patience()
+RETRY_POLICY = RetryPolicy()
 
 
-class Refused(Exception):
+class MirrorError(Exception):
     """This mirror will not serve the file; the next one may."""
 
 
 @dataclass(frozen=True)
-class Answer:
+class RangeResponse:
     """The head of a response: the body begins at byte `start` of a file of `total` bytes."""
 
     response: requests.Response
@@ -80,7 +80,7 @@ class RemoteFile(io.RawIOBase):
         expected_bytes: int = 0,
         offset: int = 0,
         validator: str = "",
-        patience: Patience = PATIENT,
+        retry_policy: RetryPolicy = RETRY_POLICY,
     ) -> None:
         """Opens the first of urls that serves the file.
 
@@ -93,7 +93,7 @@ class RemoteFile(io.RawIOBase):
             UserError: no mirror serves the file; the message names each with its reason.
         """
         self._urls, self._expected = list(urls), expected_bytes
-        self._patience, self._session = patience, session(patience)
+        self._retry_policy, self._session = retry_policy, session(retry_policy)
         self._errors: list[str] = []
         self._failures = 0
         self._broken = ""  # why the body that was opened last cannot be read
@@ -144,10 +144,10 @@ class RemoteFile(io.RawIOBase):
         """Connects again after a drop; bytes that were read already are passed over."""
         self._body.close()
         self._failures += 1
-        if self._failures > self._patience.retries:
+        if self._failures > self._retry_policy.retries:
             self._give_up(f"broke off at byte {self.position:,}: {reason}")
         else:
-            self._patience.wait(self._failures)
+            self._retry_policy.wait(self._failures)
         if not self._urls:
             raise UserError("; ".join(self._errors))
         try:
@@ -159,31 +159,31 @@ class RemoteFile(io.RawIOBase):
                 )
             self._take(answer)
             _pass_over(self._body, self.position - answer.start)
-        except Refused as error:
+        except MirrorError as error:
             self._give_up(str(error))
             self._broken = str(error)
         except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
             self._broken = reason_of(error)
 
-    def _is_other(self, answer: Answer) -> bool:
+    def _is_other(self, answer: RangeResponse) -> bool:
         """Whether the file is no longer the one that was opened."""
         renamed = self.validator and answer.validator and self.validator != answer.validator
         resized = self.total and answer.total and self.total != answer.total
         return bool(renamed or resized)
 
-    def _open(self) -> Answer:
+    def _open(self) -> RangeResponse:
         """The answer of the first mirror that serves the file, from `position` or from 0."""
         while self._urls:
             try:
                 return self._ask()
-            except (requests.RequestException, Refused) as error:
+            except (requests.RequestException, MirrorError) as error:
                 self._give_up(reason_of(error))
         raise UserError("; ".join(self._errors))
 
-    def _ask(self) -> Answer:
-        return ask(
+    def _ask(self) -> RangeResponse:
+        return request_range(
             self._session, self._urls[0], self.position, validator=self.validator,
-            expected_bytes=self._expected, patience=self._patience,
+            expected_bytes=self._expected, retry_policy=self._retry_policy,
         )  # fmt: skip
 
     def _give_up(self, reason: str) -> None:
@@ -191,16 +191,16 @@ class RemoteFile(io.RawIOBase):
         self._errors.append(f"{self._urls.pop(0)}: {reason}")
         self._failures, self.validator = 0, ""  # another server names its versions otherwise
 
-    def _take(self, answer: Answer) -> None:
+    def _take(self, answer: RangeResponse) -> None:
         self._body = answer.response.raw
         self.validator = answer.validator
         self.total = answer.total or self.total
 
 
-def session(patience: Patience) -> requests.Session:
-    """A session that repeats a failed request three times; bodies have more patience."""
+def session(retry_policy: RetryPolicy) -> requests.Session:
+    """A session that repeats a failed request three times; bodies use the retry policy."""
     retry = urllib3.Retry(
-        total=min(patience.retries, 3), backoff_factor=patience.backoff_seconds,
+        total=min(retry_policy.retries, 3), backoff_factor=retry_policy.backoff_seconds,
         backoff_max=MAX_BACKOFF_SECONDS, status_forcelist=BUSY, raise_on_status=False,
     )  # fmt: skip
     made = requests.Session()
@@ -212,10 +212,10 @@ def session(patience: Patience) -> requests.Session:
     return made
 
 
-def ask(
+def request_range(
     http: requests.Session, url: str, offset: int, *, last: int | None = None, validator: str = "",
-    expected_bytes: int = 0, patience: Patience,
-) -> Answer:  # fmt: skip
+    expected_bytes: int = 0, retry_policy: RetryPolicy,
+) -> RangeResponse:  # fmt: skip
     """The answer, read up to its body, to a request for bytes offset..last of a file (None: its end).
 
     The answer may begin at 0 where the server has no ranges or the file is not the one of
@@ -228,14 +228,14 @@ def ask(
         expected_bytes: the length that the file must have; 0: any.
     Raises:
         ConnectionError: the server is busy, so it may be asked again.
-        Refused: it does not serve this file, or not these bytes of it.
+        MirrorError: it does not serve this file, or not these bytes of it.
     """
     headers = {}
     if offset or last is not None:
         headers["Range"] = f"bytes={offset}-{'' if last is None else last}"
         if validator:
             headers["If-Range"] = validator
-    response = http.get(url, headers=headers, stream=True, timeout=patience.timeout_seconds)
+    response = http.get(url, headers=headers, stream=True, timeout=retry_policy.timeout_seconds)
     start, total = 0, int(response.headers.get("Content-Length") or 0)
     if response.status_code in (206, 416):
         # "bytes 100-199/5000" or, for an offset beyond the end, "bytes */5000"
@@ -247,18 +247,18 @@ def ask(
     ended = response.status_code == 416 and total == offset
     if response.status_code == 416 and offset and not ended:
         response.close()
-        return ask(http, url, 0, expected_bytes=expected_bytes, patience=patience)
+        return request_range(http, url, 0, expected_bytes=expected_bytes, retry_policy=retry_policy)
     if not (response.status_code in (200, 206) or ended):
         response.close()
         if response.status_code in BUSY:
             raise requests.ConnectionError(f"the server answers {response.status_code}")
-        raise Refused(f"the server answers {response.status_code} {response.reason}")
+        raise MirrorError(f"the server answers {response.status_code} {response.reason}")
     if start not in (0, offset) or (response.status_code == 206 and not total):
-        raise Refused(f"asked for byte {offset}, got {response.headers.get('Content-Range')}")
+        raise MirrorError(f"asked for byte {offset}, got {response.headers.get('Content-Range')}")
     if expected_bytes and total and total != expected_bytes:
         response.close()
-        raise Refused(f"the server has {total:,} bytes, expected {expected_bytes:,}")
-    return Answer(response, start, total, _validator(response))
+        raise MirrorError(f"the server has {total:,} bytes, expected {expected_bytes:,}")
+    return RangeResponse(response, start, total, _validator(response))
 
 
 def _validator(response: requests.Response) -> str:

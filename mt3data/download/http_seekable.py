@@ -12,48 +12,64 @@ from typing import Any
 import requests
 import urllib3
 
-from mt3data.download.http import PATIENT, Patience, Refused, ask, reason_of, session
+from mt3data.download.http import (
+    RETRY_POLICY,
+    MirrorError,
+    RetryPolicy,
+    reason_of,
+    request_range,
+    session,
+)
 from mt3data.errors import UserError
 
 # One request asks for so much: little after a jump, more and more while reading goes straight on.
 FIRST_BYTES, MOST_BYTES = 1 << 16, 1 << 24
 
 
-class RangedFile(io.RawIOBase):
+class SeekableHttpFile(io.RawIOBase):
     """One remote file, read where one wants by HTTP Range.
 
-    Reads that are short would be many, so wrap it: io.BufferedReader(RangedFile(...), FIRST_BYTES).
+    Reads that are short would be many, so wrap it: io.BufferedReader(SeekableHttpFile(...), FIRST_BYTES).
     """
 
     def __init__(
-        self, urls: Sequence[str], *, expected_bytes: int = 0, patience: Patience = PATIENT
+        self,
+        urls: Sequence[str],
+        *,
+        expected_bytes: int = 0,
+        retry_policy: RetryPolicy = RETRY_POLICY,
     ) -> None:
         """Asks the first of urls that serves ranges for the length of the file.
 
         Args:
             expected_bytes: the length that it must have; 0 where it is not known.
         Raises:
-            UserError: no mirror serves the file by ranges; Refused by one, the next is asked.
+            UserError: no mirror serves the file by ranges; MirrorError by one, the next is asked.
         """
-        self._patience, self._session = patience, session(patience)
+        self._retry_policy, self._session = retry_policy, session(retry_policy)
         self._position = self._start = 0
         self._held = b""  # what was fetched last, from byte _start on
         self._ahead = FIRST_BYTES
         errors = []
         for url in urls:
             try:
-                answer = ask(
-                    self._session, url, 0, last=0, expected_bytes=expected_bytes, patience=patience
+                answer = request_range(
+                    self._session,
+                    url,
+                    0,
+                    last=0,
+                    expected_bytes=expected_bytes,
+                    retry_policy=retry_policy,
                 )
                 answer.response.close()
                 if answer.response.status_code != 206 or not answer.total:
-                    raise Refused(
+                    raise MirrorError(
                         "the server does not serve parts of a file (HTTP Range), so members cannot "
                         "be fetched alone; leave out --select"
                     )
                 self._url, self.total, self._validator = url, answer.total, answer.validator
                 return
-            except (requests.RequestException, Refused) as error:
+            except (requests.RequestException, MirrorError) as error:
                 errors.append(f"{url}: {reason_of(error)}")
         raise UserError("; ".join(errors))
 
@@ -101,20 +117,20 @@ class RangedFile(io.RawIOBase):
                 return self._fetch(wanted)
             except (requests.RequestException, urllib3.exceptions.HTTPError, OSError) as error:
                 failures += 1
-                if failures > self._patience.retries:
+                if failures > self._retry_policy.retries:
                     raise UserError(f"{self._url}: {reason_of(error)}") from error
-                self._patience.wait(failures)
-            except Refused as error:
+                self._retry_policy.wait(failures)
+            except MirrorError as error:
                 raise UserError(f"{self._url}: {error}") from error
 
     def _fetch(self, wanted: int) -> bytes:
-        answer = ask(
+        answer = request_range(
             self._session, self._url, self._position, last=self._position + wanted - 1,
-            validator=self._validator, expected_bytes=self.total, patience=self._patience,
+            validator=self._validator, expected_bytes=self.total, retry_policy=self._retry_policy,
         )  # fmt: skip
         with answer.response as response:
             if response.status_code != 206 or answer.validator != self._validator:
-                raise Refused("changed on the server while it was read; run the command again")
+                raise MirrorError("changed on the server while it was read; run the command again")
             data = response.raw.read(wanted)
         if len(data) != wanted:
             raise ConnectionError(f"{len(data)} of {wanted} bytes came")

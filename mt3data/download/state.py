@@ -14,22 +14,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mt3data.datasets.manifest import Manifest
+from mt3data.datasets.manifest import DatasetManifest
 from mt3data.files import format_bytes
 
 STATE = ".mt3kit"
-LEDGER = "download.json"
+DOWNLOAD_RECORD = "download.json"
 
 
-def dataset_folder(manifest: Manifest, root: Path) -> Path:
+def dataset_folder(manifest: DatasetManifest, root: Path) -> Path:
     """Where the dataset lies: root itself if it carries the folder's name, else below it."""
     name = manifest.folder or manifest.name
     return root if root.resolve().name == name else root / name
 
 
-def read_ledger(folder: Path) -> dict[str, dict[str, Any]]:
+def read_download_record(folder: Path) -> dict[str, dict[str, Any]]:
     """What was downloaded whole into a folder: source id -> bytes, checksums, select, members."""
-    path = folder / STATE / LEDGER
+    path = folder / STATE / DOWNLOAD_RECORD
     if not path.is_file():
         return {}
     return json.loads(path.read_text(encoding="utf-8"))["sources"]
@@ -40,24 +40,24 @@ def log_path(folder: Path, source_id: str) -> Path:
     return folder / STATE / f"{source_id}.members.jsonl"
 
 
-def report(manifest: Manifest, folder: Path) -> list[str]:
+def report(manifest: DatasetManifest, folder: Path) -> list[str]:
     """What lies in a dataset's folder, in words: sources, what could not be checked, archives."""
-    ledger, bare = read_ledger(folder), 0
-    there = [source for source in manifest.sources if source.id in ledger]
+    record, bare = read_download_record(folder), 0
+    there = [source for source in manifest.sources if source.id in record]
     first = f"{folder}: {len(there)} of {len(manifest.sources)} sources are there and were checked"
-    rest = [source for source in manifest.sources if source.id not in ledger]
+    rest = [source for source in manifest.sources if source.id not in record]
     if rest and all(source.optional for source in rest):
         named = ", ".join(source.id for source in rest)
         first += f"; nothing else is needed (optional, with --source: {named})"
     lines = [first]
     for source in there:
-        if ledger[source.id]["select"] and not ledger[source.id]["sha256"]:
+        if record[source.id]["select"] and not record[source.id]["sha256"]:
             lines.append(f"  {source.id}: members came alone, checked by their CRC-32 only")
         elif not (source.md5 or source.sha256):
             bare += 1
     if bare:
         lines.append(
-            f"  {bare} sources have no published checksum; {STATE}/{LEDGER} says what came"
+            f"  {bare} sources have no published checksum; {STATE}/{DOWNLOAD_RECORD} says what came"
         )
     ours = (".json", ".jsonl", "lock")
     archives = [p for p in (folder / STATE).iterdir() if not p.name.endswith(ours)]
@@ -70,7 +70,7 @@ def report(manifest: Manifest, folder: Path) -> list[str]:
 
 
 @dataclass
-class MemberLog:
+class ExtractionLog:
     """Which members of one archive lie on the disk, by their place in it.
 
     The first line names the archive and how it is unpacked; a log of another archive is begun anew.

@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path, PurePosixPath
 from typing import IO, BinaryIO, Protocol, cast
 
-from mt3data.download.state import MemberLog
+from mt3data.download.state import ExtractionLog
 from mt3data.errors import UserError
 from mt3data.files import file_has_size
 
@@ -103,7 +103,7 @@ class Member:
 
 
 def unpack_zip(
-    file: Path | BinaryIO, place: Placement, log: MemberLog,
+    file: Path | BinaryIO, place: Placement, log: ExtractionLog,
     on_bytes: Callable[[int], None] = lambda n: None,
 ) -> int:  # fmt: skip
     """Unpacks a zip, or the selected members of it; returns how many members were selected.
@@ -111,7 +111,7 @@ def unpack_zip(
     Names, kinds and the total size are judged before the first member is written.
 
     Args:
-        file: a file, or anything that can be read and sought, such as a RangedFile.
+        file: a file, or anything that can be read and sought, such as a SeekableHttpFile.
         on_bytes: called with the size of each part of a member that was written or passed over.
     Raises:
         DamagedArchive: the archive is damaged or unsafe.
@@ -157,7 +157,7 @@ def zip_sizes(file: Path | BinaryIO, place: Placement) -> dict[str, int]:
 
 
 def unpack_tar_gz(
-    stream: Readable, place: Placement, log: MemberLog,
+    stream: Readable, place: Placement, log: ExtractionLog,
     on_bytes: Callable[[int], None] = lambda n: None,
 ) -> int:  # fmt: skip
     """Unpacks a tar.gz that can only be read in order, from its start to its very end.
@@ -212,7 +212,7 @@ def _content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
 
 
 def _unpack(
-    members: Iterable[Member], place: Placement, log: MemberLog, on_bytes: Callable[[int], None],
+    members: Iterable[Member], place: Placement, log: ExtractionLog, on_bytes: Callable[[int], None],
     compare: bool = False,
 ) -> None:  # fmt: skip
     top = place.folder.resolve()

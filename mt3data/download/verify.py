@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from mt3data.datasets.manifest import Manifest, row_paths
+from mt3data.datasets.manifest import DatasetManifest, row_paths
 from mt3data.download.fetch import file_name
-from mt3data.download.state import STATE, dataset_folder, log_path, read_ledger, read_log
+from mt3data.download.state import STATE, dataset_folder, log_path, read_download_record, read_log
 from mt3data.errors import UserError
 
 BLOCK_BYTES = 1 << 20
@@ -41,22 +41,22 @@ class Fault:
         return f"{self.kind}: {self.path} ({self.detail})"
 
 
-def known_files(manifest: Manifest, folder: Path) -> dict[str, Known]:
+def known_files(manifest: DatasetManifest, folder: Path) -> dict[str, Known]:
     """Every file that must lie in the folder, by its path below it.
 
     Where only parts were asked for (`download --select` or `--source`), the logs alone decide.
     """
-    ledger = read_ledger(folder)
+    record = read_download_record(folder)
     known = {
         entry["path"]: Known(entry["bytes"], entry["sha256"])
         for log in sorted((folder / STATE).glob("*.members.jsonl"))
         for entry in read_log(log)
     }
-    for entry in ledger.values():
+    for entry in record.values():
         if "path" in entry:
             known[entry["path"]] = Known(entry["bytes"], entry["sha256"])
-    whole = [s.id for s in manifest.sources if s.id in ledger and not ledger[s.id]["select"]]
-    partial = bool(ledger) and any(s.id not in whole for s in manifest.sources if not s.optional)
+    whole = [s.id for s in manifest.sources if s.id in record and not record[s.id]["select"]]
+    partial = bool(record) and any(s.id not in whole for s in manifest.sources if not s.optional)
     for path, md5 in _listed(manifest):
         if path in known or not partial:
             known[path] = replace(known.get(path, Known()), md5=md5)
@@ -64,7 +64,7 @@ def known_files(manifest: Manifest, folder: Path) -> dict[str, Known]:
 
 
 def verify(
-    manifest: Manifest, root: Path, *, fast: bool = False,
+    manifest: DatasetManifest, root: Path, *, fast: bool = False,
     on_file: Callable[[str], None] = lambda path: None,
 ) -> list[Fault]:  # fmt: skip
     """The faults of a dataset's files, sorted by path.
@@ -97,15 +97,15 @@ def verify(
     return sorted(faults, key=lambda fault: fault.path)
 
 
-def _unfinished(manifest: Manifest, folder: Path) -> Iterator[Fault]:
+def _unfinished(manifest: DatasetManifest, folder: Path) -> Iterator[Fault]:
     """Sources whose download has begun, or should have, and is not complete."""
     if not (folder / STATE).is_dir():
         return
-    ledger = read_ledger(folder)
-    chosen = any(s.id in ledger for s in manifest.sources if s.optional)
+    record = read_download_record(folder)
+    chosen = any(s.id in record for s in manifest.sources if s.optional)
     for source in manifest.sources:
         begun = log_path(folder, source.id).is_file()
-        if source.id not in ledger and (begun or not (source.optional or chosen)):
+        if source.id not in record and (begun or not (source.optional or chosen)):
             detail = f"not downloaded whole; run `mt3data download {manifest.name}`"
             yield Fault("missing", str(Path(source.into) / file_name(source)), detail)
 
@@ -146,7 +146,7 @@ def _extra(folder: Path, known: dict[str, Known]) -> Iterator[Fault]:
             yield Fault("extra", name, "not part of the dataset")
 
 
-def _listed(manifest: Manifest) -> Iterator[tuple[str, str]]:
+def _listed(manifest: DatasetManifest) -> Iterator[tuple[str, str]]:
     """(path, md5 or "") of the files that the manifest's rows name."""
     for row in manifest.rows.values():
         for column in ("audio", "labels"):

@@ -14,20 +14,20 @@ from typing import Any
 
 from mt3data.datasets.manifest import Source
 from mt3data.download.fetch import fetch
-from mt3data.download.http import PATIENT, Patience
+from mt3data.download.http import RETRY_POLICY, RetryPolicy
 from mt3data.files import file_has_size, file_lock, require_space, write_atomically
 from mt3data.shards.format import MANIFEST, parse_manifest
 from mt3data.shards.stream import is_address, local_path, read_remote
 
 
-def cached(build: str | Path, cache: Path, patience: Patience = PATIENT) -> Path:
+def cached(build: str | Path, cache: Path, retry_policy: RetryPolicy = RETRY_POLICY) -> Path:
     """The folder of a build on this machine, fetched if need be.
 
     Args:
         build: an http(s) address of a build; a path or file: address is returned as it is.
         cache: folder for builds. This one goes into DATASET-SUM, where SUM is of its manifest, so a
             build that changes on the server is another folder.
-        patience: with the server.
+        retry_policy: with the server.
     Raises:
         UserError: the server does not serve it, or serves other bytes than the manifest says; the
             file is named, and kept as NAME.bad.
@@ -35,7 +35,7 @@ def cached(build: str | Path, cache: Path, patience: Patience = PATIENT) -> Path
     if not is_address(build):
         return local_path(build)
     base = str(build).rstrip("/")
-    data = read_remote(f"{base}/{MANIFEST}", patience)
+    data = read_remote(f"{base}/{MANIFEST}", retry_policy)
     manifest = parse_manifest(data, f"{base}/{MANIFEST}")
     folder = cache / f"{manifest['dataset']}-{hashlib.sha256(data).hexdigest()[:12]}"
     (folder / "index").mkdir(parents=True, exist_ok=True)
@@ -49,7 +49,7 @@ def cached(build: str | Path, cache: Path, patience: Patience = PATIENT) -> Path
                 entry["name"], f"{base}/{entry['name']}", bytes=entry["bytes"],
                 sha256=entry["sha256"], status="verified",
             )  # fmt: skip
-            fetch(source, folder / entry["name"], patience)
+            fetch(source, folder / entry["name"], retry_policy)
         if not (folder / MANIFEST).is_file():
             write_atomically(folder / MANIFEST, data)
     return folder

@@ -25,7 +25,7 @@ from urllib.request import url2pathname
 
 import numpy as np
 
-from mt3data.download.http import PATIENT, Patience, RemoteFile
+from mt3data.download.http import RETRY_POLICY, RemoteFile, RetryPolicy
 from mt3data.errors import UserError
 from mt3data.shards.format import (
     MANIFEST,
@@ -61,7 +61,7 @@ class Shard:
 
 def stream(
     builds: Sequence[str | Path], split: str = "train", *, seed: int = 0, epoch: int = 0,
-    rank: int = 0, world_size: int = 1, patience: Patience = PATIENT,
+    rank: int = 0, world_size: int = 1, retry_policy: RetryPolicy = RETRY_POLICY,
 ) -> webdataset.DataPipeline:  # fmt: skip
     """All records of one epoch that fall to one process, shard after shard.
 
@@ -72,7 +72,7 @@ def stream(
             come as they are stored; add webdataset.shuffle for more.
         rank, world_size: which process of how many; it gets every world_size-th shard. Workers of a
             DataLoader divide these further.
-        patience: with a web server.
+        retry_policy: with a web server.
     Returns:
         A webdataset.DataPipeline, to which stages can be added. It yields {"key": str, "json": dict,
         "tokens": int16 [n], "notes": float64 [n, 7]} and "mel" float16 [frames, n_mels] or "audio"
@@ -84,7 +84,7 @@ def stream(
     """
     import webdataset
 
-    shards = epoch_shards(builds, split, seed=seed, epoch=epoch, patience=patience)[
+    shards = epoch_shards(builds, split, seed=seed, epoch=epoch, retry_policy=retry_policy)[
         rank::world_size
     ]
     if not shards:
@@ -92,12 +92,17 @@ def stream(
     return webdataset.DataPipeline(
         partial(iter, shards),
         webdataset.split_by_worker,
-        partial(_records_of, patience=patience),
+        partial(_records_of, retry_policy=retry_policy),
     )
 
 
 def epoch_shards(
-    builds: Sequence[str | Path], split: str, *, seed: int, epoch: int, patience: Patience = PATIENT
+    builds: Sequence[str | Path],
+    split: str,
+    *,
+    seed: int,
+    epoch: int,
+    retry_policy: RetryPolicy = RETRY_POLICY,
 ) -> list[Shard]:
     """The shards of a split of all builds, in the order of an epoch; see `stream`.
 
@@ -105,7 +110,7 @@ def epoch_shards(
         UserError: a build cannot be opened, or has no such split.
     """
     shards: list[Shard] = []
-    for base, manifest in open_builds(builds, patience):
+    for base, manifest in open_builds(builds, retry_policy):
         if split not in manifest["splits"]:
             raise UserError(
                 f"{base} has no split {split!r}; it has {', '.join(manifest['splits'])}"
@@ -141,43 +146,43 @@ def local_path(build: str | Path) -> Path:
     return Path(url2pathname(urlsplit(text).path) if text.startswith("file:") else text)
 
 
-def read_remote(url: str, patience: Patience = PATIENT) -> bytes:
+def read_remote(url: str, retry_policy: RetryPolicy = RETRY_POLICY) -> bytes:
     """The content of a small remote file at a url.
 
     Raises:
         UserError: it is not served.
     """
-    with RemoteFile([url], patience=patience) as remote:
+    with RemoteFile([url], retry_policy=retry_policy) as remote:
         return remote.read()
 
 
 def open_builds(
-    builds: Sequence[str | Path], patience: Patience = PATIENT
+    builds: Sequence[str | Path], retry_policy: RetryPolicy = RETRY_POLICY
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """Path or address, and manifest, of every build."""
     for build in builds:
         if is_address(build):
             base = str(build).rstrip("/")
             url = f"{base}/{MANIFEST}"
-            yield base, parse_manifest(read_remote(url, patience), url)
+            yield base, parse_manifest(read_remote(url, retry_policy), url)
         else:
             for folder in find_builds(local_path(build)):
                 yield str(folder), read_manifest(folder)
 
 
-def _records_of(shards: Iterable[Shard], patience: Patience) -> Iterator[Record]:
+def _records_of(shards: Iterable[Shard], retry_policy: RetryPolicy) -> Iterator[Record]:
     for shard in shards:
-        yield from read_shard(shard, patience)
+        yield from read_shard(shard, retry_policy)
 
 
-def read_shard(shard: Shard, patience: Patience = PATIENT) -> Iterator[Record]:
+def read_shard(shard: Shard, retry_policy: RetryPolicy = RETRY_POLICY) -> Iterator[Record]:
     """The records of a shard, in order; see `stream`.
 
     Raises:
         UserError: the shard is shorter or longer than the manifest says, holds another number of
             records, or a member that a record does not have.
     """
-    with _open(shard, patience) as file:
+    with _open(shard, retry_policy) as file:
         tar = TarReader(file, most_bytes=shard.bytes)
         try:
             n_records = yield from _records(tar, shard)
@@ -217,9 +222,9 @@ def _records(tar: TarReader, shard: Shard) -> Generator[Record, None, int]:
     return n_records
 
 
-def _open(shard: Shard, patience: Patience) -> BinaryIO:
+def _open(shard: Shard, retry_policy: RetryPolicy) -> BinaryIO:
     if is_address(shard.where):
-        remote = RemoteFile([shard.where], expected_bytes=shard.bytes, patience=patience)
+        remote = RemoteFile([shard.where], expected_bytes=shard.bytes, retry_policy=retry_policy)
         return cast(BinaryIO, io.BufferedReader(remote, BUFFER_BYTES))
     try:
         return Path(shard.where).open("rb", BUFFER_BYTES)

@@ -55,7 +55,7 @@ def evaluate(
 ) -> None:  # fmt: skip
     """Scores a model on the recordings in shards.
 
-    FOLDER is a build, or a folder of builds. Tables are in profile `fixed`, the last one in `paper`
+    FOLDER is a build, or a folder of builds. Tables use scoring `corrected`, the last one `mt3`
     (see `mt3train score --help`) beside the figures of MT3's paper.
 
     \b
@@ -129,12 +129,12 @@ def _print_instruments(results: Sequence[TrackScores]) -> None:
 @click.argument("estimate", type=PATH)
 @click.option("--part", "parts", multiple=True, metavar="NAME=PROGRAM",
               help="Score these notes on their own, too: Bass=33, Drums=drums; may be repeated.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="All scores in both profiles as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="All scores of both scorings as JSON.")
 def score(reference: Path, estimate: Path, parts: tuple[str, ...], as_json: bool) -> None:
     """Compares two MIDI files, of any transcriber.
 
     REFERENCE has the notes that should be there, ESTIMATE those that were found. The last column is
-    in profile `paper`, which is what MT3's own code returns. The others are `fixed`, which leaves
+    in scoring `mt3`, which is what MT3's own code returns. The others are `corrected`, which leaves
     its mistakes out: there quiet notes count as frames, short notes keep their length, all drums are
     drums, and what neither file holds has no score.
 
@@ -149,39 +149,39 @@ def score(reference: Path, estimate: Path, parts: tuple[str, ...], as_json: bool
 
     notes = read_midi(reference), read_midi(estimate)
     specs = [_track_spec(part) for part in parts]
-    fixed, paper = (
-        transcription_scores(*notes, profile=profile, tracks=specs)
-        for profile in ("fixed", "paper")
+    corrected, mt3 = (
+        transcription_scores(*notes, scoring=scoring, tracks=specs)
+        for scoring in ("corrected", "mt3")
     )
     instruments = instrument_scores(*notes)
     if as_json:
-        known = {name: None if math.isnan(value) else value for name, value in fixed.items()}
+        known = {name: None if math.isnan(value) else value for name, value in corrected.items()}
         table = [asdict(one) | {"name": one.name} for one in instruments]
-        print_json({**known, "paper": paper, "instruments": table})
+        print_json({**known, "mt3": mt3, "instruments": table})
     else:
         click.echo(
             f"{reference}: {plural(len(notes[0]), 'note')}; {estimate}: {plural(len(notes[1]), 'note')}"
         )
         rows = ROWS | {
             f"{spec.name}, {what}": f"{spec.name}/{name}" for spec in specs
-            for what, name in ROWS.items() if f"{spec.name}/{name}_f1" in fixed
+            for what, name in ROWS.items() if f"{spec.name}/{name}_f1" in corrected
         }  # fmt: skip
-        _print_scores(fixed, paper, rows)
+        _print_scores(corrected, mt3, rows)
         click.echo("\n" + "\n".join(instrument_table(instruments)))
     _remark_on_length(*notes)
 
 
 def _print_scores(
-    fixed: Mapping[str, float], paper: Mapping[str, float], rows: Mapping[str, str]
+    corrected: Mapping[str, float], mt3: Mapping[str, float], rows: Mapping[str, str]
 ) -> None:
     width = max(map(len, rows)) + 2
-    click.echo(f"{'':{width}}{'precision':>10}{'recall':>10}{'F1':>10}{'F1, paper':>12}")
+    click.echo(f"{'':{width}}{'precision':>10}{'recall':>10}{'F1':>10}{'F1, mt3':>12}")
     for what, name in rows.items():
-        values = [fixed[f"{name}_{measure}"] for measure in ("precision", "recall", "f1")]
+        values = [corrected[f"{name}_{measure}"] for measure in ("precision", "recall", "f1")]
         cells = "".join(f"{'-':>10}" if math.isnan(v) else f"{v:10.3f}" for v in values)
-        click.echo(f"{what:{width}}{cells}{paper[f'{name}_f1']:12.3f}")
-    if not math.isnan(fixed["leakage"]):
-        click.echo(f"leakage: {100 * fixed['leakage']:.1f} % of the notes that are right in pitch and "
+        click.echo(f"{what:{width}}{cells}{mt3[f'{name}_f1']:12.3f}")
+    if not math.isnan(corrected["leakage"]):
+        click.echo(f"leakage: {100 * corrected['leakage']:.1f} % of the notes that are right in pitch and "
                    "onset stand under a wrong program")  # fmt: skip
 
 

@@ -6,8 +6,8 @@ builds keep for their evaluation splits (for a training split, the notes of its 
 trimmed). Shards hold log-mel as float16 or audio as int16, so a transcription of the recording may
 differ in a rare token.
 
-Every track is scored in both profiles of mt3train.evaluation.metrics: `paper`, to stand beside published
-numbers, and `fixed`. As in the original a mean is over tracks, whatever their length; of `fixed`
+Every track is scored in both scorings of mt3train.evaluation.metrics: `mt3`, to stand beside published
+numbers, and `corrected`. As in the original a mean is over tracks, whatever their length; of `corrected`
 scores it leaves out tracks that have nothing to score, such as drums where there are none.
 """
 
@@ -31,7 +31,7 @@ from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import VocabularyConfig
 from mt3data.shards.index import TrackRecords, read_tracks
 from mt3train.evaluation.leakage import InstrumentScores, instrument_scores
-from mt3train.evaluation.metrics import MEASURES, PROFILES, SCORES, transcription_scores
+from mt3train.evaluation.metrics import MEASURES, SCORES, SCORINGS, transcription_scores
 from mt3train.model import MT3
 from mt3train.transcription.segments import require_fit, segments_of
 from mt3train.transcription.transcribe import Decoding, Transcription, transcribe_segments
@@ -49,9 +49,9 @@ class TrackScores:
 
     Attributes:
         track: its short id.
-        scores: as mt3train.evaluation.metrics.transcription_scores returns them, and program_precision, _recall
-            and _f1 with programs as finely told apart as the model does. NaN where there is nothing.
-        paper: the same in profile "paper".
+        scores: scoring ("corrected", "mt3") -> name -> value, as
+            mt3train.evaluation.metrics.transcription_scores returns them, and program_precision,
+            _recall and _f1 at the granularity of the model. NaN if there is nothing to score.
         instruments: counts by program, as finely as the model tells them apart.
         n_reference: notes in the reference.
         n_estimate: notes found.
@@ -61,18 +61,13 @@ class TrackScores:
     """
 
     track: str
-    scores: dict[str, float]
-    paper: dict[str, float]
+    scores: dict[str, dict[str, float]]
     instruments: list[InstrumentScores]
     n_reference: int
     n_estimate: int
     n_segments: int
     invalid: int
     dropped: int
-
-    def of(self, profile: str) -> dict[str, float]:
-        """The scores in profile "fixed" or "paper"."""
-        return self.paper if profile == "paper" else self.scores
 
 
 def evaluate(
@@ -124,19 +119,19 @@ def evaluate(
 
 
 def mean_scores(results: Sequence[TrackScores]) -> dict[str, float]:
-    """Mean of each `fixed` score over the tracks that have it (0.0 if none has).
+    """Mean of each `corrected` score over the tracks that have it (0.0 if none has).
 
     Args:
         results: tracks of one or several builds; may be empty.
     """
-    names = results[0].scores if results else NAMES
-    means = {name: nan_mean(values_of(results, name, "fixed")) for name in names}
+    names = results[0].scores["corrected"] if results else NAMES
+    means = {name: nan_mean(values_of(results, name, "corrected")) for name in names}
     return {name: 0.0 if math.isnan(mean) else mean for name, mean in means.items()}
 
 
-def values_of(results: Sequence[TrackScores], name: str, profile: str) -> np.ndarray:
-    """The score of a name in a profile, of each track: float64 [tracks], NaN where there is none."""
-    return np.array([result.of(profile).get(name, math.nan) for result in results], np.float64)
+def values_of(results: Sequence[TrackScores], name: str, scoring: str) -> np.ndarray:
+    """The score of a name in a scoring, of each track: float64 [tracks], NaN where there is none."""
+    return np.array([result.scores[scoring].get(name, math.nan) for result in results], np.float64)
 
 
 def nan_mean(values: np.ndarray) -> float:
@@ -177,18 +172,17 @@ def score_notes(
         vocabulary: of the model that found it.
     """
     granularity, scores = vocabulary.granularity, {}
-    for profile in PROFILES:
-        scores[profile] = transcription_scores(
-            reference, found.notes, profile=profile, has_offsets=vocabulary.encoding != "onsets"
+    for scoring in SCORINGS:
+        scores[scoring] = transcription_scores(
+            reference, found.notes, scoring=scoring, has_offsets=vocabulary.encoding != "onsets"
         )
         for measure in MEASURES:
-            scores[profile][f"program_{measure}"] = scores[profile][
+            scores[scoring][f"program_{measure}"] = scores[scoring][
                 f"program_{granularity}_{measure}"
             ]
     return TrackScores(
         track=track,
-        scores=scores["fixed"],
-        paper=scores["paper"],
+        scores=scores,
         instruments=instrument_scores(reference, found.notes, granularity),
         n_reference=len(reference),
         n_estimate=len(found.notes),

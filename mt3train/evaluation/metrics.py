@@ -1,17 +1,17 @@
-"""Scores of an estimate against a reference, under short names, in two profiles.
+"""Scores of an estimate against a reference, under short names, in two scorings.
 
-`paper` returns, to 1e-9, what MT3's own code returns (tests/golden/metrics.json). `fixed`, the
+`mt3` returns, to 1e-9, what MT3's own code returns (tests/golden/metrics.json). `corrected`, the
 default, differs where that code does something that no one would want:
 
-    frame        paper: frames of the reference count where velocities sum to more than 30, those of
+    frame        mt3: frames of the reference count where velocities sum to more than 30, those of
                  the estimate where they exceed 0, so that a quiet piece scores below 1 against
                  itself; of notes with instrument 0 only one program's are seen.
-                 fixed: a frame sounds or not, and all notes count.
-    tolerance_*  paper: of notes that the frame score before it made at least 50 ms long.
-                 fixed: of the notes.
-    program_*, drum   paper: drums with different programs differ, and an estimate has program 0.
-                 fixed: a drum is a drum. A reference from MIDI may say 128 or 40.
-    all          paper: 0 where neither side holds notes. fixed: NaN, and a mean leaves it out.
+                 corrected: a frame sounds or not, and all notes count.
+    tolerance_*  mt3: of notes that the frame score before it made at least 50 ms long.
+                 corrected: of the notes.
+    program_*, drum   mt3: drums with different programs differ, and an estimate has program 0.
+                 corrected: a drum is a drum. A reference from MIDI may say 128 or 40.
+    all          mt3: 0 where neither side holds notes. corrected: NaN, and a mean leaves it out.
 
 Scores: `onset` (50 ms, equal pitch), `onset_offset` (and offsets), `onset_velocity`,
 `onset_offset_velocity`, `frame`, `tolerance_S` (onset_offset with S seconds in place of 50 ms): of
@@ -31,7 +31,7 @@ from mt3train.evaluation import frames as pianoroll
 from mt3train.evaluation.leakage import confusion, leakage
 from mt3train.evaluation.note_matching import Counts, count
 
-PROFILES = ("fixed", "paper")
+SCORINGS = ("corrected", "mt3")
 MEASURES = ("precision", "recall", "f1")
 GRANULARITIES = ("flat", "midi_class", "full")
 TOLERANCES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)  # s; mt3/metrics.py _note_onset_tolerance_sweep
@@ -49,7 +49,7 @@ class TrackSpec:
 
     Attributes:
         name: prefix of its scores, "Bass/onset_f1".
-        program: 0 to 127; of drums it counts in profile "paper" only.
+        program: 0 to 127; of drums it counts in scoring "mt3" only.
         is_drum: whether the part is drums.
     """
 
@@ -59,7 +59,7 @@ class TrackSpec:
 
 
 def transcription_scores(
-    reference: Notes, estimate: Notes, *, profile: str = "fixed", has_offsets: bool = True,
+    reference: Notes, estimate: Notes, *, scoring: str = "corrected", has_offsets: bool = True,
     tracks: Sequence[TrackSpec] = (),
 ) -> dict[str, float]:  # fmt: skip
     """Scores of one track, in [0, 1].
@@ -67,51 +67,51 @@ def transcription_scores(
     Args:
         reference: the notes that are there, in any order, before overlaps are trimmed.
         estimate: the notes that were found.
-        profile: "fixed" or "paper", see the module's text.
+        scoring: "corrected" or "mt3", see the module's text.
         has_offsets: False for models that write onsets only: leaves out the scores of offsets and
             velocities that the original leaves out for these.
         tracks: parts to be scored on their own as well.
     Returns:
         Values by name, SCORES and for each of `tracks` its name, "/" and onset, onset_offset (not of
-        drums), ..., frame. Profile "paper" has no leakage.
+        drums), ..., frame. Scoring "mt3" has no leakage.
     Raises:
-        ValueError: a note ends before it begins, or begins before time 0; or no such profile.
+        ValueError: a note ends before it begins, or begins before time 0; or no such scoring.
 
     Source: mt3/metrics.py transcription_metrics.
     """
-    if profile not in PROFILES:
-        raise ValueError(f"profile={profile!r}; expected fixed or paper")
-    is_paper = profile == "paper"
+    if scoring not in SCORINGS:
+        raise ValueError(f"scoring={scoring!r}; expected corrected or mt3")
+    like_mt3 = scoring == "mt3"
     for notes, side in ((reference, "reference"), (estimate, "estimate")):
         _require_forward(notes, side)
-    if not is_paper:
+    if not like_mt3:
         reference, estimate = _plain(reference), _plain(estimate)
     pitched = reference[~reference.is_drum], estimate[~estimate.is_drum]
-    found = _part_counts(*pitched, has_offsets, False, is_paper)
+    found = _part_counts(*pitched, has_offsets, False, like_mt3)
     for spec in tracks:
-        part = _part(reference, spec, is_paper), _part(estimate, spec, is_paper)
-        counts = _part_counts(*part, has_offsets, spec.is_drum, is_paper)
+        part = _part(reference, spec, like_mt3), _part(estimate, spec, like_mt3)
+        counts = _part_counts(*part, has_offsets, spec.is_drum, like_mt3)
         found |= {f"{spec.name}/{name}": value for name, value in counts.items()}
     for granularity in GRANULARITIES:
         found |= _program_counts(reference, estimate, granularity)
-    if is_paper:  # the frame scores have changed the notes by now
+    if like_mt3:  # the frame scores have changed the notes by now
         pitched = (
             pianoroll.with_minimum_length(pitched[0], False),
             pianoroll.with_minimum_length(pitched[1], False),
         )
     for tolerance in TOLERANCES:
         found[f"tolerance_{tolerance}"] = count(*pitched, offsets=True, tolerance=tolerance)
-    nothing = 0.0 if is_paper else float("nan")
+    nothing = 0.0 if like_mt3 else float("nan")
     scores = {
         f"{name}_{measure}": value
         for name, counts in found.items()
         for measure, value in zip(MEASURES, counts.scores(nothing), strict=True)
     }
-    return scores if is_paper else scores | {"leakage": leakage(confusion(reference, estimate))}
+    return scores if like_mt3 else scores | {"leakage": leakage(confusion(reference, estimate))}
 
 
 def _part_counts(
-    reference: Notes, estimate: Notes, has_offsets: bool, are_drums: bool, is_paper: bool
+    reference: Notes, estimate: Notes, has_offsets: bool, are_drums: bool, like_mt3: bool
 ) -> dict[str, Counts]:
     """Counts that know no programs, for notes that are all drums or all not."""
     with_offsets = has_offsets and not are_drums
@@ -122,7 +122,7 @@ def _part_counts(
         counts["onset_velocity"] = count(reference, estimate, offsets=False, velocity=True)
     if with_offsets:
         counts["onset_offset_velocity"] = count(reference, estimate, offsets=True, velocity=True)
-    if is_paper:
+    if like_mt3:
         rolls = [pianoroll.original_pianoroll(n, are_drums) for n in (reference, estimate)]
         counts["frame"] = pianoroll.frame_counts(*rolls, above=pianoroll.VELOCITY_ABOVE)
     else:
@@ -161,9 +161,9 @@ def _plain(notes: Notes) -> Notes:
     return replace(notes, program=np.where(notes.is_drum, 0, notes.program))
 
 
-def _part(notes: Notes, spec: TrackSpec, is_paper: bool) -> Notes:
+def _part(notes: Notes, spec: TrackSpec, like_mt3: bool) -> Notes:
     same = (notes.is_drum == spec.is_drum) & (notes.program == spec.program)
-    return notes[notes.is_drum if spec.is_drum and not is_paper else same]
+    return notes[notes.is_drum if spec.is_drum and not like_mt3 else same]
 
 
 def _mapped(notes: Notes, granularity: str) -> Notes:

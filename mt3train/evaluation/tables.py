@@ -21,14 +21,14 @@ import numpy as np
 from mt3data.errors import UserError
 from mt3train.evaluation.evaluate import COLUMNS, TrackScores, nan_mean, values_of
 from mt3train.evaluation.leakage import InstrumentScores
-from mt3train.evaluation.metrics import PROFILES
+from mt3train.evaluation.metrics import SCORINGS
 from mt3train.evaluation.note_matching import Counts
 from mt3train.model import MT3
 from mt3train.weights.checkpoint import CheckpointInfo, checksum
 
 Results = Mapping[str, Sequence[TrackScores]]  # by build
 TRACK_COLUMNS = COLUMNS | {"frame": "frame_f1", "leakage": "leakage"}
-PAPER_ROWS = {  # metric of the paper: our score, in profile "paper"
+PAPER_ROWS = {  # metric of the paper: our score, in scoring "mt3"
     "onset F1": "onset_f1", "onset+offset F1": "onset_offset_f1",
     "multi-instrument F1": "program_full_f1",
 }  # fmt: skip
@@ -60,15 +60,17 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def track_table(results: Sequence[TrackScores]) -> str:
-    """The scores of each track in profile "fixed" and their means; "-" where there is nothing."""
+    """The scores of each track in scoring "corrected" and their means; "-" where there is nothing."""
     width = max(len("mean of tracks"), *(len(result.track) for result in results))
     headings = "".join(f"{heading:>9}" for heading in TRACK_COLUMNS)
     lines = [f"{'F1':{width}}{headings}{'notes':>8}{'found':>8}{'invalid':>9}{'dropped':>9}"]
     for result in results:
-        cells = "".join(_cell(result.scores[score]) for score in TRACK_COLUMNS.values())
+        cells = "".join(
+            _cell(result.scores["corrected"][score]) for score in TRACK_COLUMNS.values()
+        )
         counts = f"{result.n_reference:8}{result.n_estimate:8}{result.invalid:9}{result.dropped:9}"
         lines.append(f"{result.track:{width}}{cells}{counts}")
-    means = (nan_mean(values_of(results, score, "fixed")) for score in TRACK_COLUMNS.values())
+    means = (nan_mean(values_of(results, score, "corrected")) for score in TRACK_COLUMNS.values())
     lines.append(f"{'mean of tracks':{width}}" + "".join(map(_cell, means)))
     return "\n".join(lines)
 
@@ -76,14 +78,14 @@ def track_table(results: Sequence[TrackScores]) -> str:
 def dataset_table(results: Results, split: str) -> str:
     """The paper's table of results: datasets across, metrics down, the published numbers beside them.
 
-    Ours are in profile "paper", with their 95 % intervals; published numbers stand under datasets
+    Ours are in scoring "mt3", with their 95 % intervals; published numbers stand under datasets
     that bear the name of the paper's, where the split is that of the paper.
     """
     lines = [f"{'':22}" + "".join(f"{name:>24}" for name in results)]
     for place, (metric, score) in enumerate(PAPER_ROWS.items()):
         cells = []
         for tracks in results.values():
-            values = values_of(tracks, score, "paper")
+            values = values_of(tracks, score, "mt3")
             low, high = interval(values)
             cells.append(f"{nan_mean(values):.3f} [{low:.3f}, {high:.3f}]")
         lines.append(f"{metric:22}" + "".join(f"{cell:>24}" for cell in cells))
@@ -102,16 +104,16 @@ def _cell(value: float) -> str:
 
 
 def to_json(results: Results, split: str) -> dict[str, Any]:
-    """Results by build: means and intervals in both profiles, published numbers, and every track."""
+    """Results by build: means and intervals in both scorings, published numbers, and every track."""
     return {
         name: {
-            profile: {
+            scoring: {
                 score: {"mean": _or_null(nan_mean(values)), "interval": [*map(_or_null, ends)]}
-                for score in tracks[0].of(profile)
-                for values in [values_of(tracks, score, profile)]
+                for score in tracks[0].scores[scoring]
+                for values in [values_of(tracks, score, scoring)]
                 for ends in [interval(values)]
             }
-            for profile in PROFILES
+            for scoring in SCORINGS
         }
         | {
             "published": dict(
@@ -124,25 +126,26 @@ def to_json(results: Results, split: str) -> dict[str, Any]:
 
 
 def to_csv(results: Results) -> str:
-    """Results, a line for each track and score: build, track, profile, score, value (empty: none)."""
+    """Results, a line for each track and score: build, track, scoring, score, value (empty: none)."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(["build", "track", "profile", "score", "value"])
+    writer.writerow(["build", "track", "scoring", "score", "value"])
     for build, tracks in results.items():
         for track in tracks:
-            for profile in PROFILES:
-                for name, value in track.of(profile).items():
+            for scoring in SCORINGS:
+                for name, value in track.scores[scoring].items():
                     known = "" if math.isnan(value) else repr(value)
-                    writer.writerow([build, track.track, profile, name, known])
+                    writer.writerow([build, track.track, scoring, name, known])
     return out.getvalue()
 
 
 def to_record(result: TrackScores) -> dict[str, Any]:
     """A track's scores as JSON can hold them: null for NaN."""
-    record = asdict(result)
-    for profile in ("scores", "paper"):
-        record[profile] = {name: _or_null(value) for name, value in record[profile].items()}
-    return record
+    scores = {
+        scoring: {name: _or_null(value) for name, value in values.items()}
+        for scoring, values in result.scores.items()
+    }
+    return asdict(result) | {"scores": scores}
 
 
 def from_record(record: Mapping[str, Any]) -> TrackScores:
@@ -156,10 +159,10 @@ def from_record(record: Mapping[str, Any]) -> TrackScores:
         for one in record["instruments"]
     ]  # fmt: skip
     scores = {
-        profile: {k: math.nan if v is None else v for k, v in record[profile].items()}
-        for profile in ("scores", "paper")
+        scoring: {name: math.nan if v is None else v for name, v in values.items()}
+        for scoring, values in record["scores"].items()
     }
-    return TrackScores(**{**record, **scores, "instruments": instruments})
+    return TrackScores(**{**record, "scores": scores, "instruments": instruments})
 
 
 def _or_null(value: float) -> float | None:

@@ -69,14 +69,14 @@ def pairs_of(case: dict[str, Any]) -> list[tuple[Notes, Notes]]:
 
 
 def check_metrics(folder: Path) -> tuple[int, float]:
-    """metrics.json: every score of profile "paper", of each example and in the mean."""
+    """metrics.json: every score of scoring "mt3", of each example and in the mean."""
     cases = json.loads((folder / "metrics.json").read_text())["cases"]
     worst, compared = 0.0, 0
     for case in cases:
         specs = [TrackSpec(**spec) for spec in case["track_specs"] or ()]
         scores = [
             transcription_scores(
-                *pair, profile="paper", has_offsets=not case["onsets_only"], tracks=specs
+                *pair, scoring="mt3", has_offsets=not case["onsets_only"], tracks=specs
             )
             for pair in pairs_of(case)
         ]

@@ -27,7 +27,7 @@ from server import Fault, Publisher
 
 from mt3data.cli.main import main
 from mt3data.datasets import manifest
-from mt3data.datasets.manifest import Manifest, Source
+from mt3data.datasets.manifest import DatasetManifest, Source
 from mt3data.download.dataset import wanted_sources
 
 TOPLESS = {"slakh", "cerberus4"}  # their twins are what the archive holds, without `folder` around
@@ -39,14 +39,14 @@ COMMAND = """
 import os, signal, sys
 from pathlib import Path
 from mt3data.datasets import manifest
-from mt3data.download.state import MemberLog
+from mt3data.download.state import ExtractionLog
 manifest._folder, left = lambda: Path(sys.argv[1]), int(sys.argv[2])
-add = MemberLog.add
+add = ExtractionLog.add
 def dying(self, entry):
     if left and len(self.entries) == left:
         os.kill(os.getpid(), signal.SIGKILL)
     add(self, entry)
-MemberLog.add = dying
+ExtractionLog.add = dying
 from mt3data.cli.main import main
 main(sys.argv[3:])
 """
@@ -114,7 +114,7 @@ def path_of(source: Source) -> str:
     return unquote(urlsplit(source.url).path)
 
 
-def _serve(described: Manifest, web: Publisher, folder: Path, here: Path) -> None:
+def _serve(described: DatasetManifest, web: Publisher, folder: Path, here: Path) -> None:
     """Puts what the sources name on the server, made from twins in the folder."""
     twin = _twin(described, folder)
     if any("audio" in row for row in described.rows.values()):
@@ -127,7 +127,7 @@ def _serve(described: Manifest, web: Publisher, folder: Path, here: Path) -> Non
             web.files[path_of(source)] = file.read_bytes()
 
 
-def _twin(described: Manifest, folder: Path) -> Path:
+def _twin(described: DatasetManifest, folder: Path) -> Path:
     """Writes a dataset's twin, if it is not there; returns the folder that the manifest speaks of."""
     root = folder / described.name
     twin = root / described.folder
@@ -156,7 +156,7 @@ def _packed(source: Source, folder: Path) -> bytes:
     return content.getvalue()
 
 
-def _cut_rows(described: Manifest, twin: Path, here: Path) -> None:
+def _cut_rows(described: DatasetManifest, twin: Path, here: Path) -> None:
     """Leaves the rows of the twin, with the md5 of its files where there were checksums."""
     assert described.rows_path
     path = here / described.rows_path.name

@@ -11,12 +11,12 @@ from typing import Any
 
 from server import Publisher
 
-from mt3data.datasets.manifest import Manifest, Source, load
-from mt3data.download.dataset import Wishes, download
-from mt3data.download.http import Patience
+from mt3data.datasets.manifest import DatasetManifest, Source, load
+from mt3data.download.dataset import DownloadOptions, download
+from mt3data.download.http import RetryPolicy
 from mt3data.download.state import STATE
 
-QUICK = Patience(retries=3, backoff_seconds=0.0, timeout_seconds=5.0)
+QUICK = RetryPolicy(retries=3, backoff_seconds=0.0, timeout_seconds=5.0)
 CONTENT = bytes(range(251)) * 4000  # 1 MB without a short period of a power of two
 MEMBERS = {
     f"top/{split}/{n}.wav": bytes([n]) * 150_000 for split in ("train", "test") for n in (1, 2)
@@ -51,12 +51,12 @@ def source(web: Publisher, name: str, **changes: Any) -> Source:
     return Source(name, f"{web.url}/{name}?download=1", **facts | changes)
 
 
-def manifest(*sources: Source) -> Manifest:
+def manifest(*sources: Source) -> DatasetManifest:
     return replace(load("demo"), name="toy", folder="toy", sources=sources)
 
 
-def get(root: Path, *sources: Source, **wishes: Any) -> Path:
-    return download(manifest(*sources), root, Wishes(patience=QUICK, **wishes))
+def get(root: Path, *sources: Source, **options: Any) -> Path:
+    return download(manifest(*sources), root, DownloadOptions(retry_policy=QUICK, **options))
 
 
 def files(folder: Path) -> dict[str, bytes]:

@@ -14,14 +14,16 @@ from dataclasses import replace
 from pathlib import Path
 
 from mt3data.datasets.adapters import slakh
-from mt3data.datasets.manifest import Manifest
+from mt3data.datasets.manifest import DatasetManifest
 from mt3data.datasets.stem_mixes import quartets
 from mt3data.datasets.track import Track
 
 GROUPS = ("Bass", "Drums", "Guitar", "Piano")  # in the order of MT3's task name
 
 
-def tracks(root: Path, manifest: Manifest, split_scheme: str | None = None) -> Iterator[Track]:
+def tracks(
+    root: Path, manifest: DatasetManifest, split_scheme: str | None = None
+) -> Iterator[Track]:
     """Yields the quartets of every song, song by song; see mt3data.datasets.adapters.slakh.tracks.
 
     A song without a quartet is yielded once, with the reason in `failure`.
@@ -30,7 +32,7 @@ def tracks(root: Path, manifest: Manifest, split_scheme: str | None = None) -> I
     return (track for song in songs for track in _quartets(song, manifest))
 
 
-def _quartets(song: Track, manifest: Manifest) -> Iterator[Track]:
+def _quartets(song: Track, manifest: DatasetManifest) -> Iterator[Track]:
     groups = [
         [s for s in song.stems if (s.is_drum if group == "Drums" else s.family == group)]
         for group in GROUPS

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mt3data.datasets.manifest import Manifest, SplitScheme, row_paths
+from mt3data.datasets.manifest import DatasetManifest, SplitScheme, row_paths
 from mt3data.errors import UserError
 from mt3data.music.midi import read_midi_and_count
 from mt3data.music.notes import Notes, assign_instruments, moved_by, successive
@@ -52,7 +52,11 @@ class Row:
 
 
 def rows(
-    root: Path, manifest: Manifest, split_scheme: str | None = None, *, also: tuple[str, ...] = ()
+    root: Path,
+    manifest: DatasetManifest,
+    split_scheme: str | None = None,
+    *,
+    also: tuple[str, ...] = (),
 ) -> Iterator[Row]:
     """The rows of which at least one recording or label file is there, in the CSV's order.
 
@@ -78,7 +82,7 @@ def rows(
 
 
 def _row(
-    entry: dict[str, str], manifest: Manifest, scheme: SplitScheme, audio: Path, labels: Path
+    entry: dict[str, str], manifest: DatasetManifest, scheme: SplitScheme, audio: Path, labels: Path
 ) -> Row:
     track_id = next(iter(entry.values()))
     split = entry.get(scheme.column, "")
@@ -99,7 +103,7 @@ def _row(
     )  # fmt: skip
 
 
-def _base(bases: Iterable[Path], manifest: Manifest, column: str) -> Path | None:
+def _base(bases: Iterable[Path], manifest: DatasetManifest, column: str) -> Path | None:
     """The first base folder that holds a file of this column."""
     for base in bases:
         if base.is_dir() and _holds(base, manifest, column):
@@ -107,13 +111,13 @@ def _base(bases: Iterable[Path], manifest: Manifest, column: str) -> Path | None
     return None
 
 
-def _holds(base: Path, manifest: Manifest, column: str) -> bool:
+def _holds(base: Path, manifest: DatasetManifest, column: str) -> bool:
     paths = [path for entry in manifest.rows.values() for path in row_paths(entry, column)]
     there = {folder: (base / folder).is_dir() for folder in {p.rpartition("/")[0] for p in paths}}
     return any(there[p.rpartition("/")[0]] and (base / p).is_file() for p in paths)
 
 
-def _nothing(root: Path, bases: list[Path], manifest: Manifest) -> str:
+def _nothing(root: Path, bases: list[Path], manifest: DatasetManifest) -> str:
     example = next(path for entry in manifest.rows.values() for path in row_paths(entry, "audio"))
     looked = " and ".join(str(base) for base in bases)
     said = (

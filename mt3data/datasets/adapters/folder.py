@@ -21,7 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mt3data.datasets.adapters.csv_tracks import MidiLabels
-from mt3data.datasets.manifest import Manifest
+from mt3data.datasets.manifest import DatasetManifest
 from mt3data.datasets.track import Track
 from mt3data.errors import UserError
 
@@ -36,7 +36,9 @@ ID_BYTES = 40
 Pair = tuple[Path | None, Path | None, str]  # audio, MIDI, why they cannot be used
 
 
-def tracks(root: Path, manifest: Manifest, split_scheme: str | None = None) -> Iterator[Track]:
+def tracks(
+    root: Path, manifest: DatasetManifest, split_scheme: str | None = None
+) -> Iterator[Track]:
     """Yields every pair of audio and MIDI below root, and everything that has no partner.
 
     Args:
@@ -61,7 +63,7 @@ def tracks(root: Path, manifest: Manifest, split_scheme: str | None = None) -> I
 
 
 def _track(
-    pair: Pair, root: Path, manifest: Manifest, path: Path, track_id: str, split: str
+    pair: Pair, root: Path, manifest: DatasetManifest, path: Path, track_id: str, split: str
 ) -> Track:
     audio, midi, failure = pair
     if not split:

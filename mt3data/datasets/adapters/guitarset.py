@@ -27,7 +27,7 @@ from mt3data.datasets.adapters.csv_tracks import (
     nearest_pitches,
     rows,
 )
-from mt3data.datasets.manifest import Manifest
+from mt3data.datasets.manifest import DatasetManifest
 from mt3data.datasets.track import Track
 from mt3data.errors import UserError
 from mt3data.music.notes import Notes, moved_by
@@ -36,7 +36,9 @@ PROGRAM = 24  # paper B.4 and mt3/tasks.py
 N_STRINGS = 6
 
 
-def tracks(root: Path, manifest: Manifest, split_scheme: str | None = None) -> Iterator[Track]:
+def tracks(
+    root: Path, manifest: DatasetManifest, split_scheme: str | None = None
+) -> Iterator[Track]:
     """Yields the recordings below root, `ID-mic` and `ID-mix` of each performance.
 
     A kind of recording of which nothing is there, because its archive was not fetched, has no

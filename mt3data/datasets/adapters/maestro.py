@@ -17,14 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from mt3data.datasets.adapters.csv_tracks import MidiLabels, Row, rows
-from mt3data.datasets.manifest import Manifest
+from mt3data.datasets.manifest import DatasetManifest
 from mt3data.datasets.track import Track
 from mt3data.errors import UserError
 
 PIANO = 0  # General MIDI program
 
 
-def tracks(root: Path, manifest: Manifest, split_scheme: str | None = None) -> Iterator[Track]:
+def tracks(
+    root: Path, manifest: DatasetManifest, split_scheme: str | None = None
+) -> Iterator[Track]:
     """Yields the recordings below root in the order of the manifest's rows.
 
     Args:
@@ -39,7 +41,7 @@ def tracks(root: Path, manifest: Manifest, split_scheme: str | None = None) -> I
     return _tracks(found, manifest)
 
 
-def _tracks(found: Iterator[Row], manifest: Manifest) -> Iterator[Track]:
+def _tracks(found: Iterator[Row], manifest: DatasetManifest) -> Iterator[Track]:
     published: dict[str, str] | None = None
     for row in found:
         audio, midi = row.audio[0], row.labels[0]

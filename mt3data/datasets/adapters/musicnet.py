@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from mt3data.datasets.adapters.csv_tracks import VELOCITY, count_overlaps, rows
-from mt3data.datasets.manifest import Manifest
+from mt3data.datasets.manifest import DatasetManifest
 from mt3data.datasets.track import Track
 from mt3data.errors import UserError
 from mt3data.music.notes import Notes, assign_instruments, moved_by
@@ -26,7 +26,9 @@ COLUMNS = ("start_time", "end_time", "instrument", "note")
 COPIES = ("musicnet/musicnet",)  # the copy on Kaggle has one more folder
 
 
-def tracks(root: Path, manifest: Manifest, split_scheme: str | None = None) -> Iterator[Track]:
+def tracks(
+    root: Path, manifest: DatasetManifest, split_scheme: str | None = None
+) -> Iterator[Track]:
     """Yields the recordings below root in the order of the manifest's rows.
 
     Args:

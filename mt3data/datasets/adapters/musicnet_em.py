@@ -15,13 +15,15 @@ from pathlib import Path
 
 from mt3data.datasets.adapters.csv_tracks import MidiLabels, rows
 from mt3data.datasets.adapters.musicnet import COPIES
-from mt3data.datasets.manifest import Manifest
+from mt3data.datasets.manifest import DatasetManifest
 from mt3data.datasets.track import Track
 
 UNPACKED = ("musicnet_em",)  # the zip, unpacked by hand below --root
 
 
-def tracks(root: Path, manifest: Manifest, split_scheme: str | None = None) -> Iterator[Track]:
+def tracks(
+    root: Path, manifest: DatasetManifest, split_scheme: str | None = None
+) -> Iterator[Track]:
     """Yields the recordings below root in the order of the manifest's rows.
 
     A recording that MusicNet has and MusicNetEM has not is no row.

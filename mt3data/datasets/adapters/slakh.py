@@ -18,14 +18,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mt3data.datasets.manifest import Manifest, SplitScheme
+from mt3data.datasets.manifest import DatasetManifest, SplitScheme
 from mt3data.datasets.track import Stem, Track
 from mt3data.errors import UserError
 
 TRACK_NAME = re.compile(r"Track\d{5}")
 
 
-def tracks(root: Path, manifest: Manifest, split_scheme: str | None = None) -> Iterator[Track]:
+def tracks(
+    root: Path, manifest: DatasetManifest, split_scheme: str | None = None
+) -> Iterator[Track]:
     """Yields every track below root in the order of track numbers.
 
     Only folder names and metadata.yaml are read. A track that cannot be used (no mix, no readable
@@ -45,7 +47,7 @@ def tracks(root: Path, manifest: Manifest, split_scheme: str | None = None) -> I
     return (_track(folder, manifest, scheme) for folder in _track_folders(root, manifest))
 
 
-def _track_folders(root: Path, manifest: Manifest) -> list[Path]:
+def _track_folders(root: Path, manifest: DatasetManifest) -> list[Path]:
     """Track folders of the first base folder that has any, sorted by name."""
     top_folders = manifest.layout["folders"]
     bases = [
@@ -89,7 +91,7 @@ def _hint(root: Path) -> str:
     return ""
 
 
-def _track(folder: Path, manifest: Manifest, scheme: SplitScheme) -> Track:
+def _track(folder: Path, manifest: DatasetManifest, scheme: SplitScheme) -> Track:
     name = folder.name
     problems: list[str] = []
     split, failure = _split(folder, manifest, scheme)
@@ -117,7 +119,7 @@ def _track(folder: Path, manifest: Manifest, scheme: SplitScheme) -> Track:
     )  # fmt: skip
 
 
-def _split(folder: Path, manifest: Manifest, scheme: SplitScheme) -> tuple[str, str]:
+def _split(folder: Path, manifest: DatasetManifest, scheme: SplitScheme) -> tuple[str, str]:
     """The split of a track and, where it has none, the reason."""
     if scheme.column:
         split = manifest.rows.get(folder.name, {}).get(scheme.column, "")
@@ -150,7 +152,7 @@ def _read_metadata(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _stems(
-    folder: Path, manifest: Manifest, described: dict[str, dict[str, Any]]
+    folder: Path, manifest: DatasetManifest, described: dict[str, dict[str, Any]]
 ) -> tuple[tuple[Stem, ...], list[str]]:
     """The stems that have a label, and what is odd about the others."""
     suffixes = {Path(pattern).suffix for pattern in manifest.layout["stem_audio"]}
@@ -179,7 +181,7 @@ def _stems(
     return tuple(stems), problems
 
 
-def _label(described: dict[str, Any], manifest: Manifest) -> tuple[int, bool, str] | str:
+def _label(described: dict[str, Any], manifest: DatasetManifest) -> tuple[int, bool, str] | str:
     """(program, is_drum, class) of a stem, or why it has none."""
     number = described.get("program_num")
     if described.get("is_drum") is True or number == 128:

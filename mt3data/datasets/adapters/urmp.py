@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from mt3data.datasets.adapters.csv_tracks import VELOCITY, Row, nearest_pitches, rows
-from mt3data.datasets.manifest import Manifest
+from mt3data.datasets.manifest import DatasetManifest
 from mt3data.datasets.track import Track
 from mt3data.errors import UserError
 from mt3data.music.notes import Notes, moved_by
@@ -27,7 +27,9 @@ LOWEST_HZ, HIGHEST_HZ = 8.0, 12900.0  # MIDI pitches 0 to 127
 COPIES = ("urmp/Dataset", "Dataset", "URMP")  # the archive's own top folder, and mirrors
 
 
-def tracks(root: Path, manifest: Manifest, split_scheme: str | None = None) -> Iterator[Track]:
+def tracks(
+    root: Path, manifest: DatasetManifest, split_scheme: str | None = None
+) -> Iterator[Track]:
     """Yields the pieces below root in the order of the manifest's rows.
 
     Args:
@@ -41,7 +43,7 @@ def tracks(root: Path, manifest: Manifest, split_scheme: str | None = None) -> I
     return (_track(row, manifest) for row in found)
 
 
-def _track(row: Row, manifest: Manifest) -> Track:
+def _track(row: Row, manifest: DatasetManifest) -> Track:
     audio = row.audio[0]
     named = audio.parent.name.split("_")[2:]
     problems, failure = list(row.problems), row.missing(audio)

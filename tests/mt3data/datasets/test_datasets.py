@@ -15,7 +15,7 @@ from mt3data.audio.load import audio_info
 from mt3data.build.plan import BuildConfig, make_plan
 from mt3data.build.run import build
 from mt3data.datasets import manifest
-from mt3data.datasets.manifest import Manifest
+from mt3data.datasets.manifest import DatasetManifest
 from mt3data.datasets.track import Track
 from mt3data.errors import UserError
 from mt3data.music.notes import validate
@@ -26,16 +26,16 @@ LISTED = [name for name in NAMES if any("audio" in r for r in manifest.load(name
 TRIMMED = {"slakh", "cerberus4", "demo"}  # and there in training only
 
 
-def adapter(described: Manifest) -> ModuleType:
+def adapter(described: DatasetManifest) -> ModuleType:
     return importlib.import_module(f"mt3data.datasets.adapters.{described.adapter}")
 
 
-def tracks(root: Path, described: Manifest) -> Iterator[Track]:
+def tracks(root: Path, described: DatasetManifest) -> Iterator[Track]:
     return adapter(described).tracks(root, described)
 
 
 @pytest.fixture(scope="module", params=NAMES)
-def described(request) -> Manifest:
+def described(request) -> DatasetManifest:
     found = manifest.load(request.param)
     pytest.importorskip(
         f"mt3data.datasets.adapters.{found.adapter}", reason="its adapter is being written"

@@ -17,7 +17,7 @@ SCHEMES = [(name, scheme) for name, m in ALL.items() for scheme in m.expected]
 SAMPLES = Path(__file__).resolve().parents[4] / "shared" / "samples"
 
 
-def division(m: manifest.Manifest, scheme: str) -> dict[str, list[str]]:
+def division(m: manifest.DatasetManifest, scheme: str) -> dict[str, list[str]]:
     """Split -> ids of its tracks; each recording of a row counts."""
     rule, found = m.scheme(scheme), {}
     for track_id, row in m.rows.items():

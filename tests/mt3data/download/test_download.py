@@ -14,7 +14,7 @@ from toys import CONTENT, MEMBERS, UNPACKED, a_tar_gz, a_zip, files, get, manife
 from mt3data import files as disk
 from mt3data.datasets.manifest import Source
 from mt3data.download.dataset import needs_download
-from mt3data.download.state import STATE, read_ledger
+from mt3data.download.state import STATE, read_download_record
 from mt3data.download.verify import verify
 from mt3data.errors import UserError
 
@@ -144,10 +144,10 @@ def test_files_that_are_not_ours_are_not_written_over(web: Publisher, tmp_path: 
 SCRIPT = """
 import sys
 from pathlib import Path
-from toys import QUICK, Wishes, download, manifest
+from toys import QUICK, DownloadOptions, download, manifest
 from mt3data.datasets.manifest import Source
 source = Source(**eval(sys.argv[2]))
-download(manifest(source), Path(sys.argv[1]), Wishes(patience=QUICK, stream=sys.argv[3] == "stream"))
+download(manifest(source), Path(sys.argv[1]), DownloadOptions(retry_policy=QUICK, stream=sys.argv[3] == "stream"))
 """
 
 
@@ -184,13 +184,13 @@ def test_a_killed_download_continues_where_it_was(web: Publisher, tmp_path: Path
 # is not.
 DIE = """
 import os, signal
-from mt3data.download.state import MemberLog
-add = MemberLog.add
+from mt3data.download.state import ExtractionLog
+add = ExtractionLog.add
 def dying(self, entry):
     if len(self.entries) == 2:
         os.kill(os.getpid(), signal.SIGKILL)
     add(self, entry)
-MemberLog.add = dying
+ExtractionLog.add = dying
 """
 
 
@@ -204,7 +204,7 @@ def test_a_killed_unpacking_continues_and_skips_what_is_there(
     assert process.returncode == -signal.SIGKILL
     first = tmp_path / "toy" / "train" / "1.wav"
     before = first.stat()
-    assert read_ledger(tmp_path / "toy") == {}
+    assert read_download_record(tmp_path / "toy") == {}
     folder = get(tmp_path, source(web, name), stream=how == "stream")
     assert files(folder) == UNPACKED
     assert len(web.requests) == (2 if how == "stream" else 1)

@@ -11,8 +11,8 @@ import pytest
 from server import Fault, Publisher, publisher
 from toys import CONTENT, files, get, manifest, source
 
-from mt3data.download.dataset import Wishes, download
-from mt3data.download.http import Patience
+from mt3data.download.dataset import DownloadOptions, download
+from mt3data.download.http import RetryPolicy
 from mt3data.download.state import STATE
 from mt3data.errors import UserError
 
@@ -134,7 +134,9 @@ def test_a_file_that_changed_since_the_interruption_is_begun_again(
 
 def test_a_server_that_falls_silent_is_asked_again(web: Publisher, tmp_path: Path) -> None:
     web.faults["/data.csv"] = [Fault(hang_after=300_000)]
-    hurried = Wishes(patience=Patience(retries=1, backoff_seconds=0.0, timeout_seconds=0.3))
+    hurried = DownloadOptions(
+        retry_policy=RetryPolicy(retries=1, backoff_seconds=0.0, timeout_seconds=0.3)
+    )
     folder = download(manifest(source(web, "data.csv")), tmp_path, hurried)
     assert files(folder) == {"data.csv": CONTENT}
 

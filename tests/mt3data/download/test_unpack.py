@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mt3data.download import unpack
-from mt3data.download.state import MemberLog, read_log
+from mt3data.download.state import ExtractionLog, read_log
 from mt3data.download.unpack import Placement, unpack_tar_gz, unpack_zip
 from mt3data.errors import UserError
 
@@ -45,8 +45,8 @@ def put_tar(members: dict[str, bytes], *special: tarfile.TarInfo) -> io.BytesIO:
     return packed
 
 
-def log(root: Path) -> MemberLog:
-    return MemberLog(root / "log.jsonl", {"source": "a"})
+def log(root: Path) -> ExtractionLog:
+    return ExtractionLog(root / "log.jsonl", {"source": "a"})
 
 
 def place(root: Path, **changes: object) -> Placement:
@@ -170,7 +170,7 @@ def test_the_log_forgets_a_line_that_a_kill_cut_short(tmp_path: Path) -> None:
 
 def test_the_log_of_another_archive_is_begun_anew(tmp_path: Path) -> None:
     unpack_zip(put_zip({"a": b"1"}), place(tmp_path), log(tmp_path))
-    assert MemberLog(tmp_path / "log.jsonl", {"source": "b"}).entries == {}
+    assert ExtractionLog(tmp_path / "log.jsonl", {"source": "b"}).entries == {}
 
 
 def test_a_member_that_is_logged_but_gone_is_written_again(tmp_path: Path) -> None:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from mt3data.datasets.manifest import Manifest, Source, load
-from mt3data.download.dataset import Wishes, download
+from mt3data.datasets.manifest import DatasetManifest, Source, load
+from mt3data.download.dataset import DownloadOptions, download
 from mt3data.download.state import STATE
 from mt3data.download.verify import verify
 from mt3data.errors import UserError
@@ -17,7 +17,7 @@ CONTENT = {"a.wav": b"audio", "sub/a.mid": b"midi"}
 
 
 @pytest.fixture
-def toy(tmp_path: Path) -> Manifest:
+def toy(tmp_path: Path) -> DatasetManifest:
     """A dataset of two files that was unpacked into tmp_path/toy."""
     archive = tmp_path / "toy.zip"
     with zipfile.ZipFile(archive, "w") as packed:
@@ -26,20 +26,20 @@ def toy(tmp_path: Path) -> Manifest:
     md5 = hashlib.md5(archive.read_bytes()).hexdigest()
     source = Source("toy", "http://127.0.0.1:9/toy.zip", md5=md5, kind="zip")
     manifest = replace(load("demo"), name="toy", folder="toy", sources=(source,))
-    download(manifest, tmp_path, Wishes(archives=(archive,)))
+    download(manifest, tmp_path, DownloadOptions(archives=(archive,)))
     return manifest
 
 
-def faults(manifest: Manifest, root: Path, fast: bool = False) -> list[tuple[str, str]]:
+def faults(manifest: DatasetManifest, root: Path, fast: bool = False) -> list[tuple[str, str]]:
     return [(fault.kind, fault.path) for fault in verify(manifest, root, fast=fast)]
 
 
-def test_an_unpacked_dataset_is_whole(toy: Manifest, tmp_path: Path) -> None:
+def test_an_unpacked_dataset_is_whole(toy: DatasetManifest, tmp_path: Path) -> None:
     assert faults(toy, tmp_path) == []
     assert faults(toy, tmp_path / "toy") == []  # the dataset's own folder is as good a root
 
 
-def test_missing_wrong_and_extra_files_are_told_apart(toy: Manifest, tmp_path: Path) -> None:
+def test_missing_wrong_and_extra_files_are_told_apart(toy: DatasetManifest, tmp_path: Path) -> None:
     (tmp_path / "toy" / "a.wav").unlink()
     (tmp_path / "toy" / "sub" / "a.mid").write_bytes(b"MIDI")
     (tmp_path / "toy" / "sub" / "b.mid").write_bytes(b"")
@@ -50,25 +50,25 @@ def test_missing_wrong_and_extra_files_are_told_apart(toy: Manifest, tmp_path: P
     ]
 
 
-def test_a_fast_look_sees_sizes_only(toy: Manifest, tmp_path: Path) -> None:
+def test_a_fast_look_sees_sizes_only(toy: DatasetManifest, tmp_path: Path) -> None:
     (tmp_path / "toy" / "sub" / "a.mid").write_bytes(b"MIDI")
     (tmp_path / "toy" / "a.wav").write_bytes(b"longer")
     assert faults(toy, tmp_path, fast=True) == [("wrong", "a.wav")]
 
 
-def test_both_values_are_said(toy: Manifest, tmp_path: Path) -> None:
+def test_both_values_are_said(toy: DatasetManifest, tmp_path: Path) -> None:
     (tmp_path / "toy" / "a.wav").write_bytes(b"AUDIO")
     (fault,) = verify(toy, tmp_path)
     sums = [hashlib.sha256(content).hexdigest() for content in (b"AUDIO", b"audio")]
     assert str(fault) == f"wrong: a.wav (sha256 is {sums[0]}, expected {sums[1]})"
 
 
-def test_an_unfinished_download_is_missing(toy: Manifest, tmp_path: Path) -> None:
+def test_an_unfinished_download_is_missing(toy: DatasetManifest, tmp_path: Path) -> None:
     (tmp_path / "toy" / STATE / "download.json").unlink()
     assert faults(toy, tmp_path) == [("missing", "toy.zip")]
 
 
-def guitarset_by_hand(root: Path) -> tuple[Manifest, Path]:
+def guitarset_by_hand(root: Path) -> tuple[DatasetManifest, Path]:
     """The first row of GuitarSet, laid out by hand with contents that are not the publisher's."""
     manifest = load("guitarset")
     row = next(iter(manifest.rows.values()))

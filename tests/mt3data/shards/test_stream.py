@@ -120,7 +120,7 @@ def test_a_connection_that_drops_is_taken_up_again(whole: Path, web: Publisher) 
     shard = epoch_shards([whole], "train", seed=0, epoch=0)[0]
     path = f"/shards/demo/{Path(shard.where).name}"
     web.faults[path] = [Fault(drop_after=300_000), Fault(drop_after=1)]
-    assert keys([f"{web.url}/shards/demo"], patience=QUICK) == keys([whole])
+    assert keys([f"{web.url}/shards/demo"], retry_policy=QUICK) == keys([whole])
     assert len(web.ranges(path)) == 3
 
 
@@ -128,14 +128,14 @@ def test_a_server_that_never_sends_the_rest_is_an_error(whole: Path, web: Publis
     shard = epoch_shards([whole], "train", seed=0, epoch=0)[-1]
     web.lasting[f"/shards/demo/{Path(shard.where).name}"] = Fault(drop_after=3000, no_range=True)
     with pytest.raises(UserError, match=r"broke off at byte 3,000"):
-        keys([f"{web.url}/shards/demo"], patience=QUICK)
+        keys([f"{web.url}/shards/demo"], retry_policy=QUICK)
 
 
 def test_a_file_that_is_shorter_on_the_server_is_an_error(whole: Path, web: Publisher) -> None:
     shard = epoch_shards([whole], "train", seed=0, epoch=0)[-1]
     web.lasting[f"/shards/demo/{Path(shard.where).name}"] = Fault(truncate=10240)
     with pytest.raises(UserError, match=r"the server has 10,240 bytes, expected \d+"):
-        keys([f"{web.url}/shards/demo"], patience=QUICK)
+        keys([f"{web.url}/shards/demo"], retry_policy=QUICK)
 
 
 @pytest.mark.parametrize("status", [404, 403])

@@ -76,7 +76,7 @@ def test_what_neither_file_holds_has_no_score_here_and_0_in_the_paper(made: Path
 def test_json_holds_both_profiles_and_the_instruments(made: Path) -> None:
     result = run("score", made / "there.mid", made / "found.mid", "--json")
     scores = json.loads(result.stdout)
-    assert (scores["leakage"], scores["paper"]["drum_f1"]) == (0.5, 0.0)
+    assert (scores["leakage"], scores["mt3"]["drum_f1"]) == (0.5, 0.0)
     assert [one["name"] for one in scores["instruments"]] == [
         "Acoustic Grand Piano", "Drums", "Acoustic Guitar (nylon)",
     ]  # fmt: skip
@@ -101,7 +101,7 @@ def test_results_can_be_had_as_json_and_as_csv(made: Path) -> None:
     assert [track["track"] for track in found["tracks"]] == ["Track01877", "Track01878"]
     rows = list(csv.DictReader(io.StringIO(evaluate(made, "--csv", "--tracks", 1).stdout)))
     assert {row["track"] for row in rows} == {"Track01877"}
-    assert {row["profile"] for row in rows} == {"fixed", "paper"}
+    assert {row["scoring"] for row in rows} == {"corrected", "mt3"}
 
 
 def test_an_evaluation_goes_on_where_it_ended(made: Path, tmp_path: Path) -> None:

@@ -21,9 +21,9 @@ def notes(*rows: tuple) -> Notes:
 
 
 def both(reference: Notes, estimate: Notes, name: str) -> tuple[float, float]:
-    """One score in profile paper and in profile fixed."""
+    """One score in scoring mt3 and in scoring corrected."""
     paper, fixed = (
-        transcription_scores(reference, estimate, profile=p) for p in ("paper", "fixed")
+        transcription_scores(reference, estimate, scoring=p) for p in ("mt3", "corrected")
     )
     return paper[name], fixed[name]
 
@@ -38,10 +38,10 @@ def test_two_of_three_notes_found_and_one_invented():
     assert scores["tolerance_0.5_f1"] == 1
 
 
-@pytest.mark.parametrize("profile", ["fixed", "paper"])
-def test_a_piece_against_itself_scores_1_in_every_score(profile):
+@pytest.mark.parametrize("scoring", ["corrected", "mt3"])
+def test_a_piece_against_itself_scores_1_in_every_score(scoring):
     piece = notes((0, 1, 60, 0, 0), (1, 2, 62, 33, 0, 90, 1), (2, 3, 36, 0, 1, 80, 2))
-    scores = transcription_scores(piece, piece, profile=profile)
+    scores = transcription_scores(piece, piece, scoring=scoring)
     assert {value for name, value in scores.items() if name != "leakage"} == {1.0}
     assert scores.get("leakage", 0.0) == 0.0
 
@@ -62,7 +62,7 @@ def test_drums_count_by_onset_and_in_no_pitched_score():
 
 
 def test_what_neither_side_holds_is_0_in_the_paper_and_nan_here():
-    assert set(transcription_scores(notes(), notes(), profile="paper").values()) == {0.0}
+    assert set(transcription_scores(notes(), notes(), scoring="mt3").values()) == {0.0}
     fixed = transcription_scores(notes(), notes())
     assert tuple(sorted(fixed)) == tuple(sorted(SCORES))
     assert all(math.isnan(value) for value in fixed.values())
@@ -117,21 +117,21 @@ def test_models_without_offsets_have_no_scores_of_offsets_and_velocities():
     assert scores["onset_f1"] == 1
 
 
-@pytest.mark.parametrize("profile", ["fixed", "paper"])
-def test_notes_of_zero_length_are_ignored(profile):
+@pytest.mark.parametrize("scoring", ["corrected", "mt3"])
+def test_notes_of_zero_length_are_ignored(scoring):
     reference = notes((0, 1, 60, 0, 0))
     estimate = notes((0, 1, 60, 0, 0), (0.5, 0.5, 61, 0, 0))
-    assert transcription_scores(reference, estimate, profile=profile)["onset_precision"] == 1
+    assert transcription_scores(reference, estimate, scoring=scoring)["onset_precision"] == 1
 
 
 @pytest.mark.parametrize(("onset", "offset"), [(1, 0.5), (-0.5, 1)])
-@pytest.mark.parametrize("profile", ["fixed", "paper"])
-def test_a_note_that_cannot_be_is_an_error_that_names_it(onset, offset, profile):
+@pytest.mark.parametrize("scoring", ["corrected", "mt3"])
+def test_a_note_that_cannot_be_is_an_error_that_names_it(onset, offset, scoring):
     wrong = notes((onset, offset, 60, 0, 0))
     with pytest.raises(ValueError, match=rf"1 notes of the estimate .* at {onset:.3f} s"):
-        transcription_scores(notes((0, 1, 60, 0, 0)), wrong, profile=profile)
+        transcription_scores(notes((0, 1, 60, 0, 0)), wrong, scoring=scoring)
 
 
-def test_an_unknown_profile_is_an_error():
-    with pytest.raises(ValueError, match="expected fixed or paper"):
-        transcription_scores(notes(), notes(), profile="papier")
+def test_an_unknown_scoring_is_an_error():
+    with pytest.raises(ValueError, match="expected corrected or mt3"):
+        transcription_scores(notes(), notes(), scoring="papier")

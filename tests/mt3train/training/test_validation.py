@@ -51,7 +51,7 @@ def pretended(track):
         for what in ("onset", "onset_offset", "program", "drum")
         for measure in ("precision", "recall", "f1")
     }
-    return TrackScores(track, scores, scores, [], 1, 1, 1, 0, 0)
+    return TrackScores(track, {"corrected": scores, "mt3": scores}, [], 1, 1, 1, 0, 0)
 
 
 def pretending(rank, run, shards, stop_rank):
