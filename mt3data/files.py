@@ -1,14 +1,18 @@
-"""Room on a disk, files that are whole or absent, and a lock that keeps two runs out of one folder."""
+"""Finds input files, writes output files atomically, checks free disk space and locks folders."""
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
+import stat
+import sys
 import time
-import uuid
-from collections.abc import Iterable, Iterator
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
@@ -16,11 +20,15 @@ import click
 
 from mt3data.errors import UserError
 
-WAIT_SILENTLY_SECONDS = 1.0  # for another run, before it is said
+WAIT_SILENTLY_SECONDS = 1.0  # for another run, before a message
+STDOUT = Path("-")  # as an output file: standard output
+MARK_BYTES = 1 << 16  # at each end of a file that are searched for a mark
+MAX_NAME_BYTES = 255  # of a file name, on nearly all file systems
+NAMED_SKIPS = 5  # skipped paths that a message names
 
 
 def free_bytes(folder: Path) -> int:
-    """Free bytes of the disk on which a folder lies, or will lie."""
+    """Returns the free bytes of the disk of a folder, which need not exist yet."""
     while not folder.is_dir():
         folder = folder.parent
     return shutil.disk_usage(folder).free
@@ -29,16 +37,16 @@ def free_bytes(folder: Path) -> int:
 def require_space(
     folder: Path, n_bytes: int, purpose: str, option: str = "--root", advice: str = ""
 ) -> None:
-    """Sees that a disk has room, before anything is written.
+    """Checks that a disk has enough free space, before anything is written.
 
     Args:
         folder: where files will be written.
-        n_bytes: how much they need.
-        purpose: what for, in the message: "for shards".
-        option: with which another place can be chosen.
-        advice: how else to get on; ends the message.
+        n_bytes: bytes that they need.
+        purpose: what the bytes are for, in the message: "for shards".
+        option: by which the user can choose another folder.
+        advice: another remedy, which ends the message.
     Raises:
-        UserError: there is less room; it says how many bytes are needed and free.
+        UserError: too little space is free. The message has the bytes needed and the bytes free.
     """
     free = free_bytes(folder)
     if n_bytes > free:
@@ -48,9 +56,179 @@ def require_space(
         )
 
 
+@dataclass(frozen=True)
+class Walk:
+    """The files below a folder.
+
+    Attributes:
+        files: regular files with a wanted suffix, sorted.
+        skipped: what was not read, and why: "takes/.trash (hidden)".
+    """
+
+    files: list[Path]
+    skipped: list[str]
+
+    @property
+    def message(self) -> str:
+        """A line that counts what was skipped and names the first of it; empty if nothing was."""
+        if not self.skipped:
+            return ""
+        n, named = len(self.skipped), ", ".join(self.skipped[:NAMED_SKIPS])
+        more = f" and {n - NAMED_SKIPS:,} more" if n > NAMED_SKIPS else ""
+        return f"skipped {n:,}: {named}{more}"
+
+
+def walk(folder: Path, suffixes: Collection[str]) -> Walk:
+    """Finds all files with some suffixes below a folder.
+
+    Links to folders are followed, and every folder is read once, so a link to a parent does no
+    harm. Names that begin with a dot, folders without permission, broken links and pipes are
+    skipped and listed.
+
+    Args:
+        folder: where to begin.
+        suffixes: in lower case, with their dots.
+    Raises:
+        OSError: the folder itself cannot be read.
+    """
+    files: list[Path] = []
+    skipped: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    folders, links = [folder], list[Path]()
+    while folders or links:
+        here = folders.pop() if folders else links.pop(0)  # a folder by its own name first
+        try:
+            status = here.stat()
+            if (status.st_dev, status.st_ino) in seen:
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            for path in sorted(here.iterdir()):
+                is_wanted, is_folder = path.suffix.lower() in suffixes, path.is_dir()
+                if path.name.startswith("."):
+                    skipped += [f"{path} (hidden)"] if is_wanted or is_folder else []
+                elif is_folder:
+                    (links if path.is_symlink() else folders).append(path)
+                elif is_wanted and path.is_file():
+                    files.append(path)
+                elif is_wanted:
+                    skipped.append(f"{path} ({kind_of(path)})")
+        except OSError as error:
+            if here == folder:
+                raise
+            skipped.append(f"{here} ({(error.strerror or str(error)).lower()})")
+    return Walk(sorted(files), sorted(skipped))
+
+
+def kind_of(path: Path) -> str:
+    """Returns what there is at a path, for messages: "a folder", "a named pipe", "no such file"."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return "a broken link" if path.is_symlink() else "no such file"
+    kinds = {
+        stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe",
+        stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+    }  # fmt: skip
+    return kinds.get(stat.S_IFMT(mode), "no regular file")
+
+
+def same_name(name: str) -> str:
+    """Returns a file name in the Unicode form (NFC) in which names of one piece compare as equal.
+
+    A Mac may write "é" as two characters where other systems write one.
+    """
+    return unicodedata.normalize("NFC", name)
+
+
+def mark(command: str) -> str:
+    """Returns the text by which a command recognises its own output files.
+
+    Args:
+        command: that writes the file: "mt3data report".
+    """
+    return f"Made by {command} of mt3kit"
+
+
+def require_output(path: Path, command: str, force: bool = False) -> None:
+    """Checks that a command may write an output file, before the work that fills it.
+
+    A file is replaced only if it is empty or carries the mark of the same command. Devices and
+    pipes are written into.
+
+    Args:
+        path: the file; STDOUT is always fine.
+        command: that will write it, see `mark`.
+        force: replace any file.
+    Raises:
+        UserError: a folder, a name in a folder that does not exist, or a file of another origin.
+    """
+    if path == STDOUT:
+        return
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name a file in it")
+    if not path.exists() and not (folder := _target(path).parent).is_dir():
+        raise UserError(f"{path}: the folder {folder} does not exist; make it first")
+    if force or not path.is_file() or _has_mark(path, mark(command).encode()):
+        return
+    raise UserError(
+        f"{path} exists and was not written by `{command}`; choose another name, or replace it with "
+        "--force"
+    )
+
+
+def write_output(
+    path: Path, data: bytes | Iterable[bytes], command: str, force: bool = False
+) -> None:
+    """Writes an output file of a command; see `require_output`.
+
+    A regular file appears when it is complete. A link stays and its target is replaced. Devices,
+    pipes and standard output are written into.
+
+    Args:
+        path: the file, or STDOUT.
+        data: its content with the mark of the command, or pieces of it.
+        command: that writes it.
+        force: replace any file.
+    Raises:
+        UserError: as `require_output`.
+        OSError: the file cannot be written.
+    """
+    require_output(path, command, force)
+    pieces = [data] if isinstance(data, bytes) else data
+    if path == STDOUT:
+        sys.stdout.flush()  # text that was printed before comes first
+        sys.stdout.buffer.writelines(pieces)
+        sys.stdout.buffer.flush()
+    elif path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            file.writelines(pieces)
+    else:
+        write_atomically(_target(path), pieces)
+
+
+def _target(path: Path) -> Path:
+    """Returns the file that a path and its links lead to, which need not exist."""
+    return Path(os.path.realpath(path))
+
+
+def _has_mark(path: Path, wanted: bytes) -> bool:
+    """Whether a file is empty or has a mark near its beginning or end."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size - MARK_BYTES))
+        end = file.read()
+        file.seek(0)
+        return not size or wanted in file.read(MARK_BYTES) or wanted in end
+
+
 def temp_path(path: Path) -> Path:
-    """Returns an unused name beside `path`, for a file that is being written or removed."""
-    return path.with_name(f"{path.name}.tmp-{uuid.uuid4().hex}")
+    """Returns an unused name beside `path`, for a file that is being written or removed.
+
+    The name is at most as long as file systems allow, however long that of `path` is.
+    """
+    suffix = f".tmp-{secrets.token_hex(8)}"
+    name = os.fsencode(path.name)[: MAX_NAME_BYTES - len(suffix)].decode(errors="ignore")
+    return path.with_name(name + suffix)
 
 
 def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
@@ -73,7 +251,13 @@ def write_atomically(path: Path, data: bytes | Iterable[bytes]) -> None:
 
 
 def sync_and_rename(file: BinaryIO, part: Path, path: Path) -> None:
-    """Closes a file that was written as `part` and makes it durable under its name."""
+    """Closes a temporary file, makes it durable and renames it.
+
+    Args:
+        file: open for writing, at `part`.
+        part: the temporary name.
+        path: the final name.
+    """
     file.flush()
     os.fsync(file.fileno())
     file.close()
@@ -108,12 +292,17 @@ def format_bytes(n_bytes: float) -> str:
 
 @contextmanager
 def file_lock(path: Path, busy: str = "") -> Iterator[None]:
-    """Holds a lock file while the body runs; a second process gets a UserError that says `busy`.
+    """Holds a lock file while the body runs.
 
-    Without `busy` it waits instead until the first one is done; after a second it says so.
+    The system frees the lock when the process ends, also after a crash. On NFS the lock holds
+    between hosts too, because Linux makes it a byte-range lock there.
 
-    The system frees the lock when a process ends in whatever way. On NFS it holds between hosts too
-    (Linux makes it a byte-range lock there); a file system without locks is refused.
+    Args:
+        path: of the lock file.
+        busy: message of the error if another process holds the lock. "": wait for it, and print a
+            line after a second.
+    Raises:
+        UserError: another process holds the lock, or the file system has no locks.
     """
     import fcntl
 
@@ -123,7 +312,9 @@ def file_lock(path: Path, busy: str = "") -> Iterator[None]:
         except BlockingIOError as error:
             if busy:
                 raise UserError(f"{busy}; wait for it or stop it") from error
-            click.echo(f"{path.parent}: another run is at work there; waiting for it", err=True)
+            click.echo(
+                f"{path.parent}: another run uses this folder; waiting for it to end", err=True
+            )
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             raise UserError(
@@ -133,7 +324,7 @@ def file_lock(path: Path, busy: str = "") -> Iterator[None]:
 
 
 def _lock(file: TextIO, seconds: float) -> None:
-    """Locks a file; raises BlockingIOError if another process holds it for longer than that."""
+    """Locks a file; raises BlockingIOError if another process still holds it after `seconds`."""
     import fcntl
 
     end = time.monotonic() + seconds

@@ -1,0 +1,187 @@
+"""Input files below folders, output files that are never lost, and one run at a time in a folder."""
+
+import os
+import threading
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from mt3data import files
+from mt3data.errors import UserError
+
+
+def test_a_second_run_is_refused_in_one_line(tmp_path: Path) -> None:
+    with (
+        files.file_lock(tmp_path / "lock"),
+        pytest.raises(UserError, match="^at work there; wait for it or stop it$"),
+        files.file_lock(tmp_path / "lock", "at work there"),
+    ):
+        pass
+
+
+@pytest.mark.parametrize("silently", [0.0, 600.0])
+def test_a_run_that_waits_says_so_unless_the_other_is_soon_done(
+    silently: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(files, "WAIT_SILENTLY_SECONDS", silently)
+    trying, got = threading.Event(), threading.Event()
+    flock = files._lock
+
+    def tried(*arguments: object) -> None:
+        try:
+            flock(*arguments)  # type: ignore[arg-type]
+        finally:
+            trying.set()
+
+    def second() -> None:
+        with files.file_lock(tmp_path / "lock"):
+            got.set()
+
+    thread = threading.Thread(target=second)
+    with files.file_lock(tmp_path / "lock"):
+        monkeypatch.setattr(files, "_lock", tried)
+        thread.start()
+        if not silently:
+            assert trying.wait(10)
+        assert not got.is_set()
+    thread.join(10)
+    assert got.is_set()
+    said = f"{tmp_path}: another run uses this folder; waiting for it to end\n"
+    assert capsys.readouterr().err == ("" if silently else said)
+
+
+REPORT = "mt3data report"
+OURS = f"<html>{files.mark(REPORT)}</html>".encode()
+
+
+def names_below(folder: Path) -> list[str]:
+    found = files.walk(folder, {".wav"})
+    return [path.relative_to(folder).as_posix() for path in found.files]
+
+
+def test_every_folder_is_read_once_and_links_are_followed(tmp_path: Path) -> None:
+    music, elsewhere = tmp_path / "music", tmp_path / "elsewhere"
+    for path in (music / "a/one.WAV", elsewhere / "two.wav", elsewhere / "notes.txt"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    (music / "linked").symlink_to(elsewhere)
+    (elsewhere / "back").symlink_to(music)
+    (music / "again").symlink_to(music / "a")
+    assert names_below(music) == ["a/one.WAV", "linked/two.wav"]
+    assert files.walk(music, {".wav"}).message == ""
+
+
+def test_what_is_skipped_is_named_and_counted(tmp_path: Path) -> None:
+    for name in (".trash/old.wav", "song.wav", "._song.wav", ".DS_Store"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "lost.wav").symlink_to("nowhere.wav")
+    os.mkfifo(tmp_path / "pipe.wav")
+    found = files.walk(tmp_path, {".wav"})
+    assert [path.name for path in found.files] == ["song.wav"]
+    assert found.skipped == [
+        f"{tmp_path}/._song.wav (hidden)", f"{tmp_path}/.trash (hidden)",
+        f"{tmp_path}/lost.wav (a broken link)", f"{tmp_path}/pipe.wav (a named pipe)",
+    ]  # fmt: skip
+    assert found.message.startswith("skipped 4: ")
+
+
+def test_a_folder_without_permission_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "private").mkdir()
+    (tmp_path / "song.wav").touch()
+    listed = Path.iterdir
+
+    def refuse(folder: Path) -> object:  # root may read everything, so permissions do not help
+        if folder.name == "private":
+            raise PermissionError(13, "Permission denied", str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    found = files.walk(tmp_path, {".wav"})
+    assert [path.name for path in found.files] == ["song.wav"]
+    assert found.skipped == [f"{tmp_path}/private (permission denied)"]
+
+
+def test_many_skipped_paths_are_counted_and_the_first_are_named() -> None:
+    message = files.Walk([], [f"{n} (hidden)" for n in range(1000)]).message
+    assert message.startswith("skipped 1,000: 0 (hidden), 1 (hidden)")
+    assert message.endswith("4 (hidden) and 995 more")
+
+
+def test_a_file_of_another_origin_is_kept_unless_force(tmp_path: Path) -> None:
+    out = tmp_path / "song.mid"
+    out.write_bytes(b"labels by hand")
+    with pytest.raises(UserError, match="not written by `mt3data report`.*--force"):
+        files.write_output(out, OURS, REPORT)
+    assert out.read_bytes() == b"labels by hand"
+    files.write_output(out, OURS, REPORT, force=True)
+    assert out.read_bytes() == OURS
+
+
+@pytest.mark.parametrize("before", [b"", OURS, b"x" * 200_000 + OURS])
+def test_a_file_of_the_same_command_and_an_empty_one_are_replaced(
+    before: bytes, tmp_path: Path
+) -> None:
+    out = tmp_path / "report.html"
+    out.write_bytes(before)
+    files.write_output(out, [b"new"], REPORT)
+    assert out.read_bytes() == b"new"
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+
+
+def test_a_file_of_another_command_is_kept(tmp_path: Path) -> None:
+    out = tmp_path / "song.html"
+    out.write_text(files.mark("mt3train transcribe"))
+    with pytest.raises(UserError, match="song.html exists"):
+        files.require_output(out, REPORT)
+
+
+def test_output_goes_through_links_and_leaves_them(tmp_path: Path) -> None:
+    (tmp_path / "store").mkdir()
+    link = tmp_path / "report.html"
+    link.symlink_to("store/page.html")
+    for _ in range(2):  # the target is absent, then there
+        files.write_output(link, OURS, REPORT)
+        assert link.is_symlink()
+        assert (tmp_path / "store/page.html").read_bytes() == OURS
+
+
+def test_a_pipe_is_written_into_and_not_replaced(tmp_path: Path) -> None:
+    pipe, received = tmp_path / "pipe", list[bytes]()
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: received.append(pipe.read_bytes()))
+    reader.start()
+    files.write_output(pipe, [b"a", b"b"], REPORT)
+    reader.join(10)
+    assert (received, pipe.is_fifo()) == ([b"ab"], True)
+
+
+def test_a_dash_is_standard_output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with CliRunner().isolation() as (out, *_):
+        files.write_output(files.STDOUT, OURS, REPORT)
+        assert out.getvalue() == OURS
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["", "absent/report.html"])
+def test_a_folder_is_no_output_file(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is a folder|does not exist"):
+        files.require_output(tmp_path / name, REPORT)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["n" * 255, "é" * 127, "\udcff" * 255])
+def test_names_of_any_length_can_be_written(name: str, tmp_path: Path) -> None:
+    files.write_atomically(tmp_path / name, b"content")
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert (tmp_path / name).read_bytes() == b"content"
+
+
+def test_names_with_composed_and_decomposed_accents_are_the_same() -> None:
+    assert "Caf\u00e9" != "Cafe\u0301"
+    assert files.same_name("Caf\u00e9") == files.same_name("Cafe\u0301")
