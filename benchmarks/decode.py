@@ -6,7 +6,6 @@
 MT3's sizes, random weights, 128 tokens forced in every segment. Tokens per CPU-second are counted
 in process time on one thread, encoding apart, the best of two rounds that take turns; everything
 starts from the same encoded frames. Without a cache every 16th step is timed and counted 16 times.
-Of 4 beams, in one round and not of the largest batch, the tokens of the best one count.
 Hugging Face's T5 has the same sizes, and a bias of relative positions, which MT3 lacks.
 Transcribing is from a file to notes, 64 tokens forced per segment, on two threads unless --threads
 says otherwise (on a machine that is busy two are slower than one: they wait for each other).
@@ -24,10 +23,10 @@ import soundfile
 import torch
 from torch import Tensor
 
-from mt3data.music.vocabulary import EOS_ID
+from mt3data.music.vocabulary import EOS_ID, VocabularyConfig
 from mt3train.model import MT3, ModelConfig
-from mt3train.transcription.decode import DecodeOptions, SegmentDecoder
-from mt3train.transcription.transcribe import Decoding, transcribe
+from mt3train.transcription.decode import DecodingConfig, SegmentDecoder
+from mt3train.transcription.transcribe import transcribe
 from mt3train.weights.checkpoint import CheckpointInfo
 
 AIMS = {1: 50, 8: 200, 32: 280}  # tokens per CPU-second by batch, of greedy decoding
@@ -55,10 +54,16 @@ def cpu_seconds(work: Callable[[], object]) -> float:
     return time.process_time() - started
 
 
-def ours(model: MT3, encoded_BFD: Tensor, beams: int = 0) -> Callable[[], object]:
+def ours(model: MT3, encoded_BFD: Tensor) -> Callable[[], object]:
     """Decoding as `mt3train transcribe` does it."""
-    decoder = SegmentDecoder(model, DecodeOptions(len(encoded_BFD), TOKENS, beams), FRAMES)
-    decoder.encoded = lambda mels: torch.stack(mels)  # type: ignore[assignment, method-assign]
+    decoder = SegmentDecoder(
+        model,
+        VocabularyConfig(),
+        DecodingConfig(len(encoded_BFD)),
+        n_frames=FRAMES,
+        max_length=TOKENS,
+    )
+    decoder.encode = lambda mels: torch.stack(mels)  # type: ignore[assignment, method-assign]
 
     def work() -> None:
         found = list(decoder.decode(iter(encoded_BFD)))
@@ -117,7 +122,7 @@ def compare() -> None:
     print(f"{'tokens per CPU-second':24}" + "".join(f"{f'batch {b}':>12}" for b in BATCHES))
     print(f"{'aim':24}" + "".join(f"{aim:12}" for aim in AIMS.values()))
     rates: dict[str, list[float]] = {
-        name: [] for name in ("ours", "Hugging Face, cache", "no cache", "ours, 4 beams")
+        name: [] for name in ("ours", "Hugging Face, cache", "no cache")
     }
     for batch in BATCHES:
         given, total = encoded[:batch].clone(), batch * TOKENS
@@ -127,8 +132,6 @@ def compare() -> None:
             for name, work in works.items():
                 best[name] = min(best[name], cpu_seconds(work))
         best["no cache"] = without_cache(model, given)
-        if batch < max(BATCHES):
-            best["ours, 4 beams"] = cpu_seconds(ours(model, given, beams=4))
         for name, seconds in best.items():
             rates[name].append(total / seconds)
     for name, values in rates.items():
@@ -152,7 +155,7 @@ def transcribe_noise(
                 file.write((0.1 * rng.standard_normal(n_samples)).astype(np.float32))
         started, busy = time.perf_counter(), time.process_time()
         info = CheckpointInfo(model=config)
-        result = transcribe(model, info, path, Decoding(batch), max_length=tokens)
+        result = transcribe(model, info, path, DecodingConfig(batch), max_length=tokens)
         took, busy = time.perf_counter() - started, time.process_time() - busy
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     parameters = sum(p.numel() for p in model.parameters()) / 1e6
@@ -175,7 +178,7 @@ def main() -> None:
         return
     compare()
     print()
-    transcribe_noise(ModelConfig(), 49.15, 64, Decoding().batch, threads)
+    transcribe_noise(ModelConfig(), 49.15, 64, DecodingConfig().batch, threads)
 
 
 if __name__ == "__main__":

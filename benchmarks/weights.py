@@ -35,7 +35,8 @@ from mt3train.evaluation.evaluate import TrackScores, score_notes
 from mt3train.evaluation.leakage import InstrumentScores, pooled
 from mt3train.evaluation.tables import to_json
 from mt3train.model import MT3
-from mt3train.transcription.transcribe import Decoding, Transcription, transcribe
+from mt3train.transcription.decode import DecodingConfig
+from mt3train.transcription.transcribe import Transcription, transcribe
 from mt3train.weights.checkpoint import CheckpointInfo, load_model
 from mt3train.weights.pretrained import FOLDER, SCORES, WEIGHTS
 
@@ -53,9 +54,9 @@ class Listener:
     info: CheckpointInfo
     batch: int
 
-    def hear(self, audio: Path | np.ndarray, grammar: bool = False) -> Transcription:
+    def hear(self, audio: Path | np.ndarray) -> Transcription:
         """What `mt3train transcribe` finds in a recording."""
-        decoding = Decoding(batch=self.batch, grammar=grammar)
+        decoding = DecodingConfig(batch=self.batch)
         return transcribe(self.model, self.info, audio, decoding)
 
     def score(self, name: str, notes: Notes, found: Transcription) -> TrackScores:
@@ -191,9 +192,6 @@ def measure(given: argparse.Namespace) -> None:
     def backwards(piece: Track) -> Transcription:
         return listener.hear(read_audio(piece.audio)[::-1].copy())
 
-    def by_grammar(piece: Track) -> Transcription:
-        return listener.hear(piece.audio, grammar=True)
-
     def full_precision() -> dict[str, Any]:
         full = Listener(*on_device(given.full or given.run[-1]), given.batch)
         return decoded(full, some, "full precision")[1]
@@ -205,7 +203,6 @@ def measure(given: argparse.Namespace) -> None:
         "test": lambda: whole_split(listener, pieces),
         "backwards": lambda: decoded(listener, some, "backwards", backwards)[1],
         "full_precision": full_precision,
-        "grammar": lambda: decoded(listener, pieces[: given.grammar], "grammar", by_grammar)[1],
         "soloists": lambda: soloists(listener, pieces[: given.solo]),
         "long": lambda: long_recording(given.weights, pieces, given.hours),
     }
@@ -239,9 +236,6 @@ def main() -> None:
                         "the newest checkpoint of the last run")  # fmt: skip
     parser.add_argument("--tracks", type=int, default=100, help="of the test split")
     parser.add_argument("--controls", type=int, default=10, help="pieces backwards")
-    parser.add_argument(
-        "--grammar", type=int, default=3, help="pieces with --grammar, 12 times slower"
-    )
     parser.add_argument("--solo", type=int, default=5, help="pieces whose parts are heard alone")
     parser.add_argument("--hours", type=float, default=2.0, help="of the long recording; 0: none")
     parser.add_argument("--batch", type=int, default=32)

@@ -188,8 +188,8 @@ def soloists(measured: Mapping[str, Any]) -> str:
 
 
 def decoding(measured: Mapping[str, Any]) -> str:
-    """What the grammar and half precision change."""
-    ways = {"greedy, the default": "test", "greedy, `--grammar`": "grammar",
+    """What half precision changes."""
+    ways = {"greedy, the default": "test",
             "greedy, weights in full precision": "full_precision"}  # fmt: skip
     counts = [measured[name]["n_tracks"] for name in ways.values() if name in measured]
     n, rows = min(counts), []

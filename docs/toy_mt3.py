@@ -17,7 +17,8 @@ from mt3data.shards.windows import Window
 from mt3train.model import MT3, ModelConfig
 from mt3train.training.loss import count_correct, loss_sum
 from mt3train.training.optimizers import make_optimizer
-from mt3train.transcription.transcribe import Decoding, Transcription, transcribe
+from mt3train.transcription.decode import DecodingConfig
+from mt3train.transcription.transcribe import Transcription, transcribe
 from mt3train.weights.checkpoint import CheckpointInfo
 
 TOY = ModelConfig(
@@ -51,7 +52,7 @@ class Toy:
     def transcribe(self, path: Path) -> Transcription:
         """The notes that the network finds in an audio file."""
         return transcribe(
-            self.model, CheckpointInfo(model=TOY), path, Decoding(batch=1), max_length=LONGEST
+            self.model, CheckpointInfo(model=TOY), path, DecodingConfig(batch=1), max_length=LONGEST
         )
 
 

@@ -15,13 +15,14 @@ import click
 
 from mt3data.errors import UserError
 from mt3data.files import format_bytes, require_space
-from mt3data.terminal import AT_LEAST_0, PATH, path_error_message, plural, progress
+from mt3data.terminal import PATH, path_error_message, plural, progress
 from mt3train.cli.scores import BATCH, CHECKPOINT, load_checkpoint
 
 if TYPE_CHECKING:
     from mt3data.music.notes import Notes
     from mt3train.model import MT3
-    from mt3train.transcription.transcribe import Decoding, Transcription
+    from mt3train.transcription.decode import DecodingConfig
+    from mt3train.transcription.transcribe import Transcription
     from mt3train.weights.checkpoint import CheckpointInfo
 
 # In a folder, files with these endings are taken for recordings.
@@ -51,7 +52,7 @@ class Work:
     info: CheckpointInfo
     about: str
     kind: str
-    decoding: Decoding
+    decoding: DecodingConfig
 
     @property
     def has_velocity(self) -> bool:
@@ -72,21 +73,14 @@ class Work:
     "--format", "kind", type=click.Choice(list(FORMATS)), help="Of --out. Default: as it ends; mid."
 )
 @BATCH
-@click.option("--beams", type=AT_LEAST_0, default=0, show_default=True, metavar="N",
-              help="Of a beam search; 0: greedy.")  # fmt: skip
 @click.option(
     "--programs",
     help='All that the model may say, such as "piano,bass,drums" or "0,33"; it filters no sound.',
 )
-@click.option(
-    "--grammar",
-    is_flag=True,
-    help="Say only what can follow; see mt3train/transcription/grammar.py.",
-)
 @click.option("--compile", "compiled", is_flag=True, help="torch.compile: a minute, then faster.")
 def transcribe(
     files: tuple[Path, ...], checkpoint: Path | None, out: Path | None, html: Path | None,
-    kind: str | None, batch: int, beams: int, programs: str | None, grammar: bool, compiled: bool,
+    kind: str | None, batch: int, programs: str | None, compiled: bool,
 ) -> None:  # fmt: skip
     """Writes the notes of recordings: MIDI, JSON, CSV, or a page.
 
@@ -102,12 +96,12 @@ def transcribe(
     recordings = find_recordings(files)
     alone = files == (recordings[0][0],)
     kind, targets = _all_targets(recordings, alone, out, html, kind)
-    from mt3train.transcription.programs import Instruments
-    from mt3train.transcription.transcribe import Decoding
+    from mt3train.transcription.decode import DecodingConfig
+    from mt3train.transcription.programs import ProgramFilter
 
-    only = Instruments.parse(programs) if programs is not None else None
+    only = ProgramFilter.parse(programs) if programs is not None else None
     model, info = load_checkpoint(checkpoint)
-    decoding = Decoding(batch, beams, grammar, only, compile=compiled)
+    decoding = DecodingConfig(batch, only, compile=compiled)
     if only:
         only.forbidden(info.vocabulary)  # says so before any work if it cannot be done
     work = Work(model, info, _about(checkpoint, model, info, programs), kind, decoding)

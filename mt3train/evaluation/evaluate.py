@@ -33,8 +33,9 @@ from mt3data.shards.index import TrackRecords, read_tracks
 from mt3train.evaluation.leakage import InstrumentScores, instrument_scores
 from mt3train.evaluation.metrics import MEASURES, SCORES, SCORINGS, transcription_scores
 from mt3train.model import MT3
+from mt3train.transcription.decode import DecodingConfig
 from mt3train.transcription.segments import require_fit, segments_of
-from mt3train.transcription.transcribe import Decoding, Transcription, transcribe_segments
+from mt3train.transcription.transcribe import Transcription, transcribe_segments
 from mt3train.weights.checkpoint import CheckpointInfo
 
 COLUMNS = {  # heading: score
@@ -154,7 +155,7 @@ def score_track(
         on_batch: called with the number of segments done so far.
     """
     found = transcribe_segments(
-        model, info.vocabulary, segments_of(records, info), Decoding(batch),
+        model, info.vocabulary, segments_of(records, info), DecodingConfig(batch),
         max_length=info.max_target_length, on_segment=on_batch,
     )  # fmt: skip
     return score_notes(records.track, records.notes, found, info.vocabulary)

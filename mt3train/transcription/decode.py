@@ -1,244 +1,208 @@
-"""From log-mel segments to tokens: batches that refill themselves.
+"""Decodes log-mel segments into tokens, greedily and with continuous batching.
 
-Segments wait in a line. As many as a batch has slots are decoded side by side, token by token
-(stepper.py), greedily or by beam search (search.py); a segment that is done leaves and the next
-one takes its slot, so that nothing waits for the longest of a batch. At the end of the line the
-batch shrinks. What is found for a segment does not depend on its neighbours, but for rounding.
+Each slot of a batch decodes one segment, one token per step. When a segment ends, the next one in
+the queue takes its slot, so short segments never wait for long ones. When the queue is empty, the
+batch shrinks. Apart from rounding, the tokens of a segment do not depend on the rest of its batch.
 
-The original decodes by beam search with one beam; on the golden data greedy tokens are the same.
+The original decodes by beam search with one beam. On the golden data greedy decoding gives the same
+tokens. A sequence without EOS is cut at max_length in both.
+
+Sizes in tensor names:  S slots · F frames · M mel bins · D width of the model · L tokens · V vocabulary
 """
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mt3data.music.vocabulary import EOS_ID
+from mt3data.music.vocabulary import EOS_ID, VocabularyConfig
 from mt3train.model import MT3
-from mt3train.transcription.cached_decoder import Stepper
-from mt3train.transcription.grammar import Grammar
-from mt3train.transcription.search import Beam, Greedy
+from mt3train.transcription.cached_decoder import CachedDecoder
+from mt3train.transcription.programs import ProgramFilter
 
 PRECISIONS = ("auto", "float32", "bf16")
-STEPS_PER_QUESTION = 16  # on a GPU, between asking it which segments are done
-NEVER = -torch.inf  # the logit of a token that must not be said
+GPU_STEPS_PER_CHECK = 16  # checking which segments have ended makes the CPU wait for the GPU
+START_ID = 0  # the first input of the decoder; model.shift_right
 
 
 @dataclass(frozen=True)
-class DecodeOptions:
-    """How segments are decoded.
+class DecodingConfig:
+    """Chooses how segments are decoded.
 
     Attributes:
-        batch: segments side by side.
-        max_length: most tokens per segment, EOS included; at most 2048.
-        beams: of a beam search; 0: greedy.
-        forbidden: tokens that are never said.
-        precision: "bf16", "float32", or "auto": bf16 on a GPU that has it, else as the weights are.
-            Logits are always computed in the precision of the weights.
-        compile: torch.compile the decoder, on a GPU with CUDA graphs; takes a minute at first.
+        batch: number of segments that are decoded together.
+        programs: instruments that the decoder may emit; None: all.
+        precision: "bf16", "float32", or "auto": bf16 on a GPU that supports it, the precision of
+            the weights elsewhere. Logits are always computed in the precision of the weights.
+        compile: compiles the decoder with torch.compile, on a GPU with CUDA graphs. Compiling takes
+            about a minute.
     """
 
-    batch: int = 8
-    max_length: int = 1024
-    beams: int = 0
-    forbidden: tuple[int, ...] = ()
+    batch: int = 16
+    programs: ProgramFilter | None = None
     precision: str = "auto"
     compile: bool = False
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision={self.precision!r}; expected one of {PRECISIONS}")
-        if self.batch < 1 or self.beams < 0:
-            raise ValueError(f"batch={self.batch}, beams={self.beams}; expected 1 and 0 or more")
+        if self.batch < 1:
+            raise ValueError(f"batch={self.batch}; expected at least 1")
 
 
 @dataclass(frozen=True)
-class Found:
-    """What was decoded from one segment.
+class DecodedSegment:
+    """Holds the tokens of one segment.
 
     Attributes:
-        index: the segment's place in the line, from 0.
-        sequences: token ids int64 [n, length], EOS included, padded with 0: one if greedy, else one
-            per beam. A sequence without EOS was cut at max_length.
-        scores: of the sequences, float32 [n], ascending; 0 if greedy.
+        index: position of the segment in the input, from 0.
+        tokens: token ids, int64 [length]. EOS comes last, unless the sequence was cut at max_length.
     """
 
     index: int
-    sequences: np.ndarray
-    scores: np.ndarray
-
-    @property
-    def tokens(self) -> np.ndarray:
-        """The best sequence, without padding."""
-        best = self.sequences[-1]
-        ends = np.flatnonzero(best == EOS_ID)
-        return best[: ends[0] + 1] if len(ends) else best
+    tokens: np.ndarray
 
 
 class SegmentDecoder:
-    """A model that is ready to decode; it keeps its buffers from one call to the next.
+    """Decodes segments with one model. Its buffers are allocated once and used by every call.
 
-    Source: t5x/models.py predict_batch_with_aux.
+    Source: t5x/models.py predict_batch_with_aux, t5x/decoding.py temperature_sample (temperature 0).
     """
 
-    def __init__(self, model: MT3, options: DecodeOptions, n_frames: int) -> None:
-        """Takes segments of n_frames frames; the model is put into evaluation mode."""
-        self.model, self.options = model.eval(), options
+    def __init__(
+        self,
+        model: MT3,
+        vocabulary: VocabularyConfig,
+        config: DecodingConfig,
+        *,
+        n_frames: int,
+        max_length: int = 1024,
+    ) -> None:
+        """Puts the model into evaluation mode and allocates the buffers.
+
+        Args:
+            model: the network, on the device that runs it.
+            vocabulary: the meaning of its tokens.
+            config: how segments are decoded.
+            n_frames: length of every segment.
+            max_length: largest number of tokens per segment, EOS included; 1 to 2048.
+        Raises:
+            ValueError: max_length is out of range.
+            UserError: the vocabulary has no programs to choose from (`ProgramFilter`).
+        """
+        self.model, self.batch, self.max_length = model.eval(), config.batch, max_length
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
         on_gpu = self.device.type == "cuda"
-        self.in_bf16 = options.precision == "bf16" or (
-            options.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()
+        self.in_bf16 = config.precision == "bf16" or (
+            config.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()
         )
-        self.search = (
-            Beam(options.batch, options.beams, options.max_length, self.device)
-            if options.beams
-            else Greedy(options.batch, options.max_length, self.device)
-        )
-        self.stepper = Stepper(
-            model, options.batch, self.search.width, options.max_length, n_frames,
-            torch.bfloat16 if self.in_bf16 else None, options.compile,
+        self.cached = CachedDecoder(
+            model, config.batch, max_length, n_frames,
+            torch.bfloat16 if self.in_bf16 else None, config.compile,
         )  # fmt: skip
-        # One segment keeps the cores busy; a GPU wants many.
-        self.encode_at_once = options.batch if on_gpu else 1
-        self.steps_per_question = STEPS_PER_QUESTION if on_gpu else 1
+        forbidden = config.programs.forbidden(vocabulary) if config.programs else ()
+        self.forbidden = torch.tensor(forbidden, dtype=torch.int64, device=self.device)
+        # One segment keeps the cores of a CPU busy. A GPU needs many.
+        self.encoder_batch = config.batch if on_gpu else 1
+        self.steps_per_check = GPU_STEPS_PER_CHECK if on_gpu else 1
+        self.tokens_SL = torch.zeros(
+            config.batch, max_length, dtype=torch.int64, device=self.device
+        )
+        self.last_S = torch.full_like(self.tokens_SL[:, 0], START_ID)
+        self.ended_S = torch.zeros_like(self.last_S, dtype=torch.bool)
+        self.slot_S = torch.arange(config.batch, device=self.device)
 
     @torch.inference_mode()
-    def decode(
-        self,
-        mels: Iterable[np.ndarray | Tensor],
-        grammar: Callable[[int], Grammar] | None = None,
-    ) -> Iterator[Found]:
-        """Decode segments.
+    def decode(self, mels: Iterable[np.ndarray | Tensor]) -> Iterator[DecodedSegment]:
+        """Decodes segments.
 
         Args:
-            mels: log-mel frames [n_frames, n_mels] of each; as many are taken as are needed next.
-            grammar: gives, for the index of a segment, what may follow in it.
+            mels: log-mel [n_frames, n_mels] of each segment. They are consumed as slots become free.
         Yields:
-            What was found, in the order in which segments are done.
+            The segments in the order in which they end.
         """
-        batch = _Batch(self, _Line(self, mels), grammar)
-        while batch.live:
-            yield from batch.advance()
+        queue = _SegmentQueue(self, mels)
+        index: list[int] = []  # of the segment in each slot; the slots in use come first
+        while len(index) < self.batch and (segment := queue.pop()):
+            self._load(len(index), segment)
+            index.append(segment[0])
+        n_steps = 0
+        while index:
+            # Compiled code has a fixed shape, so unused slots are computed as well.
+            self._step(self.batch if self.cached.compiled else len(index))
+            n_steps += 1
+            lengths = self.cached.lengths
+            at_limit = max(lengths[: len(index)]) == self.max_length
+            if n_steps % self.steps_per_check and not at_limit:
+                continue
+            ended = self.ended_S[: len(index)].tolist()
+            for slot in reversed(range(len(index))):
+                if ended[slot] or lengths[slot] == self.max_length:
+                    yield DecodedSegment(index[slot], self._tokens(slot))
+                    if segment := queue.pop():
+                        self._load(slot, segment)
+                        index[slot] = segment[0]
+                    else:
+                        self._close(slot, last=len(index) - 1)
+                        index[slot] = index[-1]
+                        index.pop()
 
-    def encoded(self, mels: list[np.ndarray | Tensor]) -> Tensor:
-        """Encoded frames [B, F, D] of segments, given by their mels [F, M]."""
-        mel_BFM = torch.stack([torch.as_tensor(mel) for mel in mels]).to(self.device, self.dtype)
+    def encode(self, mels: list[np.ndarray | Tensor]) -> Tensor:
+        """Encodes the log-mels [F, M] of segments into frames [S, F, D]."""
+        mel_SFM = torch.stack([torch.as_tensor(mel) for mel in mels]).to(self.device, self.dtype)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bf16):
-            return self.model.encode(mel_BFM)
+            return self.model.encode(mel_SFM)
+
+    def _step(self, n_slots: int) -> None:
+        """Decodes one token in each of the first slots."""
+        slot_S = self.slot_S[:n_slots]
+        position_S = self.cached.position_S[:n_slots].clone()
+        logits_SV = self.cached.decode_step(self.last_S[:n_slots])
+        if len(self.forbidden):
+            logits_SV = logits_SV.index_fill(1, self.forbidden, -torch.inf)
+        token_S = logits_SV.argmax(-1)
+        self.tokens_SL[slot_S, position_S] = self.last_S[:n_slots] = token_S
+        self.ended_S[:n_slots] |= token_S == EOS_ID
+
+    def _tokens(self, slot: int) -> np.ndarray:
+        """Returns the tokens of a slot up to its first EOS."""
+        tokens = self.tokens_SL[slot, : self.cached.lengths[slot]].cpu().numpy().copy()
+        ends = np.flatnonzero(tokens == EOS_ID)
+        return tokens[: ends[0] + 1] if len(ends) else tokens
+
+    def _load(self, slot: int, segment: tuple[int, Tensor]) -> None:
+        """Puts a segment (index, encoded frames [F, D]) into a slot."""
+        self.cached.load_segment(slot, segment[1])
+        self.last_S[slot], self.ended_S[slot] = START_ID, False
+
+    def _close(self, slot: int, last: int) -> None:
+        """Moves the last slot in use into a slot that has ended."""
+        if slot != last:
+            self.cached.copy_slot(last, slot)
+            for state in (self.tokens_SL, self.last_S, self.ended_S):
+                state[slot] = state[last]
+        self.cached.reset(last)
 
 
-class _Line:
-    """The segments that wait, encoded a few at a time."""
+class _SegmentQueue:
+    """Holds the segments that wait for a slot. They are encoded a few at a time."""
 
     def __init__(self, decoder: SegmentDecoder, mels: Iterable[np.ndarray | Tensor]) -> None:
         self.decoder, self.mels = decoder, iter(mels)
-        self.ready: deque[Tensor] = deque()
-        self.taken = 0
+        self.encoded: deque[Tensor] = deque()
+        self.n_popped = 0
 
-    def next(self) -> tuple[int, Tensor] | None:
-        """The next one's index and encoded frames [F, D]; None at the end of the line."""
-        if not self.ready:
-            mels = [
-                mel for _, mel in zip(range(self.decoder.encode_at_once), self.mels, strict=False)
-            ]
+    def pop(self) -> tuple[int, Tensor] | None:
+        """Returns the index and the encoded frames [F, D] of the next segment; None at the end."""
+        if not self.encoded:
+            mels = list(islice(self.mels, self.decoder.encoder_batch))
             if not mels:
                 return None
-            self.ready.extend(self.decoder.encoded(mels))
-        self.taken += 1
-        return self.taken - 1, self.ready.popleft()
-
-
-@dataclass
-class _Batch:
-    """The segments that are being decoded: index[slot] of the first `live` slots."""
-
-    decoder: SegmentDecoder
-    line: _Line
-    grammar: Callable[[int], Grammar] | None
-    index: list[int] = field(default_factory=list)
-    rules: list[Grammar] = field(default_factory=list)  # of every row
-    unasked: int = 0  # steps since the search was asked which slots are done
-
-    def __post_init__(self) -> None:
-        while len(self.index) < self.decoder.options.batch and self._fill(len(self.index)):
-            pass
-        forbidden = list(self.decoder.options.forbidden)
-        self.forbidden = torch.tensor(forbidden, dtype=torch.int64, device=self.decoder.device)
-
-    @property
-    def live(self) -> int:
-        """Slots in use, which are the first ones."""
-        return len(self.index)
-
-    def advance(self) -> Iterator[Found]:
-        """One token more in every live slot; yields what is done, and fills its place."""
-        decoder, search, stepper = self.decoder, self.decoder.search, self.decoder.stepper
-        # Compiled code is for one shape, so that slots which are not in use run along.
-        slots = decoder.options.batch if stepper.compiled else self.live
-        logits_RV = stepper.step(search.last(slots))
-        if len(self.forbidden):
-            logits_RV = logits_RV.index_fill(1, self.forbidden, NEVER)
-        if self.grammar:
-            allowed = np.stack([rule.allowed(logits_RV.shape[1]) for rule in self.rules])
-            rows = len(self.rules)
-            barred = torch.from_numpy(~allowed).to(logits_RV.device)
-            logits_RV[:rows] = logits_RV[:rows].masked_fill(barred, NEVER)
-        search.choose(logits_RV)
-        parent_R = search.parents()
-        if parent_R is not None:
-            stepper.reorder(parent_R)
-        if self.grammar:
-            self._follow(parent_R)
-        self.unasked += 1
-        at_end = max(stepper.positions[: self.live]) == decoder.options.max_length - 1
-        if self.grammar or at_end or self.unasked >= decoder.steps_per_question:
-            self.unasked = 0
-            done = search.finished(self.live)
-            for slot in reversed(range(self.live)):
-                if done[slot]:
-                    sequences, scores = (t.cpu().numpy().copy() for t in search.sequences(slot))
-                    yield Found(self.index[slot], sequences, scores)
-                    if not self._fill(slot):
-                        self._close(slot)
-
-    def _fill(self, slot: int) -> bool:
-        """Gives a slot to the next segment; False if none waits."""
-        following = self.line.next()
-        if following is None:
-            return False
-        index, encoded_FD = following
-        self.decoder.stepper.fill(slot, encoded_FD)
-        self.decoder.search.start(slot)
-        self.index[slot : slot + 1] = [index]
-        if self.grammar:
-            width = self.decoder.search.width
-            self.rules[slot * width : (slot + 1) * width] = [
-                self.grammar(index).copy() for _ in range(width)
-            ]
-        return True
-
-    def _close(self, slot: int) -> None:
-        """Takes a slot out of use; the last one moves to its place."""
-        search, stepper, last = self.decoder.search, self.decoder.stepper, self.live - 1
-        if slot != last:
-            stepper.move(last, slot)
-            search.move(last, slot)
-            self.index[slot] = self.index[last]
-            self.rules[slot * search.width : (slot + 1) * search.width] = self.rules[
-                last * search.width :
-            ]
-        stepper.clear(last)
-        search.start(last)
-        del self.index[last], self.rules[last * search.width :]
-
-    def _follow(self, parent_R: Tensor | None) -> None:
-        """Tells every row's grammar what it said."""
-        said = self.decoder.search.last(self.live).tolist()
-        if parent_R is not None:
-            self.rules = [self.rules[row].copy() for row in parent_R[: len(said)].tolist()]
-        for rule, token in zip(self.rules, said, strict=True):
-            rule.accept(token)
+            self.encoded.extend(self.decoder.encode(mels))
+        self.n_popped += 1
+        return self.n_popped - 1, self.encoded.popleft()

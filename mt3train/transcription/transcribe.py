@@ -36,39 +36,10 @@ from mt3data.music.fast_tokenizer import segment_start
 from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import VocabularyConfig
 from mt3train.model import MT3
-from mt3train.transcription.decode import DecodeOptions, SegmentDecoder
-from mt3train.transcription.programs import Instruments, by_grammar
+from mt3train.transcription.decode import DecodingConfig, SegmentDecoder
 from mt3train.weights.checkpoint import CheckpointInfo
 
 Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class Decoding:
-    """How tokens are found; the defaults give what the original gives.
-
-    Attributes:
-        batch: segments decoded side by side; the result does not depend on it, but for rounding.
-        beams: of a beam search; 0: greedy.
-        grammar: say only what can follow (grammar.py).
-        only: instruments that may be said; None: all.
-        precision: see `DecodeOptions`.
-        compile: see `DecodeOptions`.
-    """
-
-    batch: int = 16
-    beams: int = 0
-    grammar: bool = False
-    only: Instruments | None = None
-    precision: str = "auto"
-    compile: bool = False
-
-    def options(self, vocabulary: VocabularyConfig, max_length: int) -> DecodeOptions:
-        """What the decoder needs of it, for tokens of this vocabulary, at most max_length a segment."""
-        forbidden = self.only.forbidden(vocabulary) if self.only else ()
-        return DecodeOptions(
-            self.batch, max_length, self.beams, forbidden, self.precision, self.compile
-        )
 
 
 @dataclass(frozen=True)
@@ -92,7 +63,7 @@ def transcribe(
     model: MT3,
     info: CheckpointInfo,
     audio: str | Path | np.ndarray,
-    decoding: Decoding = Decoding(),
+    decoding: DecodingConfig = DecodingConfig(),
     *,
     max_length: int | None = None,
     on_progress: Progress | None = None,
@@ -104,7 +75,7 @@ def transcribe(
         info: what its checkpoint says about spectrogram, edge, frames and vocabulary.
         audio: a file that libsndfile reads, or mono samples at info's sample rate, shape (n,),
             floating point in [-1, 1].
-        decoding: how tokens are found.
+        decoding: how segments are decoded.
         max_length: most tokens per segment; None: as many as the longest target of its training.
         on_progress: called after each segment with (segments done, segments in all).
     Raises:
@@ -131,7 +102,7 @@ def transcribe_segments(
     model: MT3,
     vocabulary: VocabularyConfig,
     segments: Iterable[tuple[int, np.ndarray]],
-    decoding: Decoding = Decoding(),
+    decoding: DecodingConfig = DecodingConfig(),
     *,
     max_length: int = 1024,
     on_segment: Callable[[int], None] | None = None,
@@ -142,46 +113,39 @@ def transcribe_segments(
         model: the network, on the device that shall run it; put into evaluation mode for the call.
         vocabulary: what its tokens mean.
         segments: (start frame, log-mel [frames, n_mels]), in time order, all of one length; as many are taken as are decoded next.
-        decoding: how tokens are found.
+        decoding: how segments are decoded.
         max_length: most tokens per segment.
         on_segment: called after each segment with the number of segments done.
     """
-    remaining = iter(segments)
+    starts: list[int] = []
+
+    def mels() -> Iterator[np.ndarray]:
+        for start_frame, mel in segments:
+            starts.append(start_frame)
+            yield mel
+
+    remaining = mels()
     first = next(remaining, None)
     if first is None:
         return Transcription(Notes.empty(), 0, 0, 0)
-    only = decoding.only
-    options = decoding.options(vocabulary, max_length)
     was_training = model.training
-    decoder = SegmentDecoder(model, options, len(first[1]))
-    find = by_grammar if decoding.grammar else _find
+    decoder = SegmentDecoder(
+        model, vocabulary, decoding, n_frames=len(first), max_length=max_length
+    )
     decoded: list[tuple[float, np.ndarray]] = []
     try:
-        for start_frame, tokens in find(decoder, vocabulary, chain([first], remaining), only):
-            decoded.append((segment_start(start_frame, vocabulary), tokens.astype(np.int16)))
+        for segment in decoder.decode(chain([first], remaining)):
+            start = segment_start(starts[segment.index], vocabulary)
+            decoded.append((start, segment.tokens.astype(np.int16)))
             if on_segment:
                 on_segment(len(decoded))
     finally:
         model.train(was_training)
     result = decode_segments(decoded, vocabulary)
-    notes = only.select(result.notes, vocabulary) if only else result.notes
+    notes = result.notes
+    if decoding.programs:
+        notes = decoding.programs.select(notes, vocabulary)
     return Transcription(notes.sorted(), len(decoded), result.invalid, result.dropped)
-
-
-def _find(
-    decoder: SegmentDecoder, _: VocabularyConfig, segments: Iterator[tuple[int, np.ndarray]],
-    __: Instruments | None,
-) -> Iterator[tuple[int, np.ndarray]]:  # fmt: skip
-    """(start frame, tokens) of each segment, in the order in which they are done."""
-    starts: list[int] = []
-
-    def mels() -> Iterator[np.ndarray]:
-        for start, mel in segments:
-            starts.append(start)
-            yield mel
-
-    for found in decoder.decode(mels()):
-        yield starts[found.index], found.tokens
 
 
 def segment_mels(

@@ -300,8 +300,10 @@ def main(folder: Path) -> int:
     for name, check in CHECKS.items():
         try:
             cases, worst = check(folder)
+            left_out = golden_network.LEFT_OUT.get(name)
             print(
-                f"{name:34} {cases:6} cases   worst error {worst:8.2g} of tolerance   ok",
+                f"{name:34} {cases:6} cases   worst error {worst:8.2g} of tolerance   ok"
+                + (f"   (left out: {left_out})" if left_out else ""),
                 flush=True,
             )
         except Exception as error:  # one line per file, whatever goes wrong with it

@@ -13,17 +13,19 @@ import torch
 from foreign import load_t5x, t5x_parameters
 from torch import Tensor, nn
 
+from mt3data.music.vocabulary import VocabularyConfig
 from mt3train.model import MT3, ModelConfig, attention_masks, shift_right, sinusoids
 from mt3train.training.loss import loss_sum, token_losses
 from mt3train.training.optimizers import Adafactor
-from mt3train.transcription.cached_decoder import Stepper
-from mt3train.transcription.decode import DecodeOptions, SegmentDecoder
+from mt3train.transcription.cached_decoder import CachedDecoder
+from mt3train.transcription.decode import DecodingConfig, SegmentDecoder
 
 LOGITS = 1e-4  # absolute, at |logits| <= 13
 LOSS = 1e-5  # absolute, per token, at losses <= 15
 GRADIENTS = 1e-4  # of the tensor's largest
 WEIGHTS = 2e-6  # absolute, per step
 LEARNING_RATE = 1e-3
+LEFT_OUT = {"net_io.npz": "scores of beams and the tokens of 4 beams: decoding is greedy"}
 
 
 def load_model(folder: Path) -> tuple[MT3, Mapping[str, np.ndarray]]:
@@ -37,7 +39,7 @@ def load_model(folder: Path) -> tuple[MT3, Mapping[str, np.ndarray]]:
 
 
 def check_network(folder: Path) -> tuple[int, float]:
-    """net_io.npz: submodules, encoded frames, logits, loss, greedy and beam decoding, cached steps."""
+    """net_io.npz: submodules, encoded frames, logits, loss, greedy decoding, cached steps (see LEFT_OUT)."""
     model, io = load_model(folder)
     seen: dict[str, Tensor] = {}
     for name, module in model.named_modules():
@@ -87,29 +89,27 @@ def _loss_errors(
 
 def _decoding_errors(model: MT3, io: Mapping[str, np.ndarray]) -> dict[str, float]:
     inputs = [io["decode/encoder_input_tokens_fit"], io["encoder_input_tokens"]]
-    mel, errors = np.concatenate(inputs), {}
-    for name, beams in (("greedy", 0), ("beam1", 1), ("beam4", 4)):
-        # Fewer slots than segments, so that some begin where others have ended.
-        options = DecodeOptions(
-            batch=3, max_length=io["decode/greedy_tokens"].shape[1], beams=beams
-        )
-        for found in SegmentDecoder(model, options, mel.shape[1]).decode(mel):
-            want = np.atleast_2d(io[f"decode/{name}_tokens"][found.index])
-            ours = np.zeros_like(want)
-            ours[:, : found.sequences.shape[1]] = found.sequences
+    mel, length = np.concatenate(inputs), io["decode/greedy_tokens"].shape[1]
+    # Fewer slots than segments, so that some begin where others have ended.
+    decoder = SegmentDecoder(
+        model, VocabularyConfig(), DecodingConfig(batch=3), n_frames=mel.shape[1], max_length=length
+    )
+    decoded = list(decoder.decode(mel))
+    assert len(decoded) == len(mel)
+    for segment in decoded:
+        ours = np.pad(segment.tokens, (0, length - len(segment.tokens)))
+        for name in ("greedy", "beam1"):  # a beam search with one beam finds the greedy tokens
+            want = io[f"decode/{name}_tokens"][segment.index].reshape(length)
             np.testing.assert_array_equal(ours, want, err_msg=f"{name} tokens")
-            scores = np.atleast_1d(io[f"decode/{name}_scores"][found.index])
-            errors[f"{name} scores {found.index}"] = _share(found.scores, scores, 1e-3)
-
     tokens = torch.from_numpy(io["decode/loop_tokens_no_eos_stop"])
-    stepper = Stepper(model, len(tokens), 1, tokens.shape[1], mel.shape[1])
+    cached = CachedDecoder(model, len(tokens), tokens.shape[1], mel.shape[1])
     with torch.no_grad():
         for slot, encoded in enumerate(model.encode(torch.from_numpy(mel))):
-            stepper.fill(slot, encoded)
-        logits = torch.stack([stepper.step(column) for column in shift_right(tokens).T], 1)
+            cached.load_segment(slot, encoded)
+        logits = torch.stack([cached.decode_step(column) for column in shift_right(tokens).T], 1)
     np.testing.assert_array_equal(logits.argmax(-1), tokens, err_msg="tokens step by step")
     first, top2 = io["decode/loop_logits_first4"], io["decode/loop_top2_logits"]
-    return errors | {
+    return {
         "logits step by step": _share(logits[:, : first.shape[1]].numpy(), first, LOGITS),
         "two largest logits": _share(logits.topk(2).values.flip(-1).numpy(), top2, LOGITS),
     }

@@ -18,7 +18,7 @@ from mt3data.shards.windows import WindowConfig
 from mt3train.evaluation.evaluate import TrackScores, evaluate, mean_scores, score_track
 from mt3train.evaluation.tables import to_record
 from mt3train.model import MT3, ModelConfig
-from mt3train.transcription.decode import Found, SegmentDecoder
+from mt3train.transcription.decode import DecodedSegment, SegmentDecoder
 from mt3train.weights.checkpoint import CheckpointInfo
 
 SECONDS = 5.0  # 626 frames: two whole segments of 256 frames and a part
@@ -75,13 +75,13 @@ def know_all(monkeypatch) -> Callable[[Path, str], None]:
     def install(folder: Path, split: str) -> None:
         known = list(answers(folder, split))
 
-        def decode(self: SegmentDecoder, mels: Iterator[np.ndarray]) -> Iterator[Found]:
+        def decode(self: SegmentDecoder, mels: Iterator[np.ndarray]) -> Iterator[DecodedSegment]:
             for index, mel in enumerate(mels):
                 assert mel.shape == (256, 512)
                 heard = torch.from_numpy(mel)
                 matches = [ids for mine, ids in known if torch.equal(heard[: len(mine)], mine)]
                 assert matches, "a segment that is not in the build"
-                yield Found(index, matches[0][None].numpy(), np.zeros(1))
+                yield DecodedSegment(index, matches[0].numpy())
 
         monkeypatch.setattr(SegmentDecoder, "decode", decode)
 

@@ -65,7 +65,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Namespace:
     save_weights(folder / "demo.safetensors", model, info, half=True)
     return Namespace(
         weights=folder / "demo.safetensors", out=folder / "out", pieces=pieces, run=[run], full=None,
-        shards=folder / "shards" / "demo", tracks=2, controls=1, grammar=1, solo=1, hours=0.0, batch=2, again=[],
+        shards=folder / "shards" / "demo", tracks=2, controls=1, solo=1, hours=0.0, batch=2, again=[],
     )  # fmt: skip
 
 
