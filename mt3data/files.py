@@ -16,9 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TextIO
 
-import click
-
 from mt3data.errors import UserError
+from mt3data.terminal import echo
 
 WAIT_SILENTLY_SECONDS = 1.0  # for another run, before a message
 STDOUT = Path("-")  # as an output file: standard output
@@ -312,9 +311,7 @@ def file_lock(path: Path, busy: str = "") -> Iterator[None]:
         except BlockingIOError as error:
             if busy:
                 raise UserError(f"{busy}; wait for it or stop it") from error
-            click.echo(
-                f"{path.parent}: another run uses this folder; waiting for it to end", err=True
-            )
+            echo(f"{path.parent}: another run uses this folder; waiting for it to end", err=True)
             fcntl.flock(file, fcntl.LOCK_EX)
         except OSError as error:
             raise UserError(

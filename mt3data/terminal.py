@@ -1,8 +1,9 @@
-"""How the commands speak: results on stdout, progress on stderr, a mistake in one line.
+"""Defines how all commands print results, progress and errors, and how they exit.
 
-Exit codes are the same for every command (EXIT_CODES, which `--help` of both programs ends with).
-Faults are quarantined tracks and files that failed a check. Any exception that is neither a mistake
-nor a path that cannot be used is a bug, and keeps its traceback.
+Results go to stdout, progress and errors to stderr. Exit codes are the same for every command
+(EXIT_CODES, at the end of `--help` of both programs). Faults are quarantined tracks and files that
+failed a check. An exception that is neither a mistake of the user nor an unusable path is a bug and
+keeps its traceback.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import sys
 import time
+from contextlib import nullcontext, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -20,20 +23,37 @@ import click
 
 from mt3data.errors import UserError
 
-# What the world does to a path, as against a bug of ours: no such file is not among them.
-_UNUSABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR,
-             errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EFBIG)  # fmt: skip
+# Errors that the user can mend by another path. A missing file is not among them.
+_PATH_ERRORS = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR,
+    errno.EEXIST, errno.ENAMETOOLONG, errno.EFBIG, errno.ELOOP, errno.ENXIO,
+)  # fmt: skip
+# Control characters, but for line break and tab; characters that reorder text; broken UTF-8.
+_UNPRINTABLE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 LINE_EVERY_SECONDS = 10.0  # between progress lines where stderr is no terminal
 EXIT_CODES = (
-    "Exit codes: 0 done; 1 done, with faults that are listed; 2 a mistake, told in one line; "
+    "Exit codes: 0 done; 1 done, with faults that are listed; 2 a mistake, described in one line; "
     "130 interrupted."
 )
-PATH = click.Path(path_type=Path)
+
+
+class UserPath(click.Path):
+    """A path on the command line; `~/` at its beginning is the home folder."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Path:
+        """Returns the path that the user typed."""
+        path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        return path.expanduser() if path.parts[:1] == ("~",) else path
+
+
+PATH = UserPath()
 AT_LEAST_0, AT_LEAST_1 = click.IntRange(min=0), click.IntRange(min=1)
+FORCE = click.option("--force", is_flag=True,
+                     help="Replace an output file that this command did not write.")  # fmt: skip
 
 
 class CommandGroup(click.Group):
-    """A click group that turns a mistake into one line and exit code 2, Ctrl-C into 130.
+    """A click group that prints a mistake in one line and exits with 2, and with 130 after Ctrl-C.
 
     A mistake is a UserError, a command line that click refuses, or a path that cannot be written or
     made (read-only, full, a file where a folder should be).
@@ -41,55 +61,114 @@ class CommandGroup(click.Group):
 
     def main(self, *args: Any, **extra: Any) -> Any:
         """Runs a command line and exits; never returns."""
+        open_missing_streams()
         try:
             code = super().main(*args, **extra | {"standalone_mode": False})
         except click.ClickException as error:
             code = error.exit_code
             context = getattr(error, "ctx", None)
             hint = f"; see `{context.command_path} --help`" if context else ""
-            click.echo(f"Error: {one_line(error.format_message()).rstrip('.')}{hint}", err=True)
+            echo(f"Error: {one_line(error.format_message()).rstrip('.')}{hint}", err=True)
         sys.exit(code)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """What remains of args behind the program's own options; without any, ctx prints its help."""
+        """Returns the arguments behind the program's own options; prints the help if there are none."""
         if not (args or ctx.resilient_parsing):
-            click.echo(ctx.get_help(), err=True)
+            echo(ctx.get_help(), err=True)
             ctx.exit(2)
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Runs the command that ctx chose and returns its result; mistakes become exit codes."""
+        """Runs the chosen command and returns its result; mistakes become exit codes."""
         try:
-            return super().invoke(ctx)
+            require_working_directory()
+            result = super().invoke(ctx)
+            sys.stdout.flush()  # a closed pipe is an error of this command, not of the interpreter
+            return result
         except UserError as error:
-            click.echo(f"Error: {one_line(str(error))}", err=True)
+            echo(f"Error: {one_line(str(error))}", err=True)
             ctx.exit(2)
+        except BrokenPipeError:  # `mt3data list | head -1`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(1)
         except OSError as error:
             if not is_path_error(error):
                 raise
-            click.echo(f"Error: {path_error_message(error)}", err=True)
+            echo(f"Error: {path_error_message(error)}", err=True)
             ctx.exit(2)
         except KeyboardInterrupt:
-            click.echo("interrupted; the same command continues where that is possible", err=True)
+            echo("interrupted; the same command continues where that is possible", err=True)
             ctx.exit(130)
 
 
+def open_missing_streams() -> None:
+    """Opens the null device as stdin, stdout and stderr where the caller has closed them.
+
+    Without this a file that is opened later would become stderr, and messages would go into it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            if not _is_open(number):
+                os.dup2(os.open(os.devnull, os.O_RDWR), number)
+            stream = open(number, "r" if number == 0 else "w", closefd=False)  # noqa: SIM115
+            setattr(sys, name, stream)
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def require_working_directory() -> None:
+    """Raises a UserError if the working directory was deleted."""
+    try:
+        os.getcwd()  # noqa: PTH109
+    except FileNotFoundError:
+        raise UserError(
+            "the working directory does not exist any more; cd to another one"
+        ) from None
+
+
+def printable(text: str) -> str:
+    """Returns text whose control characters are written as escapes: "\\u001b[2J".
+
+    Names and messages come from files that anybody may have made. Unescaped they could clear the
+    terminal or change what other lines say. The escapes are those of JSON.
+    """
+    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
+
+
+def echo(text: object = "", err: bool = False, nl: bool = True) -> None:
+    """Prints a line; see `printable`.
+
+    Args:
+        text: the line, or several.
+        err: print to stderr, if somebody still reads it.
+        nl: end it with a line break.
+    """
+    with suppress(BrokenPipeError) if err else nullcontext():  # a message never ends the work
+        click.echo(printable(str(text)), err=err, nl=nl)
+
+
 def is_path_error(error: OSError) -> bool:
-    """Whether an error is the world's doing, and of a path that the user can change."""
+    """Checks that an error concerns a path and that another path or more space mends it."""
     folder = Path(error.filename or "").parent
-    # In /proc no file can be made, and "no such file" is what says so.
+    # /proc refuses new files by "no such file".
     in_proc = error.errno == errno.ENOENT and folder.is_dir() and not os.statvfs(folder).f_blocks
-    return error.errno in _UNUSABLE or in_proc
+    return error.errno in _PATH_ERRORS or in_proc
 
 
 def path_error_message(error: OSError) -> str:
-    """One line about the path that an error says cannot be used."""
-    where = f"{error.filename}: " if error.filename else ""  # writing to an open file names none
+    """Returns one line about the path of an error; see `is_path_error`."""
+    where = f"{error.filename}: " if error.filename else ""  # an open file has no name here
     return f"{where}{error.strerror}; choose another path, or make room there"
 
 
 def one_line(text: str) -> str:
-    """Text without line breaks."""
+    """Returns text without line breaks."""
     return " ".join(text.split())
 
 
@@ -99,14 +178,15 @@ def plural(n: int, noun: str) -> str:
 
 
 def progress(total: float, what: str, unit: str, done: float = 0) -> Any:
-    """A tqdm bar with rate and time left; where stderr is no terminal, a line now and then.
+    """Returns a tqdm bar with rate and time left. Without a terminal it prints a line now and then.
 
     Args:
-        total: when it is full, in the unit; the bar's `total` can be set later.
-        what: is under way, as its first word.
-        unit: what is counted.
-        done: of the total, before this call.
+        total: units of the whole work; the bar's `total` can be set later.
+        what: name of the work, in front of the bar.
+        unit: name of what is counted.
+        done: units that were done before this call.
     """
+    what = printable(what)
     if not sys.stderr.isatty():
         return ProgressLines(total, what, unit, done)
     from tqdm import tqdm
@@ -115,35 +195,35 @@ def progress(total: float, what: str, unit: str, done: float = 0) -> Any:
 
 
 class ProgressLines:
-    """What a tqdm bar does, in lines of text: for a file, where a bar would fill it.
+    """Prints progress as lines of text, with the interface of a tqdm bar.
 
     Attributes:
-        total: when the work is done, in the unit; may be set.
-        n: what is done.
+        total: units of the whole work; may be set.
+        n: units that are done.
     """
 
     def __init__(self, total: float, what: str, unit: str, done: float = 0) -> None:
         self.total, self.n = total, done
         self._what, self._unit, self._first = what, unit, done
-        self._begun = self._told_at = time.monotonic()
-        self._told: float | None = None
+        self._begun = self._printed_at = time.monotonic()
+        self._printed: float | None = None
 
     def __enter__(self) -> ProgressLines:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._told not in (None, self.n):  # short work needs no lines
-            self._tell()
+        if self._printed not in (None, self.n):  # short work needs no lines
+            self._print()
 
     def update(self, n: float = 1) -> None:
-        """Counts n more, and says so if the last line is a while ago."""
+        """Counts n more units; prints a line if the last one is LINE_EVERY_SECONDS old."""
         self.n += n
-        if time.monotonic() - self._told_at >= LINE_EVERY_SECONDS:
-            self._tell()
+        if time.monotonic() - self._printed_at >= LINE_EVERY_SECONDS:
+            self._print()
 
-    def _tell(self) -> None:
-        self._told, self._told_at = self.n, time.monotonic()
-        seconds = self._told_at - self._begun
+    def _print(self) -> None:
+        self._printed, self._printed_at = self.n, time.monotonic()
+        seconds = self._printed_at - self._begun
         is_known = self.n <= self.total * (1 + 1e-9)  # sums of floats exceed it a little
         digits = 2 if isinstance(self.total, float) and self.total < 100 else 0
         total = f"{self.total:,.{digits}f}" if is_known else "?"
@@ -154,16 +234,16 @@ class ProgressLines:
         parts.append(f"{timedelta(seconds=round(seconds))} so far")
         if rate > 0 and is_known:
             parts.append(f"{timedelta(seconds=round((self.total - self.n) / rate))} left")
-        click.echo(", ".join(parts), err=True)
+        echo(", ".join(parts), err=True)
 
 
 def _pace(rate: float, unit: str) -> str:
-    """So much of a unit per second in few digits: "2.5 tracks/s", or "20.5 s per track"."""
+    """Returns a rate in units per second with few digits: "2.5 tracks/s", "20.5 s per track"."""
     few, one = max(rate, 1 / rate), unit.removesuffix("s") or unit
     number = f"{few:,.{2 if few < 10 else 1 if few < 100 else 0}f}"
     return f"{number} {unit}/s" if rate >= 1 else f"{number} s per {one}"
 
 
 def print_json(value: Any) -> None:
-    """Prints a value as JSON to read, its letters as they are."""
-    click.echo(json.dumps(value, indent=2, ensure_ascii=False))
+    """Prints a value as indented JSON; letters of all scripts stay readable."""
+    echo(json.dumps(value, indent=2, ensure_ascii=False))

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from mt3data.terminal import AT_LEAST_1, PATH, plural, print_json, progress
+from mt3data.terminal import AT_LEAST_1, PATH, echo, plural, print_json, progress
 
 
 @click.command()
@@ -40,10 +40,8 @@ def check(folder: Path, fast: bool, workers: int, as_json: bool) -> None:
         if not as_json:
             verdict = plural(len(faults), "fault") if faults else "whole"
             held = f"{plural(n_records, 'record')} in {plural(n_shards, 'shard')}"
-            click.echo(
-                "\n".join(f"{build_folder.name}: {fault}" for fault in faults), nl=bool(faults)
-            )
-            click.echo(f"{build_folder}: {held}, {verdict}")
+            echo("\n".join(f"{build_folder.name}: {fault}" for fault in faults), nl=bool(faults))
+            echo(f"{build_folder}: {held}, {verdict}")
     if as_json:
         print_json(told)
     if any(each["faults"] for each in told.values()):
@@ -87,7 +85,7 @@ def show(folder: Path, key: str, out: Path) -> None:
     from mt3data.report.plot_record import draw_record
 
     for line in draw_record(folder, key, out):
-        click.echo(line)
+        echo(line)
 
 
 @click.command()
@@ -106,21 +104,21 @@ def report(folder: Path, out: Path) -> None:
     with progress(n_windows(folder), f"report {folder.name}", "windows") as bar:
         surveys = write_report(folder, out, lambda: bar.update(1))
     builds = ", ".join(each.manifest["dataset"] for each in surveys)
-    click.echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB about {builds}")
+    echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB about {builds}")
 
 
 def print_info(folder: Path, manifest: dict[str, Any]) -> None:
     """Prints the manifest of the build in a folder as a line and a table, a row for each split."""
-    click.echo(
+    echo(
         f"{folder}: {manifest['title']}, window {manifest['window']}, edge {manifest['edge']}, "
         f"{plural(len(manifest['shards']), 'shard')}, {sum(s['bytes'] for s in manifest['shards']) / 1e6:,.1f} MB, "
         f"licence {manifest['licence']}"
     )
-    click.echo(f"  {'split':12}{'tracks':>8}{'hours':>9}{'records':>9}{'notes':>10}{'tokens':>11}"
+    echo(f"  {'split':12}{'tracks':>8}{'hours':>9}{'records':>9}{'notes':>10}{'tokens':>11}"
                f"{'too long':>10}{'failed':>8}")  # fmt: skip
     for name, s in manifest["splits"].items():
         too_long = "-" if s["targets_too_long"] is None else s["targets_too_long"]
-        click.echo(
+        echo(
             f"  {name:12}{s['tracks']:>8}{s['hours']:>9.3f}{s['records']:>9}{s['notes']:>10}"
             f"{s['tokens']:>11}{too_long:>10}{s['quarantined']:>8}"
         )

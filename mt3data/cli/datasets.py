@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mt3data.errors import UserError
-from mt3data.terminal import PATH, plural, print_json, progress
+from mt3data.terminal import PATH, echo, plural, print_json, progress
 
 if TYPE_CHECKING:
     from mt3data.download.dataset import DownloadOptions
@@ -46,13 +46,13 @@ def list_(dataset: str | None, as_json: bool, as_markdown: bool) -> None:
         if as_json:
             print_json(facts(load(dataset)))
         else:
-            click.echo("\n".join(lines(load(dataset))))
+            echo("\n".join(lines(load(dataset))))
         return
     manifests = [load(each) for each in names()]
     if as_json:
         print_json([summary(manifest) for manifest in manifests])
     else:
-        click.echo("\n".join((markdown if as_markdown else table)(manifests)))
+        echo("\n".join((markdown if as_markdown else table)(manifests)))
 
 
 @click.command()
@@ -85,7 +85,7 @@ def download(
     from mt3data.download.dataset import DownloadOptions
 
     if "://" in dataset or cache:
-        click.echo(_fetch_shards(dataset, cache))
+        echo(_fetch_shards(dataset, cache))
         return
     _download(dataset, root, DownloadOptions(select, stream, archives, only))
 
@@ -96,7 +96,7 @@ def _download(dataset: str, root: Path, options: DownloadOptions) -> None:
     from mt3data.download.state import report
 
     manifest = load(dataset)
-    click.echo("\n".join(report(manifest, run(manifest, root, options))))
+    echo("\n".join(report(manifest, run(manifest, root, options))))
 
 
 def _fetch_shards(address: str, cache: Path | None) -> Path:
@@ -134,7 +134,7 @@ def download_first(
     if wrong := known and [split for split in splits if split not in known]:
         raise UserError(f"{dataset} has no split {wrong[0]!r}; it has {', '.join(known)}")
     n_bytes = sum(source.bytes for source in wanted_sources(manifest))
-    click.echo(
+    echo(
         f"{dataset_folder(manifest, root)} is absent or unfinished: downloading "
         f"{format_bytes(n_bytes) if n_bytes else 'files of unknown size'}; --no-download leaves that out",
         err=True,
@@ -168,8 +168,6 @@ def verify(dataset: str, root: Path, fast: bool, as_json: bool) -> None:
         print_json({"folder": str(folder), "files": n_files, "faults": found})
     else:
         verdict = plural(len(faults), "fault") if faults else "whole"
-        click.echo(
-            "\n".join([*map(str, faults), f"{folder}: {plural(n_files, 'file')}, {verdict}"])
-        )
+        echo("\n".join([*map(str, faults), f"{folder}: {plural(n_files, 'file')}, {verdict}"]))
     if faults:
         sys.exit(1)

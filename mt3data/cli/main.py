@@ -20,6 +20,7 @@ from mt3data.terminal import (
     EXIT_CODES,
     PATH,
     CommandGroup,
+    echo,
     plural,
     progress,
 )  # fmt: skip
@@ -72,14 +73,12 @@ def synth(
         root, tracks=tracks, seed=seed, seconds=seconds, soundfont=soundfont, midi_dir=midi_dir,
         workers=workers,
     )  # fmt: skip
-    click.echo(
-        f"{root}: {plural(len(summary.rendered), 'piece')} rendered, {summary.kept} there before"
-    )
+    echo(f"{root}: {plural(len(summary.rendered), 'piece')} rendered, {summary.kept} there before")
     for piece in summary.rendered:
         for what in piece.left_out:
-            click.echo(f"{piece.track}: {what}")
+            echo(f"{piece.track}: {what}")
     for failed in summary.failed:
-        click.echo(f"not rendered: {failed.error}")
+        echo(f"not rendered: {failed.error}")
     if summary.failed:
         sys.exit(1)
 
@@ -181,11 +180,11 @@ def build(
     plan = make_plan(config)
     if force:
         plan = beside(plan)
-        click.echo(f"--force: {plan.folder}", err=True)
+        echo(f"--force: {plan.folder}", err=True)
     if dry_run:
         from mt3data.build.dry_run import forecast
 
-        click.echo("\n".join(forecast(plan)))
+        echo("\n".join(forecast(plan)))
         return
     _tell(_run_build(plan), max_failures)
 
@@ -209,7 +208,7 @@ def _render_demo(root: Path, tracks: int, seed: int, workers: int) -> Path:
         run(folder, tracks=found["tracks"], seed=found["seed"], seconds=found["seconds"],
             workers=workers)  # fmt: skip
     if tracks > found["tracks"]:
-        click.echo(
+        echo(
             f"{folder} holds {plural(found['tracks'], 'piece')}; {tracks} were asked for", err=True
         )
     return folder
@@ -224,21 +223,21 @@ def _run_build(plan: Plan) -> Summary:
         summary = run(
             plan,
             on_shard=lambda shard: bar.update(shard.seconds / each),
-            on_message=lambda line: click.echo(line, err=True),
+            on_message=lambda line: echo(line, err=True),
         )
     if summary.already_complete:
-        click.echo("already complete; nothing to do", err=True)
+        echo("already complete; nothing to do", err=True)
     return summary
 
 
 def _tell(summary: Summary, max_failures: int) -> None:
     """What came of a build; exits with 1 where more tracks failed than are forgiven."""
     for row in summary.quarantined:
-        click.echo(f"quarantined {row['name']} ({row['stage']}): {row['error']}")
+        echo(f"quarantined {row['name']} ({row['stage']}): {row['error']}")
     print_info(summary.folder, summary.manifest)
     if len(summary.quarantined) > max_failures:
         failed = plural(len(summary.quarantined), "track")
-        click.echo(f"{failed} failed; --max-failures is {max_failures}", err=True)
+        echo(f"{failed} failed; --max-failures is {max_failures}", err=True)
         sys.exit(1)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from mt3data import __version__
-from mt3data.terminal import AT_LEAST_1, EXIT_CODES, PATH, CommandGroup
+from mt3data.terminal import AT_LEAST_1, EXIT_CODES, PATH, CommandGroup, echo
 from mt3train.cli.scores import evaluate, score
 from mt3train.cli.transcribe import transcribe
 
@@ -35,7 +35,7 @@ def train(arguments: tuple[str, ...]) -> None:
     from mt3train.config import load_config
     from mt3train.train import train as run
 
-    click.echo(run(load_config(arguments)))
+    echo(run(load_config(arguments)))
 
 
 @main.command()
@@ -52,8 +52,8 @@ def plot(runs: tuple[Path, ...], out: Path) -> None:
     from mt3train.training.plots import plot as run
 
     for line in run(runs, out):
-        click.echo(line, err=True)
-    click.echo(out)
+        echo(line, err=True)
+    echo(out)
 
 
 @main.command()
@@ -77,7 +77,7 @@ def convert(source: Path, out: Path, heads: int | None, half: bool) -> None:
     from mt3train.weights.convert import convert as run
 
     done = run(source, out, heads, half)
-    click.echo(
+    echo(
         f"{out}: {done.family}, {done.n_parameters:,} parameters, {out.stat().st_size:,} bytes, "
         f"step {done.info.step}, sha256 of the arrays {done.sha256}"
     )
@@ -100,7 +100,7 @@ def demo(out: Path, workers: int) -> None:
     from mt3train.cli.demo import run
 
     for line in run(out, workers):
-        click.echo(line)
+        echo(line)
 
 
 for command in (transcribe, evaluate, score):

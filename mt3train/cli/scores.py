@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mt3data.errors import UserError
-from mt3data.terminal import AT_LEAST_1, PATH, plural, print_json, progress
+from mt3data.terminal import AT_LEAST_1, PATH, echo, plural, print_json, progress
 
 if TYPE_CHECKING:
     from mt3data.music.notes import Notes
@@ -77,19 +77,19 @@ def evaluate(
             model, info, build, split, tracks, batch, workers, out
         )
         if not (as_json or as_csv):
-            click.echo(f"{build}, split {split}\n{track_table(results[build.name])}\n")
+            echo(f"{build}, split {split}\n{track_table(results[build.name])}\n")
             _print_instruments(results[build.name])
     if as_json:
         print_json(to_json(results, split))
     elif as_csv:
-        click.echo(to_csv(results), nl=False)
+        echo(to_csv(results), nl=False)
     else:
-        click.echo(
+        echo(
             f"As MT3's paper has it [95 % of bootstraps over tracks]\n{dataset_table(results, split)}"
         )
     for build in builds:
         if build not in having:
-            click.echo(f"{build} has no split {split!r} and was left out", err=True)
+            echo(f"{build} has no split {split!r} and was left out", err=True)
 
 
 def _evaluate_build(
@@ -121,7 +121,7 @@ def _evaluate_build(
 def _print_instruments(results: Sequence[TrackScores]) -> None:
     from mt3train.evaluation.leakage import instrument_table, pooled
 
-    click.echo("\n".join(instrument_table(pooled([each.instruments for each in results]))) + "\n")
+    echo("\n".join(instrument_table(pooled([each.instruments for each in results]))) + "\n")
 
 
 @click.command()
@@ -159,7 +159,7 @@ def score(reference: Path, estimate: Path, parts: tuple[str, ...], as_json: bool
         table = [asdict(one) | {"name": one.name} for one in instruments]
         print_json({**known, "mt3": mt3, "instruments": table})
     else:
-        click.echo(
+        echo(
             f"{reference}: {plural(len(notes[0]), 'note')}; {estimate}: {plural(len(notes[1]), 'note')}"
         )
         rows = ROWS | {
@@ -167,7 +167,7 @@ def score(reference: Path, estimate: Path, parts: tuple[str, ...], as_json: bool
             for what, name in ROWS.items() if f"{spec.name}/{name}_f1" in corrected
         }  # fmt: skip
         _print_scores(corrected, mt3, rows)
-        click.echo("\n" + "\n".join(instrument_table(instruments)))
+        echo("\n" + "\n".join(instrument_table(instruments)))
     _remark_on_length(*notes)
 
 
@@ -175,13 +175,13 @@ def _print_scores(
     corrected: Mapping[str, float], mt3: Mapping[str, float], rows: Mapping[str, str]
 ) -> None:
     width = max(map(len, rows)) + 2
-    click.echo(f"{'':{width}}{'precision':>10}{'recall':>10}{'F1':>10}{'F1, mt3':>12}")
+    echo(f"{'':{width}}{'precision':>10}{'recall':>10}{'F1':>10}{'F1, mt3':>12}")
     for what, name in rows.items():
         values = [corrected[f"{name}_{measure}"] for measure in ("precision", "recall", "f1")]
         cells = "".join(f"{'-':>10}" if math.isnan(v) else f"{v:10.3f}" for v in values)
-        click.echo(f"{what:{width}}{cells}{mt3[f'{name}_f1']:12.3f}")
+        echo(f"{what:{width}}{cells}{mt3[f'{name}_f1']:12.3f}")
     if not math.isnan(corrected["leakage"]):
-        click.echo(f"leakage: {100 * corrected['leakage']:.1f} % of the notes that are right in pitch and "
+        echo(f"leakage: {100 * corrected['leakage']:.1f} % of the notes that are right in pitch and "
                    "onset stand under a wrong program")  # fmt: skip
 
 
@@ -200,7 +200,7 @@ def _track_spec(part: str) -> TrackSpec:
 def _remark_on_length(reference: Notes, estimate: Notes) -> None:
     ends = [float(notes.offset.max(initial=0.0)) for notes in (reference, estimate)]
     if min(ends) > 0 and max(ends) > LONGER * min(ends):
-        click.echo(f"the reference ends at {ends[0]:.1f} s, the estimate at {ends[1]:.1f} s: are they "
+        echo(f"the reference ends at {ends[0]:.1f} s, the estimate at {ends[1]:.1f} s: are they "
                    "of one recording?", err=True)  # fmt: skip
 
 
@@ -216,6 +216,6 @@ def load_checkpoint(checkpoint: Path | None) -> tuple[MT3, CheckpointInfo]:
 
     if checkpoint is None:
         checkpoint, told = demo_weights()
-        click.echo(told, err=True)
+        echo(told, err=True)
     model, info = load_model(checkpoint)
     return (model.cuda() if torch.cuda.is_available() else model), info

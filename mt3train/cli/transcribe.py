@@ -15,7 +15,7 @@ import click
 
 from mt3data.errors import UserError
 from mt3data.files import format_bytes, require_space
-from mt3data.terminal import PATH, path_error_message, plural, progress
+from mt3data.terminal import PATH, echo, path_error_message, plural, progress
 from mt3train.cli.scores import BATCH, CHECKPOINT, load_checkpoint
 
 if TYPE_CHECKING:
@@ -108,20 +108,18 @@ def transcribe(
     failed = 0
     for (file, _), (target, page) in zip(recordings, targets, strict=True):
         try:
-            click.echo(_transcribe_file(work, file, target, page))
+            echo(_transcribe_file(work, file, target, page))
         except UserError as error:
             if alone:
                 raise
             failed += 1
-            click.echo(f"Error: {error}", err=True)
+            echo(f"Error: {error}", err=True)
         except KeyboardInterrupt:
-            click.echo(
-                "interrupted; files that are written stay, the same command starts over", err=True
-            )
+            echo("interrupted; files that are written stay, the same command starts over", err=True)
             sys.exit(130)
     if failed:
         tried = plural(len(recordings), "recording")
-        click.echo(f"{failed} of {tried} could not be transcribed", err=True)
+        echo(f"{failed} of {tried} could not be transcribed", err=True)
         sys.exit(1)
 
 
@@ -153,7 +151,7 @@ def find_recordings(files: Sequence[Path]) -> list[tuple[Path, Path]]:
         if not inside:
             raise UserError(f"{file} holds no recordings; {hint}")
         if unread:
-            click.echo(f"{file}: passed over {hint}", err=True)
+            echo(f"{file}: passed over {hint}", err=True)
         found += [(path, path.relative_to(file)) for path in inside]
     return found
 
@@ -225,7 +223,7 @@ def _targets(
             raise UserError(f"{target} is a folder; choose another {option}")
     if becomes_folder:
         ending = f"does not end as a file does ({endings[0]})"
-        click.echo(f"{option} {out} {ending}, so it is now a folder", err=True)
+        echo(f"{option} {out} {ending}, so it is now a folder", err=True)
     return targets
 
 
@@ -283,9 +281,7 @@ def _announce(file: Path, page: Path) -> None:
     seconds = audio_info(file).seconds
     n_bytes = page_bytes(seconds)
     if seconds > LONG_SECONDS:
-        click.echo(
-            f"{file} lasts {clock(seconds)}: its page takes {format_bytes(n_bytes)}", err=True
-        )
+        echo(f"{file} lasts {clock(seconds)}: its page takes {format_bytes(n_bytes)}", err=True)
     # The recording as MP3 stands beside the page, which holds it in letters, until that is whole.
     require_space(page.parent, round(1.75 * n_bytes), f"for the page about {file}", "--html")
 

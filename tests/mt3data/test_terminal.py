@@ -1,4 +1,11 @@
-"""Lines about progress, where stderr is no terminal."""
+"""What the commands print, and what happens where nobody can read it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
@@ -42,3 +49,89 @@ def test_short_work_needs_no_progress_line(capsys: pytest.CaptureFixture[str]) -
     with terminal.progress(3, "verify", "files") as bar:
         bar.update(3)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("a\x1b[2J\x07\r", "a\\u001b[2J\\u0007\\u000d"),
+        ("\x9b31m", "\\u009b31m"),
+        ("one\u202eenog", "one\\u202eenog"),
+        ("\udce9.wav", "\\udce9.wav"),
+        ("café\tthree\nfour", "café\tthree\nfour"),
+    ],
+)
+def test_characters_that_steer_a_terminal_are_printed_as_escapes(
+    text: str, shown: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal.echo(text)
+    assert capsys.readouterr().out == shown + "\n"
+
+
+def test_json_with_such_characters_stays_the_same_json(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "café\x1b\x9b\udce9"
+    terminal.print_json({"name": name})
+    printed = capsys.readouterr().out
+    assert "café" in printed and "\x1b" not in printed and "\x9b" not in printed
+    assert json.loads(printed) == {"name": name}
+
+
+def test_commands_print_with_echo_alone() -> None:
+    packages = Path(__file__).resolve().parents[2]
+    for room in ("mt3data/cli", "mt3train/cli"):
+        for path in (packages / room).glob("*.py"):
+            assert not re.search(r"click\.s?echo\(|\bprint\(", path.read_text("utf-8")), path
+
+
+def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Runs a line of sh, in which `mt3data` is ours."""
+    line = f'mt3data() {{ "{sys.executable}" -m mt3data.cli.main "$@"; }}; {line}'
+    return subprocess.run(
+        ["sh", "-c", line], cwd=folder, capture_output=True, text=True, check=False, timeout=60,
+        env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("line", "code", "complaint"),
+    [
+        ("mt3data list 2>&-", 0, ""),
+        ("mt3data list slakh >&-", 0, ""),
+        ("mt3data verify slakh --root . <&- >&- 2>&-", 2, ""),
+        ("mt3data verify slakh --root . >&-", 2, "Error: "),
+        ("mkdir gone; cd gone; rmdir ../gone; mt3data list", 2, "working directory"),
+    ],
+)
+def test_closed_streams_and_a_deleted_folder_give_no_traceback(
+    line: str, code: int, complaint: str, tmp_path: Path
+) -> None:
+    done = shell(line, tmp_path)
+    assert (done.returncode, "Traceback" in done.stderr) == (code, False), done.stderr
+    assert complaint in done.stderr
+    assert done.stderr.count("\n") == bool(complaint)
+
+
+def test_a_file_that_is_opened_never_becomes_stderr(tmp_path: Path) -> None:
+    code = (
+        "from mt3data import terminal; terminal.open_missing_streams(); file = open('data', 'w'); "
+        "terminal.echo('message', err=True); assert file.fileno() > 2"
+    )
+    done = shell(f'"{sys.executable}" -c "{code}" 2>&-', tmp_path)
+    assert (done.returncode, (tmp_path / "data").read_text()) == (0, "")
+
+
+def test_a_tilde_is_the_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/me")
+    assert terminal.PATH.convert("~/shards", None, None) == Path("/home/me/shards")
+    assert terminal.PATH.convert("~shards", None, None) == Path("~shards")
+
+
+def test_a_pipe_whose_reader_is_gone_ends_the_command_quietly() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    done = subprocess.run(
+        [sys.executable, "-m", "mt3data.cli.main", "list"], stdout=writer, stderr=subprocess.PIPE,
+        check=False,
+    )  # fmt: skip
+    os.close(writer)
+    assert (done.returncode, done.stderr) == (1, b"")

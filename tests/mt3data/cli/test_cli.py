@@ -264,7 +264,10 @@ def test_a_program_without_a_command_shows_its_help_and_exit_codes(program: str)
     result = CliRunner().invoke(importlib.import_module(f"{program}.cli.main").main, [])
     assert result.exit_code == 2
     said = " ".join(result.stderr.split())
-    assert "0 done; 1 done, with faults that are listed; 2 a mistake, told in one line; 130" in said
+    assert (
+        "0 done; 1 done, with faults that are listed; 2 a mistake, described in one line; 130"
+        in said
+    )
 
 
 @pytest.mark.parametrize("program", ["mt3data", "mt3train"])
