@@ -145,7 +145,7 @@ def long_track(source: Path, root: Path, minutes: float) -> None:
             file.write(mix[:left])
             left -= len(mix[:left])
     for path in (folder / "MIDI").iterdir():
-        notes = read_midi(path)
+        notes = read_midi(path)[0]
         length = len(mix) / rate
         write_midi(Notes.concat([moved_by(notes, k * length) for k in range(times)]), path)
 

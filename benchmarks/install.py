@@ -2,7 +2,7 @@
 
     python benchmarks/install.py [EXTRA ...]
 
-It follows what the distributions of this environment require, without or with extras such as `synth viz`,
+It follows what the distributions of this environment require, without or with extras such as `synth dask`,
 and adds up their files as pip recorded them. `--by-package` prints the largest ones.
 """
 
@@ -15,7 +15,7 @@ from packaging.utils import canonicalize_name
 
 
 def closure(names: list[str]) -> set[str]:
-    """The distributions that are needed for requirements such as "mt3kit[viz]", themselves included."""
+    """The distributions that are needed for requirements such as "mt3kit[dask]", themselves included."""
     wanted, seen = [Requirement(name) for name in names], set[tuple[str, str]]()
     while wanted:
         requirement = wanted.pop()
@@ -39,7 +39,7 @@ def megabytes(name: str) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("extras", nargs="*", metavar="EXTRA", help="such as synth, viz, dask")
+    parser.add_argument("extras", nargs="*", metavar="EXTRA", help="such as synth, analysis, dask")
     parser.add_argument("--by-package", action="store_true")
     chosen = parser.parse_args()
     torch = closure(["torch"])

@@ -129,7 +129,7 @@ def long_recording(file: Path, pieces: Sequence[Track], hours: float) -> dict[st
         status, wall, cpu, kilobytes = json.loads(done.stdout.strip().splitlines()[-1])
         if status:
             raise SystemExit(f"the command ended with status {status}")
-        n_notes = len(read_midi(out))
+        n_notes = len(read_midi(out)[0])
     return {
         "seconds": round(written / TARGET_RATE, 1), "wall_seconds": round(wall, 1),
         "cpu_seconds": round(cpu, 1), "threads": 2, "max_rss_mb": round(kilobytes / 1024),

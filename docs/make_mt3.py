@@ -3,7 +3,7 @@
     python docs/make_mt3.py
 
 writes the text between `<!-- made: NAME -->` and `<!-- end -->` anew, and the pictures beside the
-page. It wants the extras `synth` and `viz`. tests/repository/test_docs_mt3.py compares the page with what this
+page. It wants the extra `synth`. tests/repository/test_docs_mt3.py compares the page with what this
 makes.
 """
 
@@ -242,7 +242,7 @@ def _example(piece: Walk) -> Iterator[list[object]]:
 
 def _lengths(piece: Walk) -> Iterator[list[object]]:
     """How many words targets have: of the piece, and of pieces that `mt3data synth` would render."""
-    composed = [read_midi(_bytes(compose(seed, 40.0))) for seed in range(4)]
+    composed = [read_midi(_bytes(compose(seed, 40.0)))[0] for seed in range(4)]
     for name, pieces in (("this piece", [piece.notes]), ("four composed pieces of 40 s", composed)):
         lengths = []
         for notes in pieces:

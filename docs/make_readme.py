@@ -4,7 +4,7 @@
 
 writes the text between `<!-- made: NAME -->` and `<!-- end -->` anew: the table of datasets, from
 the manifests, and the scores of the demo weights, from scores.json. `--picture` draws the picture,
-too, which wants the extras `synth` and `viz`. tests/repository/test_readme.py holds the texts.
+too, which wants the extra `synth`. tests/repository/test_readme.py holds the texts.
 """
 
 from __future__ import annotations

@@ -24,7 +24,6 @@ from mt3data.build.track_table import failed_row
 from mt3data.datasets.track import Track
 from mt3data.errors import UserError
 from mt3data.files import canonical_json, write_atomically
-from mt3data.music.sequences import import_note_seq
 from mt3data.shards.windows import WindowConfig
 from mt3data.shards.writer import ShardWriter
 
@@ -47,7 +46,6 @@ def do_shard(plan: ShardPlan, folder: Path, windows: WindowConfig, run: Run) -> 
     with _ONE_AT_A_TIME, threadpool_limits(1):
         started = time.time()
         run.require_same_place()
-        import_note_seq()  # takes time, for which the first track is not to blame
         try:
             failures = write_shard(plan, folder, windows, run)
         except OSError as error:

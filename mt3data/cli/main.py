@@ -146,6 +146,7 @@ def build(
     \b
     Example: mt3data build slakh --root data/ --out shards/
     """
+    from mt3data.align.warp import require_librosa
     from mt3data.build.build_folder import beside
     from mt3data.build.crash_guard import MOST_LIMIT_SECONDS
     from mt3data.build.executor import require_engine
@@ -159,6 +160,8 @@ def build(
             f"--track-timeout {track_timeout:g}: expected 0 to {MOST_LIMIT_SECONDS:g} seconds"
         )
     require_engine(engine)
+    if align == "dtw":
+        require_librosa()
     try:
         vocabulary = VocabularyConfig(velocity_bins, encoding=encoding, granularity=granularity)
         sound = tuple(members.split(","))

@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 
 from mt3data.errors import UserError
-from mt3data.music.midi import read_midi_and_count
+from mt3data.music.midi import read_midi
 from mt3data.music.notes import DRUM_INSTRUMENT, Notes
 
 
@@ -145,14 +145,14 @@ class Track:
             if stem.midi is None:
                 continue
             try:
-                notes, struck = read_midi_and_count(stem.midi)
+                notes, unended = read_midi(stem.midi)
             except UserError as error:
                 reason = str(error).replace(str(stem.midi), f"MIDI/{stem.midi.name}")
                 raise UserError(f"{self.dataset} {self.name}: {reason}") from error
-            notes = notes[notes.offset > notes.onset]
-            if len(notes) < struck:
-                lost = f"{struck - len(notes)} of {struck} note-ons give no note"
-                problems.append(f"{stem.id}: {lost} (zero length or never ended); dropped")
+            if unended:
+                problems.append(
+                    f"{stem.id}: {unended} of {len(notes) + unended} note-ons without an end; dropped"
+                )
             own = replace(
                 notes,
                 program=np.full(len(notes), 0 if stem.is_drum else stem.program),

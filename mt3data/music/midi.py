@@ -1,142 +1,341 @@
-"""MIDI files to notes and back.
+"""Reads and writes MIDI files.
 
-Reading goes through pretty_midi and note_seq, as in MT3, so that tempo changes, repeated note-ons
-and the sustain pedal mean here what they mean there. Writing uses pretty_midi with one tick per
-millisecond, so that times on MT3's 10 ms grid come back exactly.
+Reading gives the notes that MT3 gets from the same file through pretty_midi and note-seq: the
+instruments in the same order, repeated note-ons paired with note-offs in the same way, and the
+sustain pedal applied by the same rule. tests/mt3data/music/test_midi.py compares them on random
+files. It differs from MT3 in three points:
 
-Reading spends its time in mido, which pretty_midi uses, so each file is parsed once: for its notes
-and for the count of its note-ons. note_seq is asked only where there is a pedal to apply.
+- Tempo events count in whatever track they are. pretty_midi reads them from the first track only,
+  so it returns wrong times for files that have them in another one.
+- A type 2 file with several tracks is refused, because its tracks are separate pieces. pretty_midi
+  lays them over each other.
+- Files with SMPTE time codes are read. pretty_midi raises or returns wrong times.
+
+Times are limited to a day and files to MAX_BYTES, so memory never grows with a number in a file.
 """
 
 from __future__ import annotations
 
 import io
-import warnings
+import struct
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from mt3data.errors import UserError
 from mt3data.files import write_atomically
-from mt3data.music.notes import COLUMNS, Notes
-from mt3data.music.sequences import import_note_seq
+from mt3data.music.notes import Notes, separate_equal_pitches
 
+MIDI_SUFFIXES = (".mid", ".midi", ".kar")  # .kar: karaoke, a MIDI file with lyrics
+MAX_SECONDS = 86400.0  # a day; a note that ends later comes from a damaged file
+MAX_BYTES = 1 << 24  # of a file; the largest in the datasets has 1 MB
 TEMPO_BPM = 120.0
-TICKS_PER_BEAT = 500
-TICK_SECONDS = 60 / TEMPO_BPM / TICKS_PER_BEAT  # 1 ms
+TICKS_PER_BEAT = (500, 250, 100, 50)  # ticks of 1, 2, 5 and 10 ms at TEMPO_BPM
+MAX_TICKS = 9_000_000  # pretty_midi refuses files with events after 10 million ticks
 SUSTAIN = 64  # number of the pedal's controller
+DRUM_CHANNEL = 9  # counted from 0
 DRUMS = -1  # stands for all drums where a program is expected
 
+NOTE_OFF, NOTE_ON, CONTROL_CHANGE, PROGRAM_CHANGE, PITCH_BEND = 0x80, 0x90, 0xB0, 0xC0, 0xE0
+SYSEX, SYSEX_END, META = 0xF0, 0xF7, 0xFF  # status bytes
+SET_TEMPO = 0x51  # type of a meta event
+# Data bytes behind each status byte; channel messages without their channel.
+DATA_BYTES = {
+    0x80: 2, 0x90: 2, 0xA0: 2, 0xB0: 2, 0xC0: 1, 0xD0: 1, 0xE0: 2, 0xF1: 1, 0xF2: 2, 0xF3: 1,
+    0xF6: 0, 0xF8: 0, 0xF9: 0, 0xFA: 0, 0xFB: 0, 0xFC: 0, 0xFD: 0, 0xFE: 0,
+}  # fmt: skip
 
-def read_midi(source: str | Path | bytes, *, sustain: bool = True) -> Notes:
-    """Notes of a MIDI file, instrument by instrument as pretty_midi lists them.
+Event = tuple[int, int, int, int]  # tick, status byte, first and second data byte
+
+
+def read_midi(source: str | Path | bytes, *, sustain: bool = True) -> tuple[Notes, int]:
+    """Reads the notes of a MIDI file, instrument by instrument.
 
     Args:
         source: a path, or the bytes of a file.
         sustain: extend notes by the sustain pedal (controller 64), per instrument.
     Returns:
-        The notes, `instrument` being the index of the MIDI instrument; zero-length notes included.
+        The notes, `instrument` being the index of the MIDI instrument, and the number of note-ons
+        without an end. These are note-ons without a later note-off, which give no note.
     Raises:
-        UserError: the file is missing or not MIDI.
+        UserError: the file is missing or not MIDI, has several separate pieces, is larger than
+            MAX_BYTES, or has a note that ends after MAX_SECONDS.
 
-    Source: note_seq.midi_io.midi_to_note_sequence, note_seq.apply_sustain_control_changes.
-    """
-    return read_midi_and_count(source, sustain=sustain)[0]
-
-
-def read_midi_and_count(source: str | Path | bytes, *, sustain: bool = True) -> tuple[Notes, int]:
-    """As `read_midi`, and the number of note-ons: more than notes where pretty_midi drops some.
-
-    Raises:
-        UserError: see `read_midi`.
+    Source: pretty_midi.PrettyMIDI, note_seq.midi_io.midi_to_note_sequence,
+    note_seq.apply_sustain_control_changes.
     """
     name = "MIDI data" if isinstance(source, bytes) else str(source)
     try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+        notes, pedals, unended = _decode(_read_bytes(source))
     except OSError as error:
         raise UserError(
             f"{name}: cannot be read ({error.strerror}); expected a MIDI file"
         ) from error
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore"
-        )  # pretty_midi warns about type 0 and 2 files, which are fine
-        midi, note_ons = _parsed(data)
-        if not isinstance(midi, bytes) and not _has_pedal(midi):
-            return _from_instruments(midi.instruments), note_ons
-        note_seq = import_note_seq()
-        try:
-            sequence = note_seq.midi_to_note_sequence(midi)
-        except note_seq.MIDIConversionError as error:
-            cause = error.__context__ or error  # note_seq wraps it into words for programmers
-            why = "it is cut short, or empty" if isinstance(cause, EOFError) else cause
-            said = f"not a MIDI file that pretty_midi can read ({why})"
-            raise UserError(f"{name}: {said}") from error
-    if sustain:
-        sequence = note_seq.apply_sustain_control_changes(sequence)
-    return _from_sequence(sequence), note_ons
+    except (ValueError, IndexError, struct.error) as error:
+        why = error if isinstance(error, ValueError) else "it is cut short, or empty"
+        raise UserError(f"{name}: not a MIDI file that can be read ({why})") from error
+    if sustain and pedals:
+        notes = apply_sustain(notes, pedals)
+    last = float(notes.offset.max(initial=0.0))
+    if last > MAX_SECONDS:
+        raise UserError(
+            f"{name}: a note ends after {last:,.0f} s; expected at most a day ({MAX_SECONDS:,.0f} "
+            "s); the file is damaged, export it again"
+        )
+    return notes, unended
 
 
-def _parsed(data: bytes) -> tuple[Any, int]:
-    """What note_seq takes, and the number of note-ons; the bytes themselves where they are odd."""
-    import mido
-    import pretty_midi
-
-    note_ons = 0
-    try:
-        midi = mido.MidiFile(file=io.BytesIO(data))
-        note_ons = _count_note_ons(midi)
-        return pretty_midi.PrettyMIDI(mido_object=midi), note_ons
-    except Exception:  # mido and pretty_midi raise anything; note_seq says what is wrong, if it is
-        return data, note_ons
+def _read_bytes(source: str | Path | bytes) -> bytes:
+    if isinstance(source, bytes):
+        return source
+    with Path(source).open("rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"it has more than {MAX_BYTES:,} bytes")
+    return data
 
 
-def _has_pedal(midi: Any) -> bool:
-    return any(
-        change.number == SUSTAIN for one in midi.instruments for change in one.control_changes
-    )
-
-
-def _from_instruments(instruments: list[Any]) -> Notes:
-    """The notes as note_seq would number them, without its protocol buffers."""
-    rows = [
-        (n.start, n.end, n.pitch, n.velocity, one.program, one.is_drum, number)
-        for number, one in enumerate(instruments)
-        for n in one.notes
+def _decode(data: bytes) -> tuple[Notes, list[tuple[float, int, int, int]], int]:
+    """Returns notes without pedal, rows of pedal changes for `apply_sustain`, and unended notes."""
+    division, tracks = _parse(data)
+    rows, changes, unended = _pair_notes(tracks)
+    tempos = [
+        (tick, value) for track in tracks for tick, status, value, _ in track if status == META
     ]
-    return _from_rows(rows)
+    ticks = np.array([row[:2] for row in rows], dtype=np.int64).reshape(-1, 2)
+    onset, offset = _seconds(ticks, division, tempos).T
+    columns = np.array([row[2:] for row in rows], dtype=np.int64).reshape(-1, 5).T
+    notes = Notes(onset, offset, *columns)
+    times = _seconds(np.array([row[0] for row in changes], np.int64), division, tempos)
+    pedals = [
+        (float(time), instrument, number, value)
+        for time, (_, instrument, number, value) in zip(times, changes, strict=True)
+    ]
+    return notes[np.argsort(notes.instrument, kind="stable")], pedals, unended
 
 
-def _count_note_ons(midi: Any) -> int:
-    events = (event for part in midi.tracks for event in part)
-    return sum(event.type == "note_on" and event.velocity > 0 for event in events)
+def _parse(data: bytes) -> tuple[int, list[list[Event]]]:
+    """Returns the division of the header (ticks per beat, or SMPTE) and the events of every track.
+
+    Raises:
+        ValueError, IndexError, struct.error: not a MIDI file, or one that is cut short.
+    """
+    if data[:4] != b"MThd"[: len(data)]:
+        raise ValueError("MThd not found at its start")
+    size, kind, n_tracks, division = struct.unpack_from(">4xLHHH", data)
+    if kind == 2 and n_tracks > 1:
+        raise ValueError(f"type 2, {n_tracks} separate pieces; save each as a file of its own")
+    if division & 0x7FFF == 0 or (division & 0x8000 and not division & 0xFF):
+        raise ValueError("its header gives 0 ticks per beat")
+    tracks: list[list[Event]] = []
+    place = 8 + size
+    while len(tracks) < n_tracks:
+        name, size = struct.unpack_from(">4sL", data, place)
+        place += 8
+        if place + size > len(data):
+            raise ValueError(f"it is cut short: {place + size - len(data):,} bytes are missing")
+        if name == b"MTrk":  # readers skip chunks that they do not know
+            tracks.append(_track_events(data[place : place + size]))
+        place += size
+    return division, tracks
 
 
-def apply_sustain(notes: Notes, control_changes: list[tuple[float, int, int, int]]) -> Notes:
+def _track_events(data: bytes) -> list[Event]:
+    """Returns the channel messages and tempo changes of one track.
+
+    A tempo change has status META and its microseconds per beat in place of the first data byte.
+    """
+    events: list[Event] = []
+    tick, place, running = 0, 0, 0
+    while place < len(data):
+        delta, place = _variable_length(data, place)
+        tick += delta
+        status = running
+        if data[place] & 0x80:
+            status, place = data[place], place + 1
+            running = running if status == META else status
+        if status == META:
+            size, start = _variable_length(data, place + 1)
+            if data[place] == SET_TEMPO:
+                tempo = int.from_bytes(data[start : start + 3])
+                if size != 3 or not tempo:
+                    raise ValueError(f"a tempo of 0 at tick {tick}")
+                events.append((tick, META, tempo, 0))
+            place = start + size
+        elif status in (SYSEX, SYSEX_END):
+            size, start = _variable_length(data, place)
+            place = start + size
+        else:
+            size = DATA_BYTES.get(status if status > META - 16 else status & 0xF0, -1)
+            values = data[place : place + size]
+            if size < 0 or len(values) < size or max(values, default=0) > 127:
+                raise ValueError(f"unexpected byte {data[place - 1]:#04x} at tick {tick}")
+            place += size
+            if status < SYSEX:
+                events.append((tick, status, values[0], values[-1]))
+    if place > len(data):
+        raise ValueError("an event is longer than its track")
+    return events
+
+
+def _variable_length(data: bytes, place: int) -> tuple[int, int]:
+    """Returns the number at `place`, 7 bits per byte and at most 4 bytes, and the place behind it."""
+    number = 0
+    for length in range(1, 5):
+        byte = data[place + length - 1]
+        number = number << 7 | byte & 0x7F
+        if byte < 0x80:
+            return number, place + length
+    raise ValueError("a number of more than 4 bytes")
+
+
+def _pair_notes(
+    tracks: list[list[Event]],
+) -> tuple[list[tuple[int, ...]], list[tuple[int, int, int, int]], int]:
+    """Pairs note-ons with note-offs as pretty_midi does.
+
+    A note-off ends all open notes of its channel and pitch that began at an earlier tick. An
+    instrument is a (program, channel, track), in the order in which their first notes end. Pedal
+    changes in front of a channel's first note belong to all its instruments of that track.
+
+    Returns:
+        Rows (tick of onset, tick of offset, and the columns of Notes from pitch on); rows (tick,
+        instrument, SUSTAIN, value); and the number of note-ons that gave no note.
+
+    Source: pretty_midi.PrettyMIDI._load_instruments.
+    """
+    rows: list[tuple[int, ...]] = []
+    instruments: dict[tuple[int, int, int], int] = {}
+    pedals: list[list[tuple[int, int]]] = []  # of each instrument
+    early: defaultdict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+    note_ons = 0
+    for number, events in enumerate(tracks):
+        open_notes: defaultdict[tuple[int, int], list[tuple[int, int]]] = defaultdict(list)
+        programs = [0] * 16
+        for tick, status, first, second in events:
+            kind, channel = status & 0xF0, status & 0x0F
+            key = (programs[channel], channel, number)
+            if kind == NOTE_ON and second:
+                open_notes[channel, first].append((tick, second))
+                note_ons += 1
+            elif kind in (NOTE_ON, NOTE_OFF):
+                begun = open_notes.pop((channel, first), [])
+                ended = [note for note in begun if note[0] < tick]
+                if ended and key not in instruments:
+                    instruments[key] = len(instruments)
+                    pedals.append(early.get((channel, number), []))
+                if 0 < len(ended) < len(begun):  # the others begin at this very tick
+                    open_notes[channel, first] = begun[len(ended) :]
+                rows += [
+                    (
+                        onset,
+                        tick,
+                        first,
+                        velocity,
+                        key[0],
+                        channel == DRUM_CHANNEL,
+                        instruments[key],
+                    )
+                    for onset, velocity in ended
+                ]
+            elif kind == PROGRAM_CHANGE:
+                programs[channel] = first
+            elif kind in (CONTROL_CHANGE, PITCH_BEND):
+                held = pedals[instruments[key]] if key in instruments else early[channel, number]
+                if kind == CONTROL_CHANGE and first == SUSTAIN:
+                    held.append((tick, second))
+    changes = [
+        (tick, number, SUSTAIN, value) for number, held in enumerate(pedals) for tick, value in held
+    ]
+    return rows, changes, note_ons - len(rows)
+
+
+def _seconds(ticks: np.ndarray, division: int, tempos: list[tuple[int, int]]) -> np.ndarray:
+    """Returns the time of each tick, in the arithmetic of pretty_midi.
+
+    Args:
+        ticks: int64, any shape.
+        division: of the header: ticks per beat, or SMPTE frames per second and ticks per frame.
+        tempos: (tick, microseconds per beat), in any order of ticks.
+    """
+    if division & 0x8000:  # the high byte is a negative number of frames per second
+        frames_per_second = 256 - (division >> 8)
+        frame_seconds = 1001 / 30000 if frames_per_second == 29 else 1 / frames_per_second
+        return ticks * (frame_seconds / (division & 0xFF))
+    starts, bases, scales = [0], [0.0], [60.0 / (120.0 * division)]
+    for tick, tempo in sorted(tempos, key=lambda change: change[0]):
+        scale = 60.0 / ((6e7 / tempo) * division)
+        if tick == 0:
+            scales = [scale]
+        elif scale != scales[-1]:
+            bases.append(bases[-1] + scales[-1] * (tick - starts[-1]))
+            starts.append(tick)
+            scales.append(scale)
+    piece = np.searchsorted(starts, ticks, side="right") - 1
+    elapsed = np.array(scales)[piece] * (ticks - np.array(starts)[piece])
+    return np.asarray(np.array(bases)[piece] + elapsed)
+
+
+def apply_sustain(notes: Notes, control_changes: Iterable[tuple[float, int, int, int]]) -> Notes:
     """Extends notes by the sustain pedal of their own instrument.
+
+    A note whose key is released while the pedal is down sounds until the pedal goes up, until the
+    same pitch is struck again, or until the last event. A note that the next one of its pitch cuts
+    to no length is dropped. Of equal times, pedal changes come first, then onsets, then offsets.
 
     Args:
         notes: any notes; drums are left as they are.
         control_changes: rows (time in seconds, instrument, controller number, value 0-127).
     Returns:
-        The notes with later offsets; notes still held at the end last until the last event.
+        The notes with later offsets.
 
-    Source: note_seq.sequences_lib.apply_sustain_control_changes, which does the work.
+    Source: note_seq.sequences_lib.apply_sustain_control_changes.
     """
-    note_seq = import_note_seq()
-    sequence = note_seq.NoteSequence()
-    for row in zip(*(getattr(notes, name).tolist() for name in COLUMNS), strict=True):
-        onset, offset, pitch, velocity, program, is_drum, instrument = row
-        sequence.notes.add(
-            start_time=onset, end_time=offset, pitch=pitch, velocity=velocity,
-            program=program, is_drum=is_drum, instrument=instrument,
-        )  # fmt: skip
-    for time, instrument, number, value in control_changes:
-        sequence.control_changes.add(
-            time=time, instrument=instrument, control_number=number, control_value=value
-        )
-    return _from_sequence(note_seq.apply_sustain_control_changes(sequence))
+    pedal_down, pedal_up, note_on, note_off = range(4)
+    rows = zip(notes.onset.tolist(), notes.offset.tolist(), notes.instrument.tolist(), strict=True)
+    pitched = [(i, *row) for i, row in enumerate(rows) if not notes.is_drum[i]]
+    events = [(onset, note_on, instrument, i) for i, onset, _, instrument in pitched]
+    events += [(offset, note_off, instrument, i) for i, _, offset, instrument in pitched]
+    events += [
+        (time, pedal_down if value >= 64 else pedal_up, instrument, -1)
+        for time, instrument, number, value in control_changes
+        if number == SUSTAIN
+    ]
+    events.sort(key=lambda event: event[:2])
+    offset, kept, pitch = notes.offset.copy(), np.ones(len(notes), bool), notes.pitch.tolist()
+    pedals: set[int] = set()  # instruments whose pedal is down
+    # Notes in the order of their onsets; dicts in place of lists, to remove one in constant time.
+    sounding: defaultdict[tuple[int, int], dict[int, None]] = defaultdict(dict)
+    released: defaultdict[int, dict[int, None]] = defaultdict(dict)  # held by the pedal alone
+    time = 0.0
+    for time, kind, instrument, i in events:
+        if kind == pedal_down:
+            pedals.add(instrument)
+        elif kind == pedal_up:
+            pedals.discard(instrument)
+            for held in released.pop(instrument, ()):
+                offset[held] = time
+                del sounding[instrument, pitch[held]][held]
+        elif kind == note_on:
+            same_pitch = sounding[instrument, pitch[i]]
+            if instrument in pedals:
+                for before in same_pitch:
+                    offset[before] = time
+                    kept[before] = notes.onset[before] < time
+                    released[instrument].pop(before, None)
+                same_pitch.clear()
+            same_pitch[i] = None
+        elif i in sounding[instrument, pitch[i]]:
+            if instrument in pedals:
+                released[instrument][i] = None
+            else:
+                del sounding[instrument, pitch[i]][i]
+    for held in (i for group in released.values() for i in group):
+        offset[held] = time
+    return replace(notes, offset=offset)[kept]
 
 
 def write_midi(notes: Notes, path: str | Path) -> None:
@@ -144,38 +343,52 @@ def write_midi(notes: Notes, path: str | Path) -> None:
 
     Args:
         notes: in any order; see `midi_bytes`.
-        path: of the file; one that is there is replaced.
+        path: of the file; an existing one is replaced.
     Raises:
+        ValueError: see `midi_bytes`.
         OSError: the file cannot be written.
     """
     write_atomically(Path(path), midi_bytes(notes))
 
 
 def midi_bytes(notes: Notes) -> bytes:
-    """Notes as a MIDI file, one track per instrument, named after its program.
+    """Encodes notes as a MIDI file, one track per instrument, named after its program.
 
-    Times are rounded to 1 ms, and a shorter note lasts 1 ms. Two things MIDI cannot say: of equal
-    pitches that overlap in one instrument, a reader ends the first at the first note-off (decoded
-    notes never do that); and beyond 15 instruments and drums, channels are shared, which players
-    that go by channel alone get wrong.
+    Times are rounded to 1 ms, and a shorter note lasts 1 ms. Pieces longer than 2.5 hours have
+    ticks of 2, 5 or 10 ms, because many readers refuse files of more than 10 million ticks. A MIDI
+    track cannot hold two sounding notes of one pitch, so these are separated as by
+    `separate_equal_pitches`. Beyond 15 instruments and drums, channels are shared. Players that go
+    by the channel alone then play a wrong instrument.
 
     Args:
         notes: in any order.
+    Raises:
+        ValueError: a note ends after MAX_SECONDS.
     """
     import pretty_midi
 
-    midi = pretty_midi.PrettyMIDI(resolution=TICKS_PER_BEAT, initial_tempo=TEMPO_BPM)
-    voices = np.stack([notes.instrument, notes.program, notes.is_drum], axis=1)
+    beat = 60 / TEMPO_BPM
+    last = float(notes.offset.max(initial=0.0))
+    if not last <= MAX_SECONDS:
+        raise ValueError(f"a note ends after {last:,.0f} s; expected at most {MAX_SECONDS:,.0f} s")
+    resolution = next(ticks for ticks in TICKS_PER_BEAT if last / beat * ticks <= MAX_TICKS)
+    onset, offset = (np.rint(time / beat * resolution) for time in (notes.onset, notes.offset))
+    ticks = separate_equal_pitches(
+        replace(notes, onset=onset, offset=np.maximum(offset, onset + 1))
+    )
+    midi = pretty_midi.PrettyMIDI(resolution=resolution, initial_tempo=TEMPO_BPM)
+    voices = np.stack([ticks.instrument, ticks.program, ticks.is_drum], axis=1)
     for instrument, program, is_drum in np.unique(voices, axis=0).tolist():
         name = instrument_name(DRUMS if is_drum else program)
         track = pretty_midi.Instrument(program=program, is_drum=bool(is_drum), name=name)
-        mine = notes[(voices == (instrument, program, is_drum)).all(axis=1)]
-        offsets = np.maximum(mine.offset, mine.onset + TICK_SECONDS)
-        for onset, offset, pitch, velocity in zip(
-            mine.onset.tolist(), offsets.tolist(), mine.pitch.tolist(), mine.velocity.tolist(),
-            strict=True,
-        ):  # fmt: skip
-            track.notes.append(pretty_midi.Note(velocity, pitch, onset, offset))
+        mine = ticks[(voices == (instrument, program, is_drum)).all(axis=1)]
+        times = np.stack([mine.onset, mine.offset]) * (beat / resolution)
+        track.notes = [
+            pretty_midi.Note(velocity, pitch, *time)
+            for velocity, pitch, time in zip(
+                mine.velocity.tolist(), mine.pitch.tolist(), times.T.tolist(), strict=True
+            )
+        ]
         midi.instruments.append(track)
     file = io.BytesIO()
     midi.write(file)
@@ -183,19 +396,7 @@ def midi_bytes(notes: Notes) -> bytes:
 
 
 def instrument_name(program: int) -> str:
-    """What General MIDI calls a program; "Drums" for DRUMS."""
+    """Returns the name of a program in General MIDI, or "Drums" for DRUMS."""
     import pretty_midi
 
     return "Drums" if program == DRUMS else str(pretty_midi.program_to_instrument_name(program))
-
-
-def _from_sequence(sequence: Any) -> Notes:
-    rows = [
-        (n.start_time, n.end_time, n.pitch, n.velocity, n.program, n.is_drum, n.instrument)
-        for n in sequence.notes
-    ]
-    return _from_rows(rows)
-
-
-def _from_rows(rows: list[tuple[Any, ...]]) -> Notes:
-    return Notes(*zip(*rows, strict=True)) if rows else Notes.empty()  # type: ignore[arg-type]

@@ -170,6 +170,26 @@ def trim_overlapping(notes: Notes) -> Notes:
     return replace(notes, offset=offset)[notes.onset < offset]
 
 
+def separate_equal_pitches(notes: Notes) -> Notes:
+    """Ends notes where the next one of the same pitch, program, kind and instrument begins.
+
+    Of notes that begin together, the longest is kept. The rest keep their order. A MIDI track holds
+    no more than this, so a piece has the same notes in MIDI and in every other format.
+    """
+    voice = np.stack([notes.instrument, notes.is_drum, notes.program, notes.pitch])
+    order = np.lexsort((-notes.offset, notes.onset, *voice))
+    kept, offset = np.ones(len(notes), dtype=bool), notes.offset.copy()
+    before, after = order[:-1], order[1:]
+    together = (voice[:, before] == voice[:, after]).all(axis=0)
+    together &= notes.onset[before] == notes.onset[after]
+    kept[after[together]] = False
+    order = order[kept[order]]
+    before, after = order[:-1], order[1:]
+    same = (voice[:, before] == voice[:, after]).all(axis=0)
+    offset[before[same]] = np.minimum(offset[before[same]], notes.onset[after[same]])
+    return replace(notes, offset=offset)[kept]
+
+
 def assign_instruments(notes: Notes) -> Notes:
     """Numbers instruments by the first appearance of each program; drums are 9, which others skip.
 

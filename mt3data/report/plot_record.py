@@ -11,7 +11,7 @@ import numpy as np
 
 from mt3data.audio.load import from_int16
 from mt3data.audio.spectrogram import SpectrogramConfig, log_mel, mel_bin
-from mt3data.errors import UserError, install_hint
+from mt3data.errors import UserError
 from mt3data.music.fast_tokenizer import FRAMES_PER_SECOND
 from mt3data.music.midi import DRUMS, instrument_name
 from mt3data.music.notes import Notes
@@ -32,15 +32,13 @@ def draw_record(folder: Path, key: str, out: Path) -> list[str]:
     Returns:
         Lines that describe the record, its tokens in words among them.
     Raises:
-        UserError: no such record (the nearest keys are named), or matplotlib is not installed.
+        UserError: no such record (the nearest keys are named).
     """
-    try:
-        import matplotlib
+    import matplotlib
 
-        matplotlib.use("Agg")
-        import matplotlib.pyplot as plt
-    except ImportError as error:
-        raise UserError(f"pictures need matplotlib; {install_hint('viz')}") from error
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
     source, row = _find(folder, key)
     spectrogram = SpectrogramConfig(**source.manifest["spectrogram"])
     mel, tokens = mel_of(source, row, spectrogram), read_npy(source.member(row, "tokens"))

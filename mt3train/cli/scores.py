@@ -147,7 +147,7 @@ def score(reference: Path, estimate: Path, parts: tuple[str, ...], as_json: bool
     from mt3train.evaluation.leakage import instrument_scores, instrument_table
     from mt3train.evaluation.metrics import transcription_scores
 
-    notes = read_midi(reference), read_midi(estimate)
+    notes = read_midi(reference)[0], read_midi(estimate)[0]
     specs = [_track_spec(part) for part in parts]
     corrected, mt3 = (
         transcription_scores(*notes, scoring=scoring, tracks=specs)

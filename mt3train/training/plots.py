@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mt3data.errors import UserError, install_hint
+from mt3data.errors import UserError
 from mt3train.training.logger import read_metrics
 
 # One panel each: heading, scale of its axis, and what it shows; dashed what is from evaluation.
@@ -30,16 +30,13 @@ def plot(runs: Sequence[Path], out: Path) -> list[str]:
     Returns:
         What was drawn, a line for each run.
     Raises:
-        UserError: a folder without metrics, an ending that matplotlib cannot write, or no
-            matplotlib.
+        UserError: a folder without metrics, or an ending that matplotlib cannot write.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import LogFormatter
+
     lines_of = {run: _lines(run) for run in runs}
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-        from matplotlib.ticker import LogFormatter
-    except ImportError:
-        raise UserError(f"plot needs matplotlib; {install_hint('viz')}") from None
     endings = FigureCanvasAgg.get_supported_filetypes()
     if out.suffix.removeprefix(".").lower() not in endings:
         raise UserError(f"{out}: expected a name that ends in .png, .svg, .pdf")

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-from mt3data.errors import UserError, install_hint
+from mt3data.errors import UserError
 
 TREE = "checkpoint"  # the msgpack file
 FLAX_ARRAYS = (1, 3)  # msgpack extension types of flax: arrays and numpy scalars
@@ -150,12 +150,7 @@ def _checkpoint_folder(folder: Path) -> Path:
 
 def _read_tree(path: Path) -> dict[str, Any]:
     """The msgpack file, arrays made of what flax wrote."""
-    try:
-        import msgpack
-    except ImportError:
-        raise UserError(
-            f"reading T5X checkpoints needs msgpack; {install_hint('convert')}"
-        ) from None
+    import msgpack
 
     def extension(code: int, data: bytes) -> np.ndarray:
         if code not in FLAX_ARRAYS:

@@ -227,7 +227,7 @@ def check_midi(folder: Path) -> tuple[int, float]:
     worst, cases = 0.0, load(folder / "midi.json")
     for case in cases:
         for sustain, want in ((False, case["read_back"]), (True, case["after_sustain"])):
-            ours = midi.read_midi(folder / case["file"], sustain=sustain)
+            ours = midi.read_midi(folder / case["file"], sustain=sustain)[0]
             worst = max(worst, same_notes(ours, want, time_tolerance=1e-6))
     return 2 * len(cases), worst
 

@@ -60,7 +60,6 @@ def test_every_number_and_table_of_the_page_is_what_the_code_gives(walked: tuple
 def test_pictures_can_be_drawn_and_the_page_shows_them_all(
     walked: tuple[Any, Any], tmp_path: Path
 ) -> None:
-    pytest.importorskip("matplotlib", reason="pictures need the extra `viz`")
     from draw_mt3 import draw
 
     draw(*walked, tmp_path)

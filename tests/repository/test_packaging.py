@@ -25,9 +25,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 PACKAGES = ("mt3data", "mt3train")
 
 # Distributions whose modules are called otherwise.
-MODULE_OF = {"PyYAML": "yaml", "note-seq": "note_seq"}
+MODULE_OF = {"PyYAML": "yaml"}
 # What no line of ours imports, and why it is declared all the same.
-NOT_IMPORTED = {"audioop-lts": "note-seq's pydub imports audioop, which Python 3.13 dropped"}
+NOT_IMPORTED = {"jinja2": "comes with torch, and the pages are about to use it"}
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +185,7 @@ def imported() -> set[str]:
 
 def test_every_dependency_is_imported_and_every_import_is_declared() -> None:
     needed = {module for name, module in declared().items() if name not in NOT_IMPORTED}
-    assert imported() == needed
+    assert needed <= imported() <= set(declared().values())
 
 
 def test_a_dependency_that_is_not_imported_is_still_declared() -> None:

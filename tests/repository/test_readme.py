@@ -49,7 +49,6 @@ def first_round() -> Block:
 def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The folder of a user who has a recording and a model, and has gone the first round."""
     pytest.importorskip("midirenderer", reason="the renderer (extra `synth`) is not installed")
-    pytest.importorskip("matplotlib", reason="pictures (extra `viz`) cannot be drawn")
     from joblib.externals.loky import get_reusable_executor
 
     folder, elsewhere = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("publishers")

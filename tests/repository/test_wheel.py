@@ -119,7 +119,7 @@ def test_one_command_turns_a_recording_into_midi_and_a_page(installed: Installed
         "song.html",
     )
     assert done.returncode == 0, done.stderr
-    n_notes = len(read_midi(installed.empty / "song.mid"))
+    n_notes = len(read_midi(installed.empty / "song.mid")[0])
     assert n_notes > 0 and f"{n_notes:,} note" in done.stdout
     page = (installed.empty / "song.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>") and "song.wav" in page

@@ -16,7 +16,7 @@ import numpy as np
 
 from mt3data.datasets.manifest import DatasetManifest, SplitScheme, row_paths
 from mt3data.errors import UserError
-from mt3data.music.midi import read_midi_and_count
+from mt3data.music.midi import read_midi
 from mt3data.music.notes import Notes, assign_instruments, moved_by, successive
 
 VELOCITY = 100  # of notes whose publisher gives none; with one velocity bin no token depends on it
@@ -163,10 +163,9 @@ class MidiLabels:
         Raises:
             UserError: the file is missing or not MIDI.
         """
-        (notes, struck), problems = read_midi_and_count(self.path), []
-        if len(notes) < struck:
-            lost = f"{struck - len(notes)} of {struck} note-ons give no note"
-            problems.append(f"{lost} (zero length or never ended); dropped")
+        (notes, unended), problems = read_midi(self.path), []
+        if unended:
+            problems.append(f"{unended} of {len(notes) + unended} note-ons without an end; dropped")
         if self.program is not None:
             fixed = np.full(len(notes), self.program)
             notes = replace(notes, program=fixed, is_drum=np.zeros(len(notes), dtype=bool))

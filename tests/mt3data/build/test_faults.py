@@ -91,7 +91,7 @@ def test_workers_that_die_outside_any_track_end_the_build_in_one_line(
     (folder / "sitecustomize.py").write_text(
         "import os, sys\n"
         "sys.addaudithook(lambda event, arguments: event == 'open' and"
-        " 'note_seq' in str(arguments[0]) and os._exit(1))\n"
+        " 'threadpoolctl' in str(arguments[0]) and os._exit(1))\n"
     )
     code, printed = run(long_source, tmp_path, "--workers", 2, devices=folder)
     assert code == 2

@@ -79,7 +79,7 @@ def test_a_note_that_never_ends_is_told(tmp_path):
     write_em_midi(track.labels.path, [(0.1, "on", 60), (0.2, "off", 60), (0.3, "on", 62)])
     notes, problems = track.load_labels()
     assert notes.pitch.tolist() == [60]
-    assert problems == ("1 of 2 note-ons give no note (zero length or never ended); dropped",)
+    assert problems == ("1 of 2 note-ons without an end; dropped",)
 
 
 def test_midi_without_its_recording_is_a_failure(tmp_path):

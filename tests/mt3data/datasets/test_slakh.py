@@ -125,7 +125,7 @@ def test_a_stem_that_lacks_something_is_dropped_and_named(tmp_path, faults, lost
 
 def test_zero_length_notes_are_dropped_and_counted(tmp_path):
     notes, problems = one(tmp_path, seconds=0.5, zero_length=["Track00001/S00"]).load_labels()
-    lost = "S00: 1 of 3 note-ons give no note (zero length or never ended); dropped"
+    lost = "S00: 1 of 3 note-ons without an end; dropped"
     assert problems == (NO_CLASS, lost)
     assert len(notes) == 8 and (notes.offset > notes.onset).all() and 90 not in notes.pitch
 

@@ -1,8 +1,8 @@
 """MIDI files in and out."""
 
+import io
 import struct
-import subprocess
-import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +10,12 @@ import pretty_midi
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from note_seq import midi_io, sequences_lib
+from note_seq.protobuf import music_pb2
 
 from mt3data.errors import UserError
-from mt3data.music import midi
-from mt3data.music.midi import apply_sustain, read_midi, read_midi_and_count, write_midi
-from mt3data.music.notes import Notes
+from mt3data.music.midi import apply_sustain, midi_bytes, read_midi, write_midi
+from mt3data.music.notes import Notes, separate_equal_pitches
 
 NOTES = Notes.from_array(
     np.array([
@@ -27,7 +28,7 @@ NOTES = Notes.from_array(
 
 def test_written_notes_come_back_to_the_millisecond(tmp_path: Path) -> None:
     write_midi(NOTES, tmp_path / "out.mid")
-    back = read_midi(tmp_path / "out.mid").sorted()
+    back = read_midi(tmp_path / "out.mid")[0].sorted()
     np.testing.assert_allclose(back.to_array()[:, :6], NOTES.to_array()[:, :6], atol=1e-9)
     assert [path.name for path in tmp_path.iterdir()] == ["out.mid"]
 
@@ -41,14 +42,20 @@ def test_tracks_are_named_after_their_instrument(tmp_path: Path) -> None:
 def test_a_note_shorter_than_a_tick_lasts_one(tmp_path: Path) -> None:
     short = Notes([0.5], [0.5001], [60], [80], [0], [False], [0])
     write_midi(short, tmp_path / "out.mid")
-    assert read_midi(tmp_path / "out.mid").offset.tolist() == [0.501]
+    assert read_midi(tmp_path / "out.mid")[0].offset.tolist() == [0.501]
 
 
-def test_of_equal_pitches_that_overlap_the_first_note_off_ends_the_first(tmp_path: Path) -> None:
-    # What MIDI cannot say; see write_midi.
-    twins = Notes([0.0, 1.0], [2.0, 1.5], [60, 60], [80, 80], [0, 0], [False, False], [0, 0])
-    write_midi(twins, tmp_path / "out.mid")
-    assert sorted(read_midi(tmp_path / "out.mid").offset.tolist()) == [1.5, 1.5]
+def test_equal_pitches_that_overlap_are_separated(tmp_path: Path) -> None:
+    onset, offset = [0.0, 1.0, 1.0, 1.5, 1.5], [2.0, 1.01, 1.6, 1.7, 1.8]
+    notes = Notes(
+        onset, offset, [60] * 5, [80, 81, 82, 83, 84], [0, 0, 0, 0, 1], [0] * 5, [0, 0, 0, 0, 1]
+    )
+    write_midi(notes, tmp_path / "out.mid")
+    back = read_midi(tmp_path / "out.mid")[0].sorted().to_array()[:, :4].tolist()
+    assert back == [[0, 1, 60, 80], [1, 1.5, 60, 82], [1.5, 1.7, 60, 83], [1.5, 1.8, 60, 84]]
+    assert rows(separate_equal_pitches(notes).sorted()) == rows(
+        read_midi(tmp_path / "out.mid")[0].sorted()
+    )
 
 
 def test_twenty_instruments_keep_their_programs(tmp_path: Path) -> None:
@@ -56,7 +63,7 @@ def test_twenty_instruments_keep_their_programs(tmp_path: Path) -> None:
     many = Notes(0.1 * programs, 0.1 * programs + 0.05, programs + 40, np.full(20, 80), programs,
                  np.zeros(20), programs)  # fmt: skip
     write_midi(many, tmp_path / "out.mid")
-    assert read_midi(tmp_path / "out.mid").sorted().program.tolist() == programs.tolist()
+    assert read_midi(tmp_path / "out.mid")[0].sorted().program.tolist() == programs.tolist()
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -68,7 +75,7 @@ def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
 
 def test_no_notes_make_a_valid_empty_file(tmp_path: Path) -> None:
     write_midi(Notes.empty(), tmp_path / "out.mid")
-    assert len(read_midi(tmp_path / "out.mid")) == 0
+    assert len(read_midi(tmp_path / "out.mid")[0]) == 0
 
 
 def test_the_pedal_holds_only_notes_of_its_own_instrument() -> None:
@@ -86,8 +93,8 @@ def test_sustain_can_be_left_out(tmp_path: Path) -> None:
     ]
     midi.instruments.append(piano)
     midi.write(str(tmp_path / "pedal.mid"))
-    assert read_midi(tmp_path / "pedal.mid").offset.tolist() == [2.0]
-    assert read_midi(tmp_path / "pedal.mid", sustain=False).offset.tolist() == [1.0]
+    assert read_midi(tmp_path / "pedal.mid")[0].offset.tolist() == [2.0]
+    assert read_midi(tmp_path / "pedal.mid", sustain=False)[0].offset.tolist() == [1.0]
 
 
 @pytest.mark.parametrize(
@@ -105,12 +112,12 @@ def test_sustain_can_be_left_out(tmp_path: Path) -> None:
 def test_a_file_that_is_no_midi_is_named(tmp_path: Path, content: bytes, why: str) -> None:
     (tmp_path / "bad.mid").write_bytes(content)
     with pytest.raises(UserError, match=rf"bad\.mid: not a MIDI file .*\({why}"):
-        read_midi(tmp_path / "bad.mid")
+        read_midi(tmp_path / "bad.mid")[0]
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"gone\.mid: cannot be read"):
-        read_midi(tmp_path / "gone.mid")
+        read_midi(tmp_path / "gone.mid")[0]
 
 
 SAMPLES = Path(__file__).resolve().parents[4] / "shared" / "samples" / "maestro" / "aria_amt_midi"
@@ -120,12 +127,12 @@ SAMPLES = Path(__file__).resolve().parents[4] / "shared" / "samples" / "maestro"
     not SAMPLES.is_dir(), reason="real MAESTRO MIDI files are not beside the checkout"
 )
 def test_a_real_recording_is_lengthened_by_its_pedal() -> None:
-    dry, held = (read_midi(SAMPLES / "maestro1.mid", sustain=s) for s in (False, True))
+    dry, held = (read_midi(SAMPLES / "maestro1.mid", sustain=s)[0] for s in (False, True))
     assert len(dry) >= len(held) > 1000
     assert (held.offset - held.onset).mean() > 1.5 * (dry.offset - dry.onset).mean()
 
 
-# --- with and without note_seq -------------------------------------------------------------------
+# --- the same notes as note-seq ------------------------------------------------------------------
 
 
 def midi_file(*tracks: bytes, kind: int = 1, resolution: int = 480) -> bytes:
@@ -139,7 +146,7 @@ NOTE_EVENTS = st.builds(
     st.sampled_from([60, 61]), st.sampled_from([0, 64]),
 )  # fmt: skip
 OTHER_EVENTS = st.sampled_from([
-    b"\xb0\x07\x40", b"\xc0\x21", b"\xe9\x00\x40", b"\xff\x51\x03\x09\x27\xc0", b"\xff\x03\x05Piano",
+    b"\xb0\x07\x40", b"\xb0\x40\x40", b"\xb0\x40\x00", b"\xb9\x40\x7f", b"\xc0\x21", b"\xc0\x00", b"\xe9\x00\x40", b"\xff\x51\x03\x09\x27\xc0", b"\xff\x03\x05Piano",
 ])  # fmt: skip
 TRACKS = st.lists(
     st.builds(lambda ticks, event: bytes([ticks]) + event, st.integers(0, 127),
@@ -148,38 +155,157 @@ TRACKS = st.lists(
 ).map(b"".join)  # fmt: skip
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.lists(TRACKS, min_size=1, max_size=3))
-def test_a_file_without_pedal_gives_what_note_seq_gives(tracks: list[bytes]) -> None:
+@pytest.mark.parametrize("sustain", [True, False])
+@settings(max_examples=200, deadline=None)
+@given(tracks=st.lists(TRACKS, min_size=1, max_size=3))
+def test_a_file_gives_the_notes_that_note_seq_gives(tracks: list[bytes], sustain: bool) -> None:
+    # pretty_midi reads tempo changes from the first track only, so the others get none.
+    tracks[1:] = [
+        track.replace(b"\xff\x51\x03\x09\x27\xc0", b"\xff\x03\x00") for track in tracks[1:]
+    ]
     data = midi_file(*tracks)
-    ours = read_midi(data)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(midi, "_has_pedal", lambda _: True)  # so that note_seq is asked
-        np.testing.assert_array_equal(ours.to_array(), read_midi(data).to_array())
+    sequence = midi_io.midi_to_note_sequence(data)
+    if sustain:
+        sequence = sequences_lib.apply_sustain_control_changes(sequence)
+    assert rows(read_midi(data, sustain=sustain)[0]) == sequence_rows(sequence)
 
 
-def test_note_ons_are_counted_also_where_they_give_no_note() -> None:
+def rows(notes: Notes) -> list[tuple[float, ...]]:
+    return [tuple(row) for row in notes.to_array().tolist()]
+
+
+def sequence_rows(sequence: music_pb2.NoteSequence) -> list[tuple[float, ...]]:
+    return [
+        (n.start_time, n.end_time, n.pitch, n.velocity, n.program, n.is_drum, n.instrument)
+        for n in sequence.notes
+    ]
+
+
+# Times on a coarse grid, so that onsets, offsets and pedal changes coincide often.
+GRID = st.integers(0, 12).map(lambda n: n / 4)
+CROWDED = st.lists(
+    st.tuples(GRID, st.integers(0, 8).map(lambda n: n / 4), st.sampled_from([60, 61]),
+              st.sampled_from([80, 90]), st.booleans(), st.sampled_from([0, 1])),
+    max_size=20,
+)  # fmt: skip
+PEDALS = st.lists(
+    st.tuples(GRID, st.sampled_from([0, 1, 2]), st.sampled_from([64, 64, 64, 7]),
+              st.sampled_from([0, 63, 64, 127])),
+    max_size=12,
+)  # fmt: skip
+
+
+@settings(max_examples=400, deadline=None)
+@given(CROWDED, PEDALS)
+def test_the_pedal_gives_what_note_seq_gives(
+    crowded: list[tuple[float, float, int, int, bool, int]],
+    pedals: list[tuple[float, int, int, int]],
+) -> None:
+    sequence = music_pb2.NoteSequence()
+    for onset, length, pitch, velocity, is_drum, instrument in crowded:
+        sequence.notes.add(
+            start_time=onset, end_time=onset + length, pitch=pitch, velocity=velocity,
+            is_drum=is_drum, instrument=instrument,
+        )  # fmt: skip
+    for time, instrument, number, value in pedals:
+        sequence.control_changes.add(
+            time=time, instrument=instrument, control_number=number, control_value=value
+        )
+    notes = Notes.from_array(np.array(sequence_rows(sequence)).reshape(-1, 7))
+    held = sequences_lib.apply_sustain_control_changes(sequence)
+    assert rows(apply_sustain(notes, pedals)) == sequence_rows(held)
+
+
+# --- files that other readers get wrong ----------------------------------------------------------
+
+
+def test_note_ons_without_an_end_are_counted() -> None:
     track = b"\x00\x90\x3c\x40\x10\x3c\x00\x00\x3e\x40\x00\x3e\x00\x10\x40\x40\x00\xff\x2f\x00"
-    notes, struck = read_midi_and_count(midi_file(track))
-    assert (notes.pitch.tolist(), struck) == ([60], 3)  # one of no length, one that never ends
+    notes, unended = read_midi(midi_file(track))
+    assert (notes.pitch.tolist(), unended) == ([60], 2)  # one ends at once, one never
 
 
-def test_reading_leaves_the_rest_of_note_seq_until_it_is_asked_for() -> None:
-    code = """
-import sys
-from mt3data.music.midi import apply_sustain
-from mt3data.music.notes import Notes
-apply_sustain(Notes([0.0], [1.0], [60], [80], [0], [False], [0]), [(0.5, 64, 127, 0)])
-print("bokeh" in sys.modules, "pandas" in sys.modules)
-import note_seq
-print(note_seq.plot_sequence.__name__, note_seq.midi_io.midi_to_note_sequence.__name__)
-from note_seq import sequences_lib, melodies_lib
-import note_seq.chords_lib
-print("bokeh" in sys.modules, note_seq.sequences_lib is sequences_lib)
-print(hasattr(note_seq, "nonsense"))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == [
-        "False", "False", "plot_sequence", "midi_to_note_sequence", "True", "True", "False",
-    ]  # fmt: skip
-    assert done.stderr == ""
+NOTE = b"\x00\x90\x3c\x40\x83\x60\x3c\x00"  # one beat of 480 ticks
+TEMPO = b"\x00\xff\x51\x03\x0f\x42\x40"  # 1 s per beat
+
+
+@pytest.mark.parametrize(
+    "tracks", [(NOTE, TEMPO), (TEMPO, NOTE), (TEMPO + NOTE,), (b"\x00\xff\x03\x00", NOTE, TEMPO)]
+)
+def test_a_tempo_counts_in_whatever_track_it_is(tracks: tuple[bytes, ...]) -> None:
+    assert read_midi(midi_file(*tracks))[0].offset.tolist() == [1.0]
+
+
+def test_tempo_changes_of_several_tracks_are_taken_in_the_order_of_their_ticks() -> None:
+    later = b"\x83\x60" + TEMPO[1:]
+    notes = b"\x00\x90\x3c\x40\x87\x40\x3c\x00"  # two beats: 0.5 s and 1 s
+    assert read_midi(midi_file(later, b"\x00\xff\x51\x03\x07\xa1\x20" + notes))[0].offset[0] == 1.5
+
+
+def test_the_separate_pieces_of_a_type_2_file_are_refused() -> None:
+    with pytest.raises(UserError, match="2 separate pieces"):
+        read_midi(midi_file(NOTE, NOTE, kind=2))
+    assert read_midi(midi_file(NOTE, kind=2))[0].offset.tolist() == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("division", "seconds"),
+    [(0xE728, 0.48), (0xE850, 0.25), (0xE364, 480 * 1001 / 3e6), (0xE20A, 1.6)],
+)
+def test_smpte_time_codes_give_seconds_whatever_the_tempo(division: int, seconds: float) -> None:
+    notes, _ = read_midi(midi_file(TEMPO, NOTE, resolution=division))
+    assert notes.offset[0] == pytest.approx(seconds, abs=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("tracks", "resolution", "why"),
+    [
+        ((NOTE,), 0, "0 ticks per beat"),
+        ((b"\x00\xff\x51\x03\x00\x00\x00" + NOTE,), 480, "tempo of 0"),
+        ((b"\xff\xff\xff\xff\x7f" + NOTE[1:],), 480, "more than 4 bytes"),
+        ((NOTE[:-1],), 480, "unexpected byte"),
+        ((b"\x00\xff\x03\x84\x00" + NOTE,), 480, "longer than its track"),
+        ((b"\x00\x90\x3c\xff" + NOTE,), 480, "unexpected byte"),
+        ((b"\x00\x3c\x40",), 480, "unexpected byte"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_refused(
+    tracks: tuple[bytes, ...], resolution: int, why: str
+) -> None:
+    with pytest.raises(UserError, match=why):
+        read_midi(midi_file(*tracks, resolution=resolution))
+
+
+def test_a_key_signature_that_does_not_exist_costs_no_note() -> None:
+    assert len(read_midi(midi_file(b"\x00\xff\x59\x02\xee\x00" + NOTE))[0]) == 1
+
+
+def test_chunks_that_are_no_tracks_are_skipped() -> None:
+    data = midi_file(NOTE)
+    assert len(read_midi(data[:14] + b"XFIH\x00\x00\x00\x02\x00\x00" + data[14:])[0]) == 1
+
+
+def test_a_note_that_ends_after_a_day_is_refused_in_little_memory() -> None:
+    tracemalloc.start()
+    with pytest.raises(UserError, match=r"after 279,620 s; expected at most a day"):
+        read_midi(midi_file(b"\x00\x90\x3c\x40\xff\xff\xff\x7f\x3c\x00"))
+    used = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert used < 1 << 20
+    far_text = b"\xff\xff\xff\x7f\xff\x01\x00"
+    assert read_midi(midi_file(NOTE + far_text))[0].offset.tolist() == [0.5]
+
+
+@pytest.mark.parametrize("hours", [1, 2.8, 5, 12, 24])
+def test_a_long_piece_is_written_so_that_pretty_midi_reads_it(hours: float) -> None:
+    end = hours * 3600
+    notes = Notes([0.01, end - 1], [0.02, end], [60, 61], [80, 80], [0, 0], [0, 0], [0, 0])
+    data = midi_bytes(notes)
+    theirs = pretty_midi.PrettyMIDI(io.BytesIO(data)).instruments[0].notes
+    for back in (read_midi(data)[0].to_array()[:, :2], [[n.start, n.end] for n in theirs]):
+        np.testing.assert_allclose(back, notes.to_array()[:, :2], atol=1e-6)
+
+
+def test_a_piece_of_more_than_a_day_is_not_written() -> None:
+    with pytest.raises(ValueError, match="at most 86,400 s"):
+        midi_bytes(Notes([0.0], [90000.0], [60], [80], [0], [False], [0]))

@@ -205,7 +205,6 @@ def test_other_members_in_the_same_folder_are_refused(source: Path, audio: Path)
 
 
 def test_a_picture_of_audio_shows_its_mel(audio: Path, mel: Path) -> None:
-    pytest.importorskip("matplotlib")
     from mt3data.audio.spectrogram import SpectrogramConfig
     from mt3data.report.plot_record import mel_of
 

@@ -119,7 +119,7 @@ def test_onsets_lie_within_5_ms_of_the_midi(tmp_path, program, pitch):
     onsets = 0.2 + 0.4137 * np.arange(10)
     notes = [(on, on + 0.15, pitch, 100) for on in onsets]
     (stem,) = render_stems(tmp_path / "t", piece((program, notes)))
-    written = read_midi(tmp_path / "t/MIDI/S00.mid").onset
+    written = read_midi(tmp_path / "t/MIDI/S00.mid")[0].onset
     np.testing.assert_allclose(written, onsets, atol=6e-4)
     lags = []
     for onset in written:
@@ -161,7 +161,7 @@ def test_a_note_ends_in_the_audio_and_the_pedal_holds_it(tmp_path):
     ]  # fmt: skip
     short, held = (np.std(stem[44100:57330]) for stem in render_stems(tmp_path / "t", midi))
     assert held > 10 * short
-    assert read_midi(tmp_path / "t/MIDI/S01.mid").offset[0] == pytest.approx(1.5, abs=2e-3)
+    assert read_midi(tmp_path / "t/MIDI/S01.mid")[0].offset[0] == pytest.approx(1.5, abs=2e-3)
 
 
 def test_the_mix_is_the_sum_of_its_stems_and_does_not_clip(rendered):

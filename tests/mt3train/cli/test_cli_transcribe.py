@@ -77,7 +77,7 @@ def test_midi_json_and_csv_say_the_same_to_the_millisecond(tmp_path, checkpoint,
         done = run(song, "--checkpoint", checkpoint, "-o", tmp_path / name)
         assert done.exit_code == 0, done.output
         assert f"{name}: 2 notes of 2 instruments in 1 segment" in done.output
-    midi = read_midi(tmp_path / "song.mid")
+    midi = read_midi(tmp_path / "song.mid")[0]
     assert sorted(zip(midi.onset, midi.offset, midi.pitch, midi.program, strict=True)) == [
         (pytest.approx(1.23), pytest.approx(1.5), 40, 33),
         (pytest.approx(1.5), pytest.approx(1.51), 36, 0),
@@ -101,7 +101,7 @@ def test_a_model_with_velocities_writes_them(tmp_path, says):
     assert run(song, "--checkpoint", model, "-o", tmp_path / "a.json").exit_code == 0
     assert json.loads((tmp_path / "a.json").read_text())["notes"][0]["velocity"] == 77
     assert run(song, "--checkpoint", model, "-o", tmp_path / "a.mid").exit_code == 0
-    assert read_midi(tmp_path / "a.mid").velocity.tolist() == [77]
+    assert read_midi(tmp_path / "a.mid")[0].velocity.tolist() == [77]
 
 
 @pytest.mark.parametrize("kind", ["mid", "json", "csv"])
@@ -115,7 +115,7 @@ def test_where_nothing_is_heard_the_file_is_empty_valid_and_said_to_be(
     done = run(tmp_path / "silence.wav", "--checkpoint", checkpoint, "-o", out)
     assert done.exit_code == 0 and "no notes found in" in done.output
     if kind == "mid":
-        assert len(read_midi(out)) == 0
+        assert len(read_midi(out)[0]) == 0
     elif kind == "json":
         assert json.loads(out.read_text()) == {"notes": []}
     else:
@@ -180,7 +180,7 @@ def test_a_folder_that_is_there_is_a_folder_whatever_its_name(tmp_path, checkpoi
     for name in ("a.mid", "b.txt"):
         (tmp_path / name).mkdir()
         done = run(record(tmp_path / "song.wav"), "--checkpoint", checkpoint, "-o", tmp_path / name)
-        assert done.exit_code == 0 and len(read_midi(tmp_path / name / "song.mid")) == 2
+        assert done.exit_code == 0 and len(read_midi(tmp_path / name / "song.mid")[0]) == 2
 
 
 @pytest.mark.parametrize("option, name", [("-o", "a.mid"), ("--html", "a.html")])

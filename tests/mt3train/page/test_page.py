@@ -75,7 +75,7 @@ def test_the_page_holds_the_notes_and_the_midi_file(tmp_path: Path, velocity: bo
     assert data == json.loads(json.dumps(note_data(NOTES.sorted(), 2.0, velocity)))
     assert ("velocity" in data) == velocity
     midi = base64.b64decode(re.findall(r'href="data:audio/midi;base64,([^"]*)"', text)[0])
-    assert midi == midi_bytes(NOTES.sorted()) and len(read_midi(midi)) == 4
+    assert midi == midi_bytes(NOTES.sorted()) and len(read_midi(midi)[0]) == 4
     assert 'download="song.mid"' in text
     assert "0:02 · 4 notes of 3 instruments" in text
     assert "The MIDI file is in seconds" in text

@@ -1,7 +1,6 @@
 """The picture of runs: what is drawn, and what is refused."""
 
 import json
-import sys
 
 import pytest
 from click.testing import CliRunner
@@ -9,8 +8,6 @@ from click.testing import CliRunner
 from mt3data.errors import UserError
 from mt3train.cli.main import main
 from mt3train.training.plots import plot
-
-pytest.importorskip("matplotlib", reason="curves need matplotlib")
 
 
 def a_run(folder, *lines, last=""):
@@ -68,9 +65,3 @@ def test_a_folder_without_metrics_and_an_unknown_ending_are_refused(tmp_path):
     run = a_run(tmp_path / "run", TRAINED)
     with pytest.raises(UserError, match="c.mid: expected a name that ends in .png, .svg, .pdf"):
         plot([run], tmp_path / "c.mid")
-
-
-def test_without_matplotlib_the_extra_is_named(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(UserError, match=r"needs matplotlib; .*pip install '\.\[viz\]'"):
-        plot([a_run(tmp_path / "run", TRAINED)], tmp_path / "c.png")
