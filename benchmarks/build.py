@@ -50,7 +50,7 @@ from mt3data.synth.demo_dataset import synth
 
 NOISE_FLOOR = 2e-4  # a rendered piece is silent between notes, as no recording is
 STAGES: dict[str, list[tuple[Any, str]]] = {
-    "labels: MIDI to notes": [(examples, "_notes_of_passes")],
+    "labels: MIDI to notes": [(examples, "_notes_of_variants")],
     "FLAC decode": [(soundfile.SoundFile, "read")],
     "mono, check for NaN": [(audio, "_mono"), (audio, "require_finite")],
     "resample": [(soxr.ResampleStream, "resample_chunk")],
@@ -256,7 +256,7 @@ def build_table(root: Path, out: Path, n_tracks: int, seconds: float, rounds: in
 def memory_table(root: Path, out: Path, minutes: float) -> None:
     print(f"\nlargest process, one track of {minutes:g} minutes")
     for options in (
-        "--align off", "--align measure", "--align dtw", "--window 256", "--members audio",
+        "--align off", "--align measure", "--align dtw", "--window 256", "--store audio",
     ):  # fmt: skip
         print(f"{options:24}{run_build(root, out, *options.split())[2]:10.0f} MB")
 

@@ -45,14 +45,14 @@ def make_recordings(folder: Path, minutes: float) -> None:
     )
 
 
-def make_build(recordings: Path, out: Path, frames: int, members: tuple[str, ...]) -> Path:
+def make_build(recordings: Path, out: Path, frames: int, features: tuple[str, ...]) -> Path:
     """Shards of the recordings."""
     from mt3data.build.plan import BuildConfig, make_plan
     from mt3data.build.run import build
     from mt3data.shards.windows import WindowConfig
 
-    windows = WindowConfig(frames, align="off", members=members)
-    name = f"{'-'.join(members)}-{frames}"
+    windows = WindowConfig(frames, align="off", features=features)
+    name = f"{'-'.join(features)}-{frames}"
     return build(
         make_plan(BuildConfig("folder", recordings, out, windows=windows, name=name))
     ).folder
@@ -204,8 +204,8 @@ def main() -> None:
         folder = Path(name)
         make_recordings(folder / "recordings", arguments.minutes)
         long, audio, short = (
-            make_build(folder / "recordings", folder / "shards", frames, members)
-            for frames, members in ((2048, ("mel",)), (2048, ("audio",)), (256, ("mel",)))
+            make_build(folder / "recordings", folder / "shards", frames, features)
+            for frames, features in ((2048, ("mel",)), (2048, ("audio",)), (256, ("mel",)))
         )
         manifest = json.loads((long / "manifest.json").read_text())["splits"]["train"]
         print(

@@ -42,7 +42,7 @@ expect less than the scores below from one.
 | file | `{file}`, {bytes:,} bytes, float16, step {step:,} |
 | sha256 of the arrays, as `mt3train convert` prints it | `{sha256}` |
 | architecture | MT3's: {n_parameters:,} parameters, {num_encoder_layers} + {num_decoder_layers} layers of width {emb_dim}, {num_heads} heads of {head_dim}, MLP {mlp_dim} |
-| hears | {frames} frames of {n_mels} log-mel bins, {segment:.3f} s at 16 kHz; edge "{edge}" |
+| hears | {frames} frames of {n_mels} log-mel bins, {segment:.3f} s at 16 kHz; right_context "{right_context}" |
 | says | notes of {classes}, and drums; {velocities} |
 """
 
@@ -104,7 +104,7 @@ def head(measured: Mapping[str, Any]) -> str:
     classes = {"midi_class": "the 16 classes of General MIDI", "full": "128 programs",
                "flat": "one instrument"}[vocabulary["granularity"]]  # fmt: skip
     return HEAD.format(
-        **{**told, **info["model"]}, file=WEIGHTS, frames=info["frames"], edge=info["edge"],
+        **{**told, **info["model"]}, file=WEIGHTS, frames=info["frames"], right_context=info["right_context"],
         segment=info["frames"] * info["spectrogram"]["hop"] / info["spectrogram"]["sample_rate"],
         hours=measured["data"]["splits"]["train"]["hours"], classes=classes,
         velocities="one velocity" if vocabulary["num_velocity_bins"] == 1 else "velocities",
@@ -231,7 +231,7 @@ def data(measured: Mapping[str, Any]) -> str:
         "\n## Data\n\n```bash\n"
         f"mt3data synth --out data/demo --tracks {synth['tracks']} --seconds {synth['seconds']:g} "
         f"--seed {synth['seed']}\n{build_command(facts['build'])}\n```\n\n"
-        f"Rendered with {synth['renderer']}. {about_passes(facts['build'])}\n\n"
+        f"Rendered with {synth['renderer']}. {about_variants(facts['build'])}\n\n"
         + table(["split", "pieces", "hours", "notes in records"], rows)
     )
 
@@ -239,26 +239,26 @@ def data(measured: Mapping[str, Any]) -> str:
 def build_command(build: Mapping[str, Any]) -> str:
     """The `mt3data build` that a manifest describes, defaults left out."""
     subsets = build["subsets"]
-    members = tuple(build["members"].split(","))
+    features = tuple(build["features"].split(","))
     least = re.findall(r"uniform from (\d+)", subsets["law"]) if subsets else []
     options = {
-        "window": (build["window"], 2048), "members": (build["members"], "mel"),
-        "edge": (build["edge"], WindowConfig(build["window"], members=members).edge),
+        "window": (build["window"], 2048), "store": (build["features"], "mel"),
+        "context": (build["right_context"], WindowConfig(build["window"], features=features).right_context),
         "granularity": (build["granularity"], "full"), "encoding": (build["encoding"], "ties"),
         "velocity-bins": (build["num_velocity_bins"], 1), "align": (build["align"], "measure"),
-        "subsets": (subsets and subsets["passes"], None), "least-stems": ("".join(least), ""),
+        "subsets": (subsets and subsets["variants"], None), "min-stems": ("".join(least), ""),
         "seed": (build["seed"], 0),
     }  # fmt: skip
     told = [f"--{name} {value}" for name, (value, usual) in options.items() if value != usual]
     return " ".join(["mt3data build demo --out shards/", *told])
 
 
-def about_passes(build: Mapping[str, Any]) -> str:
+def about_variants(build: Mapping[str, Any]) -> str:
     """What the model heard of a training piece."""
     if not build["subsets"]:
         return "Training heard the mixes."
     return (
-        f"Training heard {build['subsets']['passes']} random subsets of the parts of each piece, "
+        f"Training heard {build['subsets']['variants']} random subsets of the parts of each piece, "
         "validation and test the mixes."
     )
 

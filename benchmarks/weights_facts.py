@@ -22,7 +22,7 @@ import torch
 from mt3data.audio.load import TARGET_RATE, read_blocks
 from mt3data.datasets.track import Track
 from mt3data.music.midi import read_midi
-from mt3data.shards.format import read_manifest
+from mt3data.shards.format import read_build_manifest
 from mt3train.config import Config, as_dict
 from mt3train.training.logger import read_metrics
 from mt3train.weights.checkpoint import checksum, load_model
@@ -88,9 +88,9 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def data(pieces: Path, shards: Path) -> dict[str, Any]:
     """How the pieces and the shards were made."""
-    manifest = read_manifest(shards)
-    options = {"members": ",".join(sorted(set(manifest["members"]) & {"audio", "mel"})), **manifest["vocabulary"]}  # fmt: skip
-    kept = ("window", "edge", "align", "passes", "subsets", "seed")
+    manifest = read_build_manifest(shards)
+    options = {"features": ",".join(sorted(set(manifest["features"]) & {"audio", "mel"})), **manifest["vocabulary"]}  # fmt: skip
+    kept = ("window", "right_context", "align", "variants", "subsets", "seed")
     return {
         "synth": json.loads((pieces / "synth.json").read_text()),
         "build": {key: manifest.get(key) for key in kept} | options,

@@ -220,7 +220,7 @@ def _sound(piece: Walk) -> str:
 
 
 def whole_mel(piece: Walk) -> np.ndarray:
-    """The spectrogram of the whole piece: edge "track"."""
+    """The spectrogram of the whole piece: right_context "audio"."""
     return log_mel(pad_to_frames(piece.samples), CONFIG.spectrogram)
 
 

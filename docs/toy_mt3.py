@@ -105,7 +105,7 @@ def network() -> MT3:
 
 
 def shapes(window: Window) -> list[list[object]]:
-    """What passes through a network of MT3's sizes for one segment."""
+    """What variants through a network of MT3's sizes for one segment."""
     model, found = network(), dict[str, Tensor]()
     mel_BFM = torch.from_numpy(window.sound["mel"]).float()[None]
     targets_BL = torch.from_numpy(window.tokens).long()[None]

@@ -74,7 +74,7 @@ def measure(
         notes: its labels.
         config: of the log-mel.
         window_frames: where the mel was transformed in windows that see zeros behind their end
-            (edge "segment"), their length; else 0.
+            (right_context "zeros"), their length; else 0.
     Returns:
         NOT_MEASURED where nothing can be told.
     """

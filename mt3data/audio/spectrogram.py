@@ -6,9 +6,9 @@ its magnitudes (not powers) pass 512 triangular mel filters (HTK formula, 20-760
 and the natural logarithm is taken. Exact zeros become log(1e-5); small positive values are not
 floored. Filters 1 and 10 fall between two FFT bins and always say log(1e-5).
 
-Where the zeros begin is the `edge`. MT3 cuts 256 frames of audio and then transforms them, so the
+Where the zeros begin is the `right_context`. MT3 cuts 256 frames of audio and then transforms them, so the
 last 15 frames of each segment see zeros: `log_mel(samples[128 * start:128 * (start + 256)])`. That
-is edge "segment". `log_mel` of the whole track, sliced afterwards, is edge "track"; it equals the
+is right_context "zeros". `log_mel` of the whole track, sliced afterwards, is right_context "audio"; it equals the
 other on frames 0-240 and differs on frames 241-255, by up to 4 nat in the last.
 
 Differences from MT3: none in what is computed, but the FFT is pocketfft's float32 one and the mel

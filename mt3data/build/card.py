@@ -30,7 +30,7 @@ FEATURES = """\
       dtype: string
     - name: frames
       dtype: int64
-    - name: pass
+    - name: variant
       dtype: int64
     - name: programs
       list: int64
@@ -54,7 +54,7 @@ BODY = """
 # {title}, as shards for MT3
 
 Windows of {what} with notes and tokens, made by mt3kit {version}; schema {schema}, fingerprint
-`{short}`. {window} frames of {hop} samples at {rate} Hz per record, edge "{edge}".
+`{short}`. {window} frames of {hop} samples at {rate} Hz per record, right_context "{right_context}".
 
 | split | tracks | hours | records | notes |
 |---|---|---|---|---|
@@ -68,7 +68,7 @@ Please cite: {citation}
 Each record of a tar has {count} members:
 
 {members}
-- `KEY.json`: dataset, track, split, pass, first frame, frames, programs
+- `KEY.json`: dataset, track, split, variant, first frame, frames, programs
 
 With bare `webdataset`:
 
@@ -92,10 +92,10 @@ MEMBERS = {
 }
 
 
-def _features(members: dict[str, Any]) -> str:
+def _features(features: dict[str, Any]) -> str:
     """The fields of a record, as Hugging Face's YAML header has them."""
     lines = []
-    for name, stored in sorted(members.items()):
+    for name, stored in sorted(features.items()):
         lines.append(f"  - name: {name}.npy")
         if len(stored["shape"]) == 1:
             lines.append(f"    list: {stored['dtype']}")
@@ -113,22 +113,22 @@ def dataset_card(manifest: dict[str, Any]) -> str:
         for name, s in splits.items()
     )
     spectrogram, shards = manifest["spectrogram"], manifest["shards"]
-    sounds = [name for name in SOUNDS if name in manifest["members"]]
+    sounds = [name for name in SOUNDS if name in manifest["features"]]
     text = HEADER.format(
         title=manifest["title"], licence_id=manifest["licence"].lower(), files=files,
-        features=_features(manifest["members"]),
+        features=_features(manifest["features"]),
     ) + BODY.format(
         title=manifest["title"], version=manifest["version"], schema=manifest["schema"],
         short=manifest["fingerprint"][:12], window=manifest["window"], hop=spectrogram["hop"],
-        rate=spectrogram["sample_rate"], edge=manifest["edge"], rows=rows,
+        rate=spectrogram["sample_rate"], right_context=manifest["right_context"], rows=rows,
         licence=manifest["licence"], licence_url=manifest["licence_url"],
         redistribution=manifest["redistribution"], citation=manifest["citation"],
         example=shards[0]["name"] if shards else "", split=next(iter(splits), ""),
-        count=len(manifest["members"]) + 1, sound=sounds[0],
+        count=len(manifest["features"]) + 1, sound=sounds[0],
         what=" and ".join(SOUNDS[name] for name in sounds),
         members="\n".join(
             f"- `KEY.{name}.npy`: {MEMBERS[name].format(shape=stored['shape'])}"
-            for name, stored in sorted(manifest["members"].items())
+            for name, stored in sorted(manifest["features"].items())
         ),
     )  # fmt: skip
     return text

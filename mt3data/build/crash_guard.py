@@ -29,7 +29,7 @@ from mt3data.files import remove_atomically
 
 LEAST_LIMIT_SECONDS, LIMIT_PER_SECOND = 600.0, 2.0  # a track takes a hundredth of that
 MOST_LIMIT_SECONDS = 1e9  # of what a system's timer takes
-DEATHS = 2
+MAX_CRASHES = 2
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ class Run:
 
     def limit_seconds(self, planned: PlannedTrack) -> float:
         """How long a worker may take for a track."""
-        by_length = LIMIT_PER_SECOND * planned.passes * planned.seconds
+        by_length = LIMIT_PER_SECOND * planned.variants * planned.seconds
         return self.track_timeout or max(LEAST_LIMIT_SECONDS, by_length)
 
-    def verdict(self, planned: PlannedTrack) -> tuple[str, str] | None:
+    def should_skip(self, planned: PlannedTrack) -> tuple[str, str] | None:
         """Stage and reason, the same on any machine, if the track is not to be tried again."""
         markers = self.markers()
         hung = [markers[path] for path in markers if track_of(path) == planned.track.id]
@@ -84,12 +84,15 @@ class Run:
                 "hang",
                 f"not done after {limit:g} s, see --track-timeout; its worker was stopped",
             )
-        if len(hung) >= DEATHS:
-            return "worker", f"its worker died {DEATHS} times at it (memory, or a library crashed)"
+        if len(hung) >= MAX_CRASHES:
+            return (
+                "worker",
+                f"its worker died {MAX_CRASHES} times at it (memory, or a library crashed)",
+            )
         return None
 
     @contextmanager
-    def attempt(self, planned: PlannedTrack) -> Iterator[None]:
+    def guard(self, planned: PlannedTrack) -> Iterator[None]:
         """Marks a track as begun; ends this process if the body takes longer than it may."""
         marker = self._new_marker(planned.track.id)
         try:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Sequence, Set
 from itertools import islice
 
-from mt3data.build.build_folder import finished, is_done
+from mt3data.build.build_folder import BuildFolder
 from mt3data.build.executor import LOCAL
 from mt3data.build.plan import Plan, PlannedTrack, ShardPlan
 from mt3data.build.track_examples import TrackExamples, TrackFailure
@@ -28,11 +28,12 @@ def forecast(plan: Plan) -> list[str]:
     Raises:
         UserError: the folder holds another build.
     """
-    is_complete = finished(plan) is not None
-    left = [s for s in plan.shards if not is_complete and not is_done(plan.folder, s)]
+    build_folder = BuildFolder(plan)
+    is_complete = build_folder.complete_manifest() is not None
+    left = [s for s in plan.shards if not is_complete and not build_folder.shard_is_done(s)]
     names_left = {shard.name for shard in left}
     lines = [f"{plan.folder}: {plan.manifest.title}, window {plan.config.windows.frames}, "
-             f"edge {plan.config.windows.edge}; by headers alone, nothing is written"]  # fmt: skip
+             f"right_context {plan.config.windows.right_context}; by headers alone, nothing is written"]  # fmt: skip
     lines.append(f"  {'split':12}{'tracks':>8}{'hours':>9}{'records':>9}{'bytes':>11}{'shards':>8}"
                  f"{'done':>6}")  # fmt: skip
     for split in dict.fromkeys(shard.split for shard in plan.shards):
@@ -78,7 +79,7 @@ def _trial(left: list[ShardPlan], windows: WindowConfig) -> tuple[str, float] | 
     """A track, and how many seconds of it one core does in a second."""
     from threadpoolctl import threadpool_limits
 
-    tracks = [p for shard in left for p in shard.tracks if p.bad is None]
+    tracks = [p for shard in left for p in shard.tracks if p.exclusion is None]
     # The shortest that is long enough, or the longest.
     tracks.sort(key=lambda p: (p.seconds < TRIAL_SECONDS, abs(p.seconds - TRIAL_SECONDS)))
     for planned in islice(tracks, TRIALS):
@@ -90,7 +91,7 @@ def _trial(left: list[ShardPlan], windows: WindowConfig) -> tuple[str, float] | 
         except TrackFailure:
             continue
         spent = time.process_time() - started
-        return planned.track.name, planned.passes * planned.seconds / max(spent, 1e-6)
+        return planned.track.name, planned.variants * planned.seconds / max(spent, 1e-6)
     return None
 
 

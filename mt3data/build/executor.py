@@ -38,7 +38,7 @@ Task = Callable[..., Any]
 OnMessage = Callable[[str], None]
 
 
-class WorkersLost(Exception):
+class WorkerCrashed(Exception):
     """Workers died without a result; what they had is to be done again."""
 
 
@@ -63,9 +63,9 @@ def run(
         engine: "local", or the address of a dask scheduler.
         workers: processes, where local.
         task, jobs: what is picklable.
-        on_message: called with one line that the user should know, such as waiting for workers.
+        on_message: is told in one line what the user should know, such as waiting for workers.
     Raises:
-        WorkersLost: some results will not come. All local workers have ended by then.
+        WorkerCrashed: some results will not come. All local workers have ended by then.
         UserError: a cluster that cannot be used.
         Whatever the task raises. Other tasks are then cancelled, and local workers stopped.
     """
@@ -84,7 +84,7 @@ def _run_here(
 
     workers = min(workers, len(jobs))
     pool = get_memmapping_executor(
-        workers, timeout=IDLE_SECONDS, initializer=_follow, initargs=(os.getpid(),)
+        workers, timeout=IDLE_SECONDS, initializer=_exit_with_parent, initargs=(os.getpid(),)
     )
     left, waiting = iter(jobs), set[Future[Any]]()
     try:
@@ -100,7 +100,7 @@ def _run_here(
                 yield future.result()
     except BrokenExecutor as error:
         pool.shutdown(wait=True, kill_workers=True)
-        raise WorkersLost(" ".join(str(error).split())) from error
+        raise WorkerCrashed(" ".join(str(error).split())) from error
     except BaseException:
         pool.shutdown(wait=True, kill_workers=True)
         raise
@@ -120,7 +120,7 @@ def _sigint_waits() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _follow(driver: int) -> None:
+def _exit_with_parent(driver: int) -> None:
     """Sees to it that a worker does not outlive its driver.
 
     After kill -9 of the driver, loky's workers would wait for more work for ever.
@@ -161,7 +161,7 @@ def _run_on_cluster(
         finally:
             pool.shutdown(wait=False)
     if lost:
-        raise WorkersLost(f"{lost} shards lost four workers each")
+        raise WorkerCrashed(f"{lost} shards lost four workers each")
 
 
 def _results(

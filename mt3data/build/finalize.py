@@ -13,7 +13,7 @@ from mt3data.build.plan import Plan
 from mt3data.build.shard_job import STATE, state_path
 from mt3data.files import canonical_json, remove_atomically, write_atomically
 from mt3data.shards.format import (
-    MANIFEST,
+    BUILD_MANIFEST,
     index_schema,
     references_schema,
     tracks_schema,
@@ -46,7 +46,7 @@ def assemble(
         mine = [state for state in states if state["shard"]["split"] == split]
         rows = [row for state in mine for row in state["rows"]]
         written = write_table(
-            folder / "index" / f"{split}.parquet", rows, index_schema(plan.identity["members"])
+            folder / "index" / f"{split}.parquet", rows, index_schema(plan.identity["features"])
         )
         files.append(written | {"name": f"index/{split}.parquet"})
         if split != "train":
@@ -66,7 +66,7 @@ def assemble(
     }  # fmt: skip
     files.append(write_listed(folder / "README.md", dataset_card(body).encode()))
     body["files"] = sorted(files, key=lambda entry: entry["name"])
-    write_atomically(folder / MANIFEST, canonical_json(body))
+    write_atomically(folder / BUILD_MANIFEST, canonical_json(body))
     remove_atomically(folder / STATE)
     return body, tracks
 

@@ -14,7 +14,7 @@ import importlib
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,9 @@ import numpy as np
 from mt3data import __version__
 from mt3data.audio.load import audio_info
 from mt3data.audio.spectrogram import n_frames_of
-from mt3data.build.track_table import failed_row, passes_said
+from mt3data.build.track_table import failed_row, variant_stems
 from mt3data.datasets.manifest import DatasetManifest, load, names
-from mt3data.datasets.stem_mixes import LAW, LEAST_STEMS, PAPER_SUBSETS, with_subsets
+from mt3data.datasets.stem_mixes import LAW, MIN_STEMS, PAPER_SUBSETS, with_subsets
 from mt3data.datasets.track import Track
 from mt3data.errors import UserError
 from mt3data.files import canonical_json
@@ -40,7 +40,7 @@ RECORD_OVERHEAD = 8192  # bytes of a record beside mel and audio: tar headers, n
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """What to build. All that changes bytes is fingerprinted: not paths, workers, engine, timeout, bad.
+    """What to build. All that changes bytes is fingerprinted: not paths, workers, engine, timeout, exclude.
 
     Attributes:
         dataset: name of a manifest.
@@ -54,16 +54,17 @@ class BuildConfig:
         profile: "fixed" repairs what is verified as wrong, "paper" is what MT3 did: known errors are
             kept, and Slakh's training tracks are PAPER_SUBSETS subsets of their stems.
         subsets: so many subsets of stems for each training track that has stems; 0: by profile.
-        least_stems: of a subset.
+        min_stems: of a subset.
         name: what the build is called where it is not the dataset; for the user's own folders.
         engine: "local", or the address of a dask scheduler.
         track_timeout: seconds after which a track's worker is stopped; 0: by the track's length.
-        bad: tracks to leave out, id or name -> (stage, reason), as if they had failed so.
+        exclude: tracks to leave out, id or name -> (stage, reason), as if they had failed so.
     """
 
     dataset: str
     root: Path
     out: Path
+    _: KW_ONLY
     splits: tuple[str, ...] = ()
     tracks: int = 0
     split_scheme: str | None = None
@@ -72,10 +73,10 @@ class BuildConfig:
     name: str = ""
     profile: str = "fixed"
     subsets: int = 0
-    least_stems: int = LEAST_STEMS
+    min_stems: int = MIN_STEMS
     engine: str = "local"
     track_timeout: float = 0.0
-    bad: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+    exclude: Mapping[str, tuple[str, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -85,17 +86,17 @@ class PlannedTrack:
     Attributes:
         seconds: length of its audio by the header.
         source_bytes: sizes of its `source_files`; -1 for what is no file.
-        passes: how often it is cut.
+        variants: how often it is cut.
         records: how many that makes.
-        bad: stage and reason where it is to be left out.
+        exclusion: stage and reason where it is to be left out.
     """
 
     track: Track
     seconds: float
     source_bytes: tuple[int, ...]
-    passes: int
+    variants: int
     records: int
-    bad: tuple[str, str] | None = None
+    exclusion: tuple[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,8 @@ class ShardPlan:
 
     @property
     def seconds(self) -> float:
-        """Audio to be transformed, every pass counted."""
-        return sum(planned.passes * planned.seconds for planned in self.tracks)
+        """Audio to be transformed, every variant counted."""
+        return sum(planned.variants * planned.seconds for planned in self.tracks)
 
     @property
     def records(self) -> int:
@@ -154,16 +155,16 @@ def make_plan(config: BuildConfig) -> Plan:
     subsets = config.subsets or (PAPER_SUBSETS if config.profile == "paper" else 0)
     chosen = _choose(tracks, config)
     if subsets:
-        seed, least = config.windows.seed, config.least_stems
+        seed, least = config.windows.seed, config.min_stems
         chosen = [with_subsets(track, seed, subsets, least) for track in chosen]
     sizes = {track.id: _source_bytes(track) for track in chosen}
-    bad = _listed(chosen, config.bad)
+    excluded = _listed(chosen, config.exclude)
     usable, rejected = [], []
     for track in chosen:
         try:
-            usable.append(_planned(track, sizes[track.id], bad.get(track.id), config.windows))
+            usable.append(_planned(track, sizes[track.id], excluded.get(track.id), config.windows))
         except UserError as error:
-            rejected.append(failed_row(track, *bad.get(track.id, ("plan", error))))
+            rejected.append(failed_row(track, *excluded.get(track.id, ("plan", error))))
     shards: list[ShardPlan] = []
     for split in sorted({planned.track.split for planned in usable}):
         mine = [planned for planned in usable if planned.track.split == split]
@@ -173,10 +174,10 @@ def make_plan(config: BuildConfig) -> Plan:
         "split_scheme": config.split_scheme or manifest.default_scheme,
         **_settings(config.windows),
         "profile": config.profile,
-        "subsets": {"passes": subsets, "law": LAW.format(config.least_stems)}
-        if any(t.passes for t in chosen) else None,
+        "subsets": {"variants": subsets, "law": LAW.format(config.min_stems)}
+        if any(t.variants for t in chosen) else None,
         "tracks": [
-            [t.id, t.split, t.trim, passes_said(t), *sizes[t.id]] for t in chosen
+            [t.id, t.split, t.trim, variant_stems(t), *sizes[t.id]] for t in chosen
         ],
     }  # fmt: skip
     folder = config.out / manifest.name
@@ -189,28 +190,30 @@ def _source_bytes(track: Track) -> tuple[int, ...]:
 
 
 def _planned(
-    track: Track, sizes: tuple[int, ...], bad: tuple[str, str] | None, windows: WindowConfig
+    track: Track, sizes: tuple[int, ...], exclusion: tuple[str, str] | None, windows: WindowConfig
 ) -> PlannedTrack:
     """Reads the headers of a track's audio; a UserError says why it cannot be used."""
     if track.failure:
         raise UserError(track.failure)
     seconds = max(audio_info(path).seconds for path in track.audio_files)
-    passes = passes_of(track, windows)
+    variants = n_variants(track, windows)
     frames = n_frames_of(round(seconds * windows.spectrogram.sample_rate))
-    phased = not track.passes  # passes over other stems all begin at frame 0
+    phased = not track.variants  # variants over other stems all begin at frame 0
     records = sum(
-        len(window_starts(frames, k if phased else 0, track.id, windows)) for k in range(passes)
+        len(window_starts(frames, k if phased else 0, track.id, windows)) for k in range(variants)
     )
-    return PlannedTrack(track, seconds, sizes, passes, records, bad)
+    return PlannedTrack(track, seconds, sizes, variants, records, exclusion)
 
 
-def _listed(chosen: list[Track], bad: Mapping[str, tuple[str, str]]) -> dict[str, tuple[str, str]]:
+def _listed(
+    chosen: list[Track], exclude: Mapping[str, tuple[str, str]]
+) -> dict[str, tuple[str, str]]:
     """Stage and reason by track id, where the list may have names as well."""
-    listed = {t.id: bad[key] for t in chosen for key in (t.id, t.name) if key in bad}
+    listed = {t.id: exclude[key] for t in chosen for key in (t.id, t.name) if key in exclude}
     known = {key for track in chosen for key in (track.id, track.name)}
-    if unknown := sorted(set(bad) - known):
+    if unknown := sorted(set(exclude) - known):
         raise UserError(
-            f"the list of bad tracks names {unknown[0]!r}, and none of the {len(chosen)} tracks to "
+            f"--exclude names {unknown[0]!r}, and none of the {len(chosen)} tracks to "
             f"build is called so; the first is {chosen[0].id}"
         )
     return listed
@@ -220,8 +223,8 @@ def _as_published(manifest: DatasetManifest, config: BuildConfig) -> DatasetMani
     """The manifest as the adapter is to follow it: profile "paper" repairs nothing, only tells."""
     if config.profile not in PROFILES:
         raise UserError(f"--profile {config.profile}: expected {' or '.join(PROFILES)}")
-    if config.windows.passes > 1 and (config.subsets or config.profile == "paper"):
-        raise UserError("--passes and subsets of stems exclude each other; leave --passes out")
+    if config.windows.variants > 1 and (config.subsets or config.profile == "paper"):
+        raise UserError("--variants and subsets of stems exclude each other; leave --variants out")
     if config.profile == "fixed":
         return manifest
     issues = (
@@ -244,7 +247,7 @@ def checked_name(config: BuildConfig) -> str:
 
 def _settings(windows: WindowConfig) -> dict[str, Any]:
     settings = asdict(windows)
-    settings["window"], settings["members"] = settings.pop("frames"), windows.schema
+    settings["window"], settings["features"] = settings.pop("frames"), windows.schema
     return settings | {"resampler": "soxr HQ"}
 
 
@@ -307,11 +310,11 @@ def _pack(split: str, tracks: list[PlannedTrack], windows: WindowConfig) -> list
 
 def record_bytes(windows: WindowConfig) -> int:
     """About how many bytes a record takes in its shard."""
-    sound = (windows.schema[name] for name in windows.members)
+    sound = (windows.schema[name] for name in windows.features)
     size = sum(math.prod(s["shape"]) * np.dtype(s["dtype"]).itemsize for s in sound)
     return size + RECORD_OVERHEAD
 
 
-def passes_of(track: Track, windows: WindowConfig) -> int:
+def n_variants(track: Track, windows: WindowConfig) -> int:
     """Passes over a track: only training tracks are cut more than once."""
-    return len(track.passes) or (windows.passes if track.split == "train" else 1)
+    return len(track.variants) or (windows.variants if track.split == "train" else 1)

@@ -20,13 +20,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mt3data.build.build_folder import LOG, claimed, finished, is_done
+from mt3data.build.build_folder import LOG, BuildFolder
 from mt3data.build.crash_guard import Run, new_run, track_of
-from mt3data.build.executor import LOCAL, WorkersLost
+from mt3data.build.executor import LOCAL, WorkerCrashed
 from mt3data.build.executor import run as run_tasks
 from mt3data.build.finalize import assemble
 from mt3data.build.plan import Plan, ShardPlan
-from mt3data.build.shard_job import STATE, do_shard
+from mt3data.build.shard_job import STATE, build_shard
 from mt3data.errors import UserError
 from mt3data.files import require_space
 from mt3data.shards.index import track_rows
@@ -55,7 +55,7 @@ def build(
     Args:
         plan: see `make_plan`.
         on_shard: called for each finished shard, those of earlier runs included.
-        on_message: called with one line that the user should know.
+        on_message: told in one line what the user should know while it runs.
     Returns:
         What was built, by this run or by an earlier one, and which tracks are not in it.
     Raises:
@@ -63,15 +63,15 @@ def build(
             is no build; a finished build there has lost files; there is no room, or no worker that
             stays alive.
     """
-    folder = plan.folder
+    folder, build_folder = plan.folder, BuildFolder(plan)
     if summary := _complete(plan):
         return summary
-    with claimed(plan):
+    with build_folder.lock():
         if summary := _complete(plan):  # by a run that ended in this very moment
             return summary
         todo = []
         for shard in plan.shards:
-            if is_done(folder, shard):
+            if build_folder.shard_is_done(shard):
                 on_shard(shard)
             else:
                 todo.append(shard)
@@ -93,7 +93,7 @@ def build(
 
 
 def _complete(plan: Plan) -> Summary | None:
-    manifest = finished(plan)
+    manifest = BuildFolder(plan).complete_manifest()
     if manifest is None:
         return None
     # A run that was killed just after it wrote the manifest leaves its state.
@@ -130,12 +130,14 @@ def _shards(
         known = set(run.markers())
         workers = 1 if suspects else config.workers
         try:
-            with closing(run_tasks(config.engine, workers, do_shard, jobs, on_message)) as results:
+            with closing(
+                run_tasks(config.engine, workers, build_shard, jobs, on_message)
+            ) as results:
                 for told in results:
                     _log(folder, "shard", **told)
                     unexplained = 0
                     yield waiting.pop(told["shard"])
-        except WorkersLost as loss:
+        except WorkerCrashed as loss:
             left = {path: hung for path, hung in run.markers().items() if path not in known}
             _log(folder, "death", tracks=sorted(map(track_of, left)), reason=str(loss),
                  dumps=[path.read_text() for path, hung in left.items() if hung])  # fmt: skip
@@ -145,7 +147,9 @@ def _shards(
                     f"workers died {unexplained} times outside any track, so no track is to blame; "
                     f"is memory short? Fewer --workers need less ({loss})"
                 ) from loss
-            for name in [name for name, shard in waiting.items() if is_done(folder, shard)]:
+            for name in [
+                name for name, shard in waiting.items() if BuildFolder(plan).shard_is_done(shard)
+            ]:
                 yield waiting.pop(name)
             if config.engine == LOCAL:
                 suspects += _suspects(left, waiting)

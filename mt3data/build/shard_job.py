@@ -32,7 +32,7 @@ STATE = ".state"  # of an unfinished build: a file per finished shard; gone with
 _ONE_AT_A_TIME = threading.Lock()
 
 
-def do_shard(plan: ShardPlan, folder: Path, windows: WindowConfig, run: Run) -> dict[str, Any]:
+def build_shard(plan: ShardPlan, folder: Path, windows: WindowConfig, run: Run) -> dict[str, Any]:
     """The task that an engine hands to a worker: one shard, written into folder on one thread.
 
     Returns:
@@ -77,7 +77,9 @@ def write_shard(
                 examples = _add_track(writer, planned, windows, run)
             except TrackFailure as failure:
                 rows.append(failed_row(track, failure.stage, failure.reason))
-                failures.append({"track": track.id, "stage": failure.stage, "told": _told(failure)})
+                failures.append(
+                    {"track": track.id, "stage": failure.stage, "told": _traceback_text(failure)}
+                )
                 continue
             rows.append(examples.row)
             if plan.split != "train":
@@ -97,7 +99,7 @@ def state_path(folder: Path, shard: str) -> Path:
     return folder / STATE / f"{shard}.json"
 
 
-def _told(failure: TrackFailure) -> str:
+def _traceback_text(failure: TrackFailure) -> str:
     """A traceback where the track met what looks like a bug, of ours or a library's."""
     if failure.__cause__ is None or isinstance(failure.__cause__, UserError):
         return str(failure)
@@ -109,10 +111,10 @@ def _add_track(
 ) -> TrackExamples:
     """Adds all records of a track, or raises a TrackFailure and adds none."""
     track = planned.track
-    if bad := planned.bad or run.verdict(planned):
-        raise TrackFailure(*bad)
+    if reason := planned.exclusion or run.should_skip(planned):
+        raise TrackFailure(*reason)
     examples = TrackExamples(track, windows)
-    with run.attempt(planned), writer.all_or_nothing(), _unchanged(planned):
+    with run.guard(planned), writer.all_or_nothing(), _unchanged(planned):
         for window in examples:
             writer.add(track.dataset, track.split, track.id, track.name, window)
     return examples

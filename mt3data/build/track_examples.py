@@ -15,7 +15,7 @@ from mt3data.align import lag as align
 from mt3data.align.warp import warp
 from mt3data.audio.load import read_audio
 from mt3data.audio.spectrogram import n_frames_of, pad_to_frames
-from mt3data.build.plan import passes_of
+from mt3data.build.plan import n_variants
 from mt3data.build.track_table import track_row
 from mt3data.datasets.stem_mixes import mixes
 from mt3data.datasets.track import Track
@@ -44,9 +44,9 @@ class TrackExamples:
     Of a track only its samples are held whole, 4 MB a minute; its mel is gone once it is taken.
 
     Attributes:
-        row: after the last window, the track's row of tracks.parquet. Where passes hear different
-            stems, it counts the notes of all of them; lag and drift are those of pass 0.
-        notes: after the last window, the notes of pass 0, aligned where that was asked for, but
+        row: after the last window, the track's row of tracks.parquet. Where variants hear different
+            stems, it counts the notes of all of them; lag and drift are those of variant 0.
+        notes: after the last window, the notes of variant 0, aligned where that was asked for, but
             untrimmed.
     """
 
@@ -57,7 +57,7 @@ class TrackExamples:
         self._stage = "labels"
 
     def __iter__(self) -> Iterator[Window]:
-        """Yields the windows, pass by pass, in time order.
+        """Yields the windows, variant by variant, in time order.
 
         Raises:
             TrackFailure: at any moment; windows that came before it are to be thrown away.
@@ -69,16 +69,16 @@ class TrackExamples:
 
     def _windows(self) -> Iterator[Window]:
         track, config, rate = self.track, self.config, self.config.spectrogram.sample_rate
-        notes, remarks = _notes_of_passes(track)
+        notes, remarks = _notes_of_variants(track)
         labels_sha256 = _sha256_of(track.label_files)
         self._stage = "audio"
-        heard = mixes(track, rate) if track.passes else [read_audio(track.audio, rate)]
+        heard = mixes(track, rate) if track.variants else [read_audio(track.audio, rate)]
         audio_sha256 = _sha256_of(track.audio_files)
         seconds, problems = len(heard[0]) / rate, [*remarks, *_clipped(heard, config)]
         frames = n_frames_of(len(heard[0]), config.spectrogram.hop)
         records, found = 0, []
-        for cuts, of_pass in zip(_cuts(track, heard, config), notes, strict=True):
-            found.append((yield from self._pass(cuts, of_pass)))
+        for cuts, of_variant in zip(_cuts(track, heard, config), notes, strict=True):
+            found.append((yield from self._variant(cuts, of_variant)))
             records += sum(len(one.starts) for one in cuts)
         self.notes = found[0].notes
         labels = [one.labels for one in found]
@@ -90,12 +90,12 @@ class TrackExamples:
             **found[0].facts,
         )  # fmt: skip
 
-    def _pass(self, cuts: list[Cut], notes: Notes) -> Generator[Window, None, _Aligned]:
-        """Yields the windows of passes that hear the same; returns what became of their labels."""
+    def _variant(self, cuts: list[Cut], notes: Notes) -> Generator[Window, None, _Aligned]:
+        """Yields the windows of variants that hear the same; returns what became of their labels."""
         config, first = self.config, cuts[0]
-        measured = config.align == "measure" and first.pass_number == 0
+        measured = config.align == "measure" and first.variant == 0
         # Where labels stay as they are, lag is measured on the mel of the windows as they come by.
-        in_passing = measured and "mel" in config.members
+        in_passing = measured and "mel" in config.features
         bands = np.empty((first.track_frames if in_passing else 0, align.DRUMS), np.float32)
         aligned = _Aligned(notes)
         if config.align in CORRECTIONS or (measured and not in_passing):
@@ -104,7 +104,7 @@ class TrackExamples:
         self._stage = "windows"
         labels = trim_overlapping(aligned.notes) if self.track.trim else aligned.notes
         for window in label(cuts, labels, config):
-            if in_passing and window.pass_number == first.pass_number:
+            if in_passing and window.variant == first.variant:
                 part = slice(window.start_frame, window.start_frame + window.valid_frames)
                 mel = window.sound["mel"][: window.valid_frames]
                 bands[part] = align.bands_of(mel, config.spectrogram)
@@ -117,7 +117,7 @@ class TrackExamples:
 
 @dataclass(frozen=True)
 class _Aligned:
-    """What became of the labels of a pass.
+    """What became of the labels of a variant.
 
     Attributes:
         notes: moved where that was asked for; labels: the same, trimmed where the track wants it.
@@ -132,21 +132,21 @@ class _Aligned:
 
 
 def _cuts(track: Track, heard: list[np.ndarray], config: WindowConfig) -> Iterator[list[Cut]]:
-    """The passes over each audio in `heard`: one over each, or all over the only one.
+    """The variants over each audio in `heard`: one over each, or all over the only one.
 
     Takes what it has padded out of `heard`, so that it is not held twice.
     """
     for k in range(len(heard)):
         samples = pad_to_frames(heard.pop(0), config.spectrogram.hop)
-        if track.passes:
+        if track.variants:
             yield [cut(samples, track.id, k, config, phased=False)]
         else:
-            yield [cut(samples, track.id, n, config) for n in range(passes_of(track, config))]
+            yield [cut(samples, track.id, n, config) for n in range(n_variants(track, config))]
 
 
 def _clipped(heard: list[np.ndarray], config: WindowConfig) -> list[str]:
     """Says how many samples an audio member cannot hold."""
-    if "audio" not in config.members:
+    if "audio" not in config.features:
         return []
     beyond = sum(int((one > 1).sum() + (one < -1).sum()) for one in heard)
     if not beyond:
@@ -154,18 +154,18 @@ def _clipped(heard: list[np.ndarray], config: WindowConfig) -> list[str]:
     return [f"{beyond} of {sum(map(len, heard))} samples are beyond full scale; clipped"]
 
 
-def _notes_of_passes(track: Track) -> tuple[list[Notes], tuple[str, ...]]:
-    """The notes of each pass that hears stems of its own, or those of all; and problems."""
-    if not track.passes:
+def _notes_of_variants(track: Track) -> tuple[list[Notes], tuple[str, ...]]:
+    """The notes of each variant that hears stems of its own, or those of all; and problems."""
+    if not track.variants:
         notes, problems = track.load_labels()
         return [notes], problems
     parts, problems = track.load_parts()
-    used = [[part for i, part in parts if i in members] for members in track.passes]
+    used = [[part for i, part in parts if i in members] for members in track.variants]
     return [Notes.concat(some) for some in used], problems
 
 
 def _bands(first: Cut, config: WindowConfig) -> np.ndarray:
-    """What alignment hears of a pass, from a mel of its own."""
+    """What alignment hears of a variant, from a mel of its own."""
     bands = np.empty((first.track_frames, align.DRUMS), np.float32)
     for start in first.starts:
         part = bands[start : start + config.frames]
@@ -180,7 +180,7 @@ def _align(bands: np.ndarray, notes: Notes, config: WindowConfig) -> _Aligned:
     Args:
         bands: of the whole track, see align.bands_of.
     """
-    faded = config.frames if config.edge == "segment" else 0
+    faded = config.frames if config.right_context == "zeros" else 0
     found = align.measure(bands, notes, config.spectrogram, faded)
     facts: dict[str, Any] = {
         "lag": _or_null(found.lag_seconds),

@@ -27,7 +27,7 @@ def failed_row(track: Track, stage: str, error: Exception | str) -> dict[str, An
     return track_row(track, status="quarantined", stage=stage, error=said)
 
 
-def read_bad(path: Path) -> dict[str, tuple[str, str]]:
+def read_exclusions(path: Path) -> dict[str, tuple[str, str]]:
     """Reads a list of tracks to leave out: lines of TRACK, stage and reason, with tabs between.
 
     A build that leaves out a track for the very stage and reason with which it fails by itself has
@@ -66,13 +66,13 @@ def track_row(track: Track, **known: Any) -> dict[str, Any]:
             "stage": "",
             "error": "",
             "aligned": "",
-            "passes": passes_said(track),
+            "variants": variant_stems(track),
             "problems": list(track.problems),
         }
         | known
     )
 
 
-def passes_said(track: Track) -> list[str]:
-    """The stems that each pass hears, "S00+S02", where they do not hear the mix."""
-    return ["+".join(members) for members in track.passes]
+def variant_stems(track: Track) -> list[str]:
+    """The stems that each variant hears, "S00+S02", where they do not hear the mix."""
+    return ["+".join(members) for members in track.variants]

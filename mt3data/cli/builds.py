@@ -26,11 +26,11 @@ def check(folder: Path, fast: bool, workers: int, as_json: bool) -> None:
     Example: mt3data check shards/demo
     """
     from mt3data.shards.check import check as run
-    from mt3data.shards.format import find_builds, read_manifest
+    from mt3data.shards.format import find_builds, read_build_manifest
 
     told: dict[str, dict[str, Any]] = {}
     for build_folder in find_builds(folder):
-        manifest = read_manifest(build_folder)
+        manifest = read_build_manifest(build_folder)
         n_bytes = sum(entry["bytes"] for entry in manifest["shards"] + manifest["files"])
         with progress(n_bytes / 1e6, f"check {build_folder.name}", "MB") as bar:
             faults = run(build_folder, fast=fast, workers=workers, on_bytes=lambda n: bar.update(n / 1e6))  # fmt: skip
@@ -59,9 +59,9 @@ def info(folder: Path, as_json: bool) -> None:
     \b
     Example: mt3data info shards/
     """
-    from mt3data.shards.format import find_builds, read_manifest
+    from mt3data.shards.format import find_builds, read_build_manifest
 
-    manifests = {path: read_manifest(path) for path in find_builds(folder)}
+    manifests = {path: read_build_manifest(path) for path in find_builds(folder)}
     if as_json:
         print_json({str(path): manifest for path, manifest in manifests.items()})
         return
@@ -110,7 +110,7 @@ def report(folder: Path, out: Path) -> None:
 def print_info(folder: Path, manifest: dict[str, Any]) -> None:
     """Prints the manifest of the build in a folder as a line and a table, a row for each split."""
     echo(
-        f"{folder}: {manifest['title']}, window {manifest['window']}, edge {manifest['edge']}, "
+        f"{folder}: {manifest['title']}, window {manifest['window']}, right_context {manifest['right_context']}, "
         f"{plural(len(manifest['shards']), 'shard')}, {sum(s['bytes'] for s in manifest['shards']) / 1e6:,.1f} MB, "
         f"licence {manifest['licence']}"
     )

@@ -94,17 +94,17 @@ def synth(
 @click.option("--tracks", type=AT_LEAST_1, metavar="N", help="At most so many tracks in all.")
 @click.option("--window", type=AT_LEAST_1, default=2048, show_default=True, metavar="N",
               help="Frames of a record, 8 ms each.")  # fmt: skip
-@click.option("--edge", type=click.Choice(["segment", "track"]),
-              help="What the last frames see; default: segment for windows of 256 and 512, else track.")  # fmt: skip
-@click.option("--passes", type=AT_LEAST_1, default=1, show_default=True, metavar="N",
+@click.option("--context", "right_context", type=click.Choice(["zeros", "audio"]),
+              help="What the last frames see; default: zeros for windows of 256 and 512, else audio.")  # fmt: skip
+@click.option("--variants", type=AT_LEAST_1, default=1, show_default=True, metavar="N",
               help="Cuttings of each training track.")  # fmt: skip
 @click.option("--profile", type=click.Choice(["fixed", "paper"]), default="fixed", show_default=True,
               help="fixed: repair what is verified as wrong; paper: as MT3 did, with subsets of stems.")  # fmt: skip
 @click.option("--subsets", type=AT_LEAST_0, default=0, metavar="N",
               help="N random subsets of stems in place of each training mix; --profile paper: 10.")  # fmt: skip
-@click.option("--least-stems", type=AT_LEAST_1, default=4, show_default=True, metavar="N",
+@click.option("--min-stems", type=AT_LEAST_1, default=4, show_default=True, metavar="N",
               help="Stems of the smallest subset; 1: soloists too.")  # fmt: skip
-@click.option("--members", type=click.Choice(["mel", "audio", "mel,audio"]), default="mel",
+@click.option("--store", "features", type=click.Choice(["mel", "audio", "mel,audio"]), default="mel",
               show_default=True, help="The sound in a record: log-mel, audio at 16 kHz, or both.")  # fmt: skip
 @click.option("--align", type=click.Choice(["measure", "off", "shift", "dtw"]), default="measure",
               show_default=True, help="Labels early or late: report, ignore, move or warp them.")  # fmt: skip
@@ -123,17 +123,17 @@ def synth(
               help="Tracks that may be quarantined before the exit code is 1.")  # fmt: skip
 @click.option("--track-timeout", default=0.0, metavar="SECONDS",
               help="What a track may take; default: twice its length, at least 600.")  # fmt: skip
-@click.option("--bad", "bad_list", type=PATH, metavar="FILE",
+@click.option("--exclude", "exclusions", type=PATH, metavar="FILE",
               help="Tracks to leave out: lines of TRACK, stage and reason, with tabs between.")  # fmt: skip
 @click.option("--force", is_flag=True, help="Build anew, in a folder beside one that exists.")
 @click.option("--dry-run", is_flag=True,
               help="Only say what would be built, how large it is and how long it takes.")  # fmt: skip
 def build(
     dataset: str, root: Path, out: Path, splits: tuple[str, ...], split_scheme: str | None,
-    tracks: int | None, window: int, edge: str | None, passes: int, profile: str, subsets: int,
-    least_stems: int, members: str, align: str, seed: int, workers: int, engine: str,
+    tracks: int | None, window: int, right_context: str | None, variants: int, profile: str, subsets: int,
+    min_stems: int, features: str, align: str, seed: int, workers: int, engine: str,
     velocity_bins: int, encoding: str, granularity: str, no_download: bool, max_failures: int,
-    track_timeout: float, bad_list: Path | None, force: bool, dry_run: bool, name: str,
+    track_timeout: float, exclusions: Path | None, force: bool, dry_run: bool, name: str,
 ) -> None:  # fmt: skip
     """Builds shards of a dataset, downloading it first.
 
@@ -147,11 +147,11 @@ def build(
     Example: mt3data build slakh --root data/ --out shards/
     """
     from mt3data.align.warp import require_librosa
-    from mt3data.build.build_folder import beside
+    from mt3data.build.build_folder import BuildFolder
     from mt3data.build.crash_guard import MOST_LIMIT_SECONDS
     from mt3data.build.executor import require_engine
     from mt3data.build.plan import BuildConfig, checked_name, make_plan
-    from mt3data.build.track_table import read_bad
+    from mt3data.build.track_table import read_exclusions
     from mt3data.music.vocabulary import VocabularyConfig
     from mt3data.shards.windows import WindowConfig
 
@@ -164,17 +164,24 @@ def build(
         require_librosa()
     try:
         vocabulary = VocabularyConfig(velocity_bins, encoding=encoding, granularity=granularity)
-        sound = tuple(members.split(","))
         windows = WindowConfig(
-            window, edge or "", passes, seed, align, sound, vocabulary=vocabulary
+            window,
+            right_context=right_context or "",
+            variants=variants,
+            seed=seed,
+            align=align,
+            features=tuple(features.split(",")),
+            vocabulary=vocabulary,
         )
     except ValueError as error:
         raise UserError(str(error)) from error
     if dataset == "demo":
         root = _demo_root(root) if dry_run else _render_demo(root, tracks or 0, seed, workers)
     config = BuildConfig(
-        dataset, root, out, splits, tracks or 0, split_scheme, windows, workers, name, profile, subsets,
-        least_stems, engine, track_timeout, read_bad(bad_list) if bad_list else {},
+        dataset, root, out, splits=splits, tracks=tracks or 0, split_scheme=split_scheme,
+        windows=windows, workers=workers, name=name, profile=profile, subsets=subsets,
+        min_stems=min_stems, engine=engine, track_timeout=track_timeout,
+        exclude=read_exclusions(exclusions) if exclusions else {},
     )  # fmt: skip
     if name:
         checked_name(config)
@@ -182,7 +189,7 @@ def build(
         download_first(dataset, root, split_scheme, splits)
     plan = make_plan(config)
     if force:
-        plan = beside(plan)
+        plan = BuildFolder(plan).next_free()
         echo(f"--force: {plan.folder}", err=True)
     if dry_run:
         from mt3data.build.dry_run import forecast

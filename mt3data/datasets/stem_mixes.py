@@ -1,4 +1,4 @@
-"""Which stems a pass hears: random subsets of a Slakh track, and the quartets of Cerberus4.
+"""Which stems a variant hears: random subsets of a Slakh track, and the quartets of Cerberus4.
 
 MT3 trained on "10 random subsets of at least 4 instruments" of every Slakh song (paper, B.2). How
 the sizes were drawn, with which seed and at which gain is not published. The law here: an instrument
@@ -22,7 +22,7 @@ import numpy as np
 from mt3data.audio.load import read_audio
 from mt3data.datasets.track import Stem, Track
 
-PAPER_SUBSETS, LEAST_STEMS = 10, 4  # MT3, B.2
+PAPER_SUBSETS, MIN_STEMS = 10, 4  # MT3, B.2
 LAW = (
     "size uniform from {} to all stems, members uniform without replacement, distinct while "
     "possible; fewer stems: all; gain 1"
@@ -32,17 +32,17 @@ MAX_QUARTETS = 32  # of one song; the paper's mean is 6
 
 
 def subsets(
-    stem_ids: Sequence[str], seed: int, track: str, count: int, least: int = LEAST_STEMS
+    stem_ids: Sequence[str], seed: int, track: str, count: int, least: int = MIN_STEMS
 ) -> tuple[tuple[str, ...], ...]:
-    """Draws the stems of `count` passes, by the law above.
+    """Draws the stems of `count` variants, by the law above.
 
     Args:
         stem_ids: of the track, in order.
         seed, track: what the draw depends on, beside the stems.
-        count: passes.
+        count: variants.
         least: stems of the smallest subset.
     Returns:
-        For each pass its stems, in the order of stem_ids.
+        For each variant its stems, in the order of stem_ids.
     """
     generator = random.Random(f"{seed}|{track}|subsets")
     least = min(least, len(stem_ids))
@@ -58,19 +58,19 @@ def subsets(
     return tuple(drawn)
 
 
-def with_subsets(track: Track, seed: int, count: int, least: int = LEAST_STEMS) -> Track:
-    """The track with passes over random subsets of its stems.
+def with_subsets(track: Track, seed: int, count: int, least: int = MIN_STEMS) -> Track:
+    """The track with variants over random subsets of its stems.
 
-    It stays as it is where it has no stems, has passes already, or is not for training.
+    It stays as it is where it has no stems, has variants already, or is not for training.
 
     Args:
         count: how many subsets.
         least: stems of the smallest one.
     """
     ids = [stem.id for stem in track.stems if stem.audio]
-    if not ids or track.passes or track.failure or track.split != "train":
+    if not ids or track.variants or track.failure or track.split != "train":
         return track
-    return replace(track, passes=subsets(ids, seed, track.id, count, least))
+    return replace(track, variants=subsets(ids, seed, track.id, count, least))
 
 
 def quartets(groups: Sequence[Sequence[Stem]], song: str) -> list[tuple[Stem, ...]]:
@@ -83,13 +83,13 @@ def quartets(groups: Sequence[Sequence[Stem]], song: str) -> list[tuple[Stem, ..
 
 
 def mixes(track: Track, rate: int) -> list[np.ndarray]:
-    """The audio of every pass of a track: sums of its stems at `rate`, float32, equally long.
+    """The audio of every variant of a track: sums of its stems at `rate`, float32, equally long.
 
     Every stem is decoded once and added wherever it belongs, in the order of the stems.
     """
-    sums = [np.zeros(0, np.float32) for _ in track.passes]
+    sums = [np.zeros(0, np.float32) for _ in track.variants]
     for stem in track.stems:
-        wanted = [k for k, members in enumerate(track.passes) if stem.id in members]
+        wanted = [k for k, members in enumerate(track.variants) if stem.id in members]
         if not wanted or stem.audio is None:
             continue
         samples = read_audio(stem.audio, rate)

@@ -67,7 +67,7 @@ class Track:
         trim: overlapping notes of one pitch and program are to be trimmed (training splits only).
         failure: why the track cannot be used at all; empty when it can.
         labels: reads the labels of a dataset without stems.
-        passes: for each pass the ids of the stems that it hears, summed; empty: all hear the mix.
+        variants: for each variant the ids of the stems that it hears, summed; empty: all hear the mix.
 
     Texts in problems and failure name files relative to the track, because they end up in builds,
     whose bytes must not depend on where the data lie.
@@ -83,12 +83,12 @@ class Track:
     trim: bool = False
     failure: str = ""
     labels: Labels | None = None
-    passes: tuple[tuple[str, ...], ...] = ()
+    variants: tuple[tuple[str, ...], ...] = ()
 
     @property
     def audio_files(self) -> tuple[Path, ...]:
-        """What is heard: the mix, or the stems of all passes."""
-        heard = {stem_id for members in self.passes for stem_id in members}
+        """What is heard: the mix, or the stems of all variants."""
+        heard = {stem_id for members in self.variants for stem_id in members}
         stems = tuple(stem.audio for stem in self.stems if stem.audio and stem.id in heard)
         return stems or (self.audio,)
 

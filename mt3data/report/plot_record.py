@@ -16,7 +16,7 @@ from mt3data.music.fast_tokenizer import FRAMES_PER_SECOND
 from mt3data.music.midi import DRUMS, instrument_name
 from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import VocabularyConfig, describe
-from mt3data.shards.format import read_manifest, read_npy
+from mt3data.shards.format import read_build_manifest, read_npy
 from mt3data.shards.index import ShardSet
 
 WORDS_IN_PICTURE = 260  # tokens under the picture; all of them are returned
@@ -75,7 +75,7 @@ def mel_of(source: ShardSet, row: int, config: SpectrogramConfig) -> np.ndarray:
 
     It is computed where the records have audio in its place.
     """
-    if "mel" in source.manifest["members"]:
+    if "mel" in source.manifest["features"]:
         return read_npy(source.member(row, "mel")).astype(np.float32)
     frames, start, track_frames = (
         int(source.index[name][row]) for name in ("frames", "start_frame", "track_frames")
@@ -112,7 +112,7 @@ def _draw_notes(
 
 def _find(folder: Path, key: str) -> tuple[ShardSet, int]:
     keys: list[str] = []
-    for split in read_manifest(folder)["splits"]:
+    for split in read_build_manifest(folder)["splits"]:
         source = ShardSet(folder, split)
         if key in source.index["key"]:
             return source, source.index["key"].index(key)

@@ -21,8 +21,8 @@ from mt3data.music.fast_tokenizer import FRAMES_PER_SECOND
 from mt3data.music.midi import DRUMS, instrument_name
 from mt3data.music.notes import Notes
 from mt3data.report.plot_record import mel_of
-from mt3data.shards.format import read_manifest, read_npy
-from mt3data.shards.index import ShardSet, opened_table, track_rows
+from mt3data.shards.format import read_build_manifest, read_npy
+from mt3data.shards.index import ShardSet, open_parquet, track_rows
 
 SAMPLE = 2000  # windows whose notes are read: half a second, or 20 s from a slow disk
 INDEX_COLUMNS = (
@@ -134,20 +134,27 @@ def survey(folder: Path, pictures: int, on_window: Callable[[], object] = lambda
     Raises:
         UserError: no finished build, or one that has lost a shard.
     """
-    splits = {split: ShardSet(folder, split) for split in read_manifest(folder)["splits"]}
+    splits = {split: ShardSet(folder, split) for split in read_build_manifest(folder)["splits"]}
     index = _index(folder, list(splits))
     sample = _sample(splits, index, on_window)
     tracks = track_rows(folder)
     names = {row["track"]: row["name"] for row in tracks}
     shown = [_shown(splits, index, row, names) for row in _to_show(index, pictures)]
     return Survey(
-        read_manifest(folder), tracks, index["n_tokens"], _instruments(index, sample), sample, shown
+        read_build_manifest(folder),
+        tracks,
+        index["n_tokens"],
+        _instruments(index, sample),
+        sample,
+        shown,
     )
 
 
 def n_reads(folder: Path) -> int:
     """How many windows of a build `survey` will take for its sample."""
-    return min(SAMPLE, sum(split["records"] for split in read_manifest(folder)["splits"].values()))
+    return min(
+        SAMPLE, sum(split["records"] for split in read_build_manifest(folder)["splits"].values())
+    )
 
 
 def voices(notes: Notes) -> np.ndarray:
@@ -164,7 +171,7 @@ def _index(folder: Path, splits: list[str]) -> dict[str, Any]:
 
     tables = []
     for split in splits:
-        with opened_table(folder / "index" / f"{split}.parquet") as file:
+        with open_parquet(folder / "index" / f"{split}.parquet") as file:
             tables.append(file.read(columns=INDEX_COLUMNS))
     if not tables:
         nothing = np.zeros(0, np.int64)

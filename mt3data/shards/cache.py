@@ -16,7 +16,7 @@ from mt3data.datasets.manifest import Source
 from mt3data.download.fetch import fetch
 from mt3data.download.http import RETRY_POLICY, RetryPolicy
 from mt3data.files import file_has_size, file_lock, require_space, write_atomically
-from mt3data.shards.format import MANIFEST, parse_manifest
+from mt3data.shards.format import BUILD_MANIFEST, parse_build_manifest
 from mt3data.shards.stream import is_address, local_path, read_remote
 
 
@@ -35,8 +35,8 @@ def cached(build: str | Path, cache: Path, retry_policy: RetryPolicy = RETRY_POL
     if not is_address(build):
         return local_path(build)
     base = str(build).rstrip("/")
-    data = read_remote(f"{base}/{MANIFEST}", retry_policy)
-    manifest = parse_manifest(data, f"{base}/{MANIFEST}")
+    data = read_remote(f"{base}/{BUILD_MANIFEST}", retry_policy)
+    manifest = parse_build_manifest(data, f"{base}/{BUILD_MANIFEST}")
     folder = cache / f"{manifest['dataset']}-{hashlib.sha256(data).hexdigest()[:12]}"
     (folder / "index").mkdir(parents=True, exist_ok=True)
     with file_lock(cache / f".{folder.name}.lock"):
@@ -50,8 +50,8 @@ def cached(build: str | Path, cache: Path, retry_policy: RetryPolicy = RETRY_POL
                 sha256=entry["sha256"], status="verified",
             )  # fmt: skip
             fetch(source, folder / entry["name"], retry_policy)
-        if not (folder / MANIFEST).is_file():
-            write_atomically(folder / MANIFEST, data)
+        if not (folder / BUILD_MANIFEST).is_file():
+            write_atomically(folder / BUILD_MANIFEST, data)
     return folder
 
 

@@ -23,9 +23,9 @@ from mt3data.music.fast_tokenizer import encode_crops
 from mt3data.music.notes import COLUMNS, Notes, validate
 from mt3data.music.vocabulary import EOS_ID, VocabularyConfig, vocabulary_size
 from mt3data.shards.format import (
-    MANIFEST,
+    BUILD_MANIFEST,
     has_its_fingerprint,
-    read_manifest,
+    read_build_manifest,
     read_npy,
     tar_members,
 )
@@ -37,7 +37,12 @@ from mt3data.shards.windows import SOUND
 MOST_TOLD = 5  # faults of the records of one shard
 TOGETHER = 32  # records whose notes are encoded at once
 UNCOMPARED = ("shard", "track", "programs", "has_drums")  # columns; check_tables looks at two
-NUMBERS = ("pass", "start_frame", "frames", "track_frames")  # of a record's json and of the index
+NUMBERS = (
+    "variant",
+    "start_frame",
+    "frames",
+    "track_frames",
+)  # of a record's json and of the index
 
 Row = dict[str, Any]  # of the index
 
@@ -58,9 +63,9 @@ def check(
     Raises:
         UserError: not a finished build.
     """
-    manifest = read_manifest(folder)
+    manifest = read_build_manifest(folder)
     if not has_its_fingerprint(manifest):  # and all else would be compared with them
-        return [f"{MANIFEST}: its settings or tracks have changed (the fingerprint differs); get it "
+        return [f"{BUILD_MANIFEST}: its settings or tracks have changed (the fingerprint differs); get it "
                 "again, then check the rest"]  # fmt: skip
     faults, damaged = list(_check_names(folder, manifest)), set()
     for entry in manifest["files"]:
@@ -91,7 +96,7 @@ def check(
 
 def _check_names(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
     known = {entry["name"] for entry in manifest["shards"] + manifest["files"]}
-    known |= {MANIFEST, "build.log.jsonl"}
+    known |= {BUILD_MANIFEST, "build.log.jsonl"}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name not in known:
@@ -137,7 +142,7 @@ class ShardRows:
 
 
 def _rows_by_shard(index: Index, shards: list[str]) -> dict[str, ShardRows]:
-    numbers, names = index.codes("shard")
+    numbers, names = index.dictionary_codes("shard")
     order = np.argsort(numbers, kind="stable")
     ends = np.searchsorted(numbers[order], np.arange(len(names)), side="right")
     rows = dict(zip(names, np.split(order, ends)[:-1], strict=True))
@@ -176,7 +181,7 @@ class ShardCheck:
             return
         if len(self.rows) != self.entry["records"]:
             yield f"{len(self.rows)} rows in the index, {self.entry['records']} records in the manifest"
-        members = tar_members(self.manifest["members"])
+        members = tar_members(self.manifest["features"])
         wanted = ((row, member) for row in self.rows for member in members)
         records = RecordChecks(self.manifest)
         data: dict[str, bytes] = {}
@@ -219,12 +224,12 @@ class RecordChecks:
         """
         try:
             facts = json.loads(data["json"])
-            arrays = {name: read_npy(data[name]) for name in self.manifest["members"]}
+            arrays = {name: read_npy(data[name]) for name in self.manifest["features"]}
         except ValueError as error:
             yield f"{row['key']}: a member cannot be decoded ({error})"
             return
         found = [
-            _array_fault(name, array, self.manifest["members"][name], row, self._vocabulary)
+            _array_fault(name, array, self.manifest["features"][name], row, self._vocabulary)
             for name, array in arrays.items()
         ]
         if any(facts.get(name) != row[name] for name in NUMBERS):

@@ -14,72 +14,74 @@ from mt3data.music.vocabulary import VocabularyConfig
 
 
 @dataclass(frozen=True)
-class Agreement:
+class CommonSettings:
     """How all records of some builds were made, and what is read of them.
 
     Attributes:
-        spectrogram, vocabulary, edge: the settings of the builds.
+        spectrogram, vocabulary, right_context: the settings of the builds.
         window_frames: length of a record.
-        member: "mel" or "audio".
+        feature: "mel" or "audio".
     """
 
     spectrogram: SpectrogramConfig
     vocabulary: VocabularyConfig
-    edge: str
+    right_context: str
     window_frames: int
-    member: str
+    feature: str
 
     def check_crops(self, frames: int) -> None:
         """Refuses crops of so many frames where the records cannot give them.
 
         Raises:
-            UserError: crops longer than the records, or random crops of a mel of edge "segment".
+            UserError: crops longer than the records, or random crops of a mel of right_context "zeros".
         """
         if frames > self.window_frames:
             raise UserError(
                 f"segments of {frames} frames do not fit into records of {self.window_frames}; "
                 f"build with --window {frames} or more"
             )
-        if frames < self.window_frames and self.edge == "segment" and self.member == "mel":
+        if frames < self.window_frames and self.right_context == "zeros" and self.feature == "mel":
             raise UserError(
-                f"records of {self.window_frames} frames with edge 'segment' cannot be cut to {frames} "
-                f"frames: build with --window {frames}, with --edge track, or with --members audio"
+                f"records of {self.window_frames} frames with right_context 'zeros' cannot be cut to {frames} "
+                f"frames: build with --window {frames}, with --context audio, or with --store audio"
             )
 
     def crop(self, frames: int) -> tuple[tuple[int, ...], np.dtype]:
         """Shape and type of one crop: [frames, n_mels] float16, or [samples] int16."""
         spectrogram = self.spectrogram
-        if self.member == "mel":
+        if self.feature == "mel":
             return (frames, spectrogram.n_mels), np.dtype(np.float16)
-        context = spectrogram.context if self.edge == "track" else 0
+        context = spectrogram.context if self.right_context == "audio" else 0
         return (frames * spectrogram.hop + context,), np.dtype(np.int16)
 
 
-def agree(builds: Sequence[tuple[Any, dict[str, Any]]], member: str | None = None) -> Agreement:
+def common_settings(
+    builds: Sequence[tuple[Any, dict[str, Any]]], feature: str | None = None
+) -> CommonSettings:
     """What some builds agree on.
 
     Args:
         builds: place and manifest of each, at least one.
-        member: what to read, "mel" or "audio"; None: mel where all builds hold it.
+        feature: what to read, "mel" or "audio"; None: mel where all builds hold it.
     Raises:
-        UserError: they differ, or not all hold the member.
+        UserError: they differ, or not all hold the feature.
     """
     place, first = builds[0]
-    for key in ("spectrogram", "vocabulary", "edge", "window"):
+    for key in ("spectrogram", "vocabulary", "right_context", "window"):
         for other, manifest in builds:
             if manifest[key] != first[key]:
-                apart = told_apart(key, (first[key], place), (manifest[key], other))
+                apart = describe_difference(key, (first[key], place), (manifest[key], other))
                 raise UserError(f"{apart}; builds can be mixed only if they agree")
-    return Agreement(
+    return CommonSettings(
         SpectrogramConfig(**first["spectrogram"]),
         VocabularyConfig(**first["vocabulary"]),
-        first["edge"],
+        first["right_context"],
         first["window"],
-        _member_of_all(builds, member),
+        _shared_feature(builds, feature),
     )
 
 
-def told_apart(name: str, one: tuple[Any, Any], other: tuple[Any, Any]) -> str:
+def describe_difference(name: str, one: tuple[Any, Any], other: tuple[Any, Any]) -> str:
     """In what two unequal settings differ: "num_velocity_bins: 1 in shards/a, 127 in shards/b".
 
     Args:
@@ -93,12 +95,12 @@ def told_apart(name: str, one: tuple[Any, Any], other: tuple[Any, Any]) -> str:
     return "; ".join(f"{key}: {a.get(key)} in {here}, {b.get(key)} in {there}" for key in keys)
 
 
-def _member_of_all(builds: Sequence[tuple[Any, dict[str, Any]]], wanted: str | None) -> str:
+def _shared_feature(builds: Sequence[tuple[Any, dict[str, Any]]], wanted: str | None) -> str:
     for name in [wanted] if wanted else ["mel", "audio"]:
-        if all(name in manifest["members"] for _, manifest in builds):
+        if all(name in manifest["features"] for _, manifest in builds):
             return name
-    lacking = [f"{place} has {', '.join(manifest['members'])}" for place, manifest in builds]
+    lacking = [f"{place} has {', '.join(manifest['features'])}" for place, manifest in builds]
     raise UserError(
         f"not all builds hold {wanted or 'the same of mel and audio'} ({'; '.join(lacking)}); "
-        "build them with the same --members"
+        "build them with the same --store"
     )

@@ -34,8 +34,8 @@ import numpy as np
 from mt3data.errors import UserError
 from mt3data.files import canonical_json, write_atomically
 
-SCHEMA_VERSION = 1
-MANIFEST = "manifest.json"
+SCHEMA_VERSION = 2
+BUILD_MANIFEST = "manifest.json"
 # What a manifest holds beside the settings and tracks that its fingerprint is taken of.
 OUTCOME = {"fingerprint", "licence", "licence_url", "redistribution", "citation", "title", "splits",
            "shards", "files", "quarantined", "environment"}  # fmt: skip
@@ -48,7 +48,7 @@ def tar_members(arrays: Iterable[str]) -> tuple[str, ...]:
     """How the members of a record end, in their order in a tar: "json", "mel.npy", ...
 
     Args:
-        arrays: names of the arrays, as `members` of the manifest has them.
+        arrays: names of the arrays, as `features` of the build manifest has them.
     """
     return tuple(sorted(["json", *(f"{name}.npy" for name in arrays)]))
 
@@ -107,7 +107,7 @@ def index_schema(arrays: Iterable[str]) -> Any:
     """The columns of index/SPLIT.parquet, one row per record in the order of the shards.
 
     Args:
-        arrays: names of a record's arrays, as `members` of the manifest has them.
+        arrays: names of a record's arrays, as `features` of the build manifest has them.
     """
     import pyarrow as pa
 
@@ -116,7 +116,7 @@ def index_schema(arrays: Iterable[str]) -> Any:
     arrays = set(arrays)
     columns = [
         ("shard", pa.dictionary(pa.int32(), pa.string())), ("key", pa.string()),
-        ("track", pa.string()), ("pass", pa.int32()), ("start_frame", pa.int64()),
+        ("track", pa.string()), ("variant", pa.int32()), ("start_frame", pa.int64()),
         ("frames", pa.int32()), ("track_frames", pa.int64()), ("n_notes", pa.int32()),
         ("n_tokens", pa.int32()), ("programs", pa.list_(pa.uint8())), ("has_drums", pa.bool_()),
         *((f"{name}_crc32", pa.uint32()) for name in sorted(SOUND) if name in arrays),
@@ -137,7 +137,7 @@ def tracks_schema() -> Any:
         ("seconds", pa.float64()), ("frames", pa.int64()), ("notes", pa.int64()),
         ("notes_after_audio", pa.int64()), ("records", pa.int64()),
         ("lag", pa.float64()), ("drift", pa.float64()), ("align_confidence", pa.float64()),
-        ("aligned", pa.string()), ("passes", pa.list_(pa.string())),
+        ("aligned", pa.string()), ("variants", pa.list_(pa.string())),
         ("audio_sha256", pa.string()), ("labels_sha256", pa.string()),
         ("problems", pa.list_(pa.string())),
     ])  # fmt: skip
@@ -166,28 +166,28 @@ def write_table(path: Path, rows: Iterable[dict[str, Any]], schema: Any) -> dict
     return write_listed(path, buffer.getvalue())
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
+def read_build_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of the finished build in a folder.
 
     Raises:
         UserError: no manifest (not a build, or an unfinished one), or one that cannot be read.
     """
-    path = folder / MANIFEST
+    path = folder / BUILD_MANIFEST
     if not path.is_file():
         if not folder.is_dir():
             raise UserError(
                 f"{folder}: no such folder; expected a build, such as `mt3data build demo` makes"
             )
-        inside = sorted(p.parent.name for p in folder.glob(f"*/{MANIFEST}"))
+        inside = sorted(p.parent.name for p in folder.glob(f"*/{BUILD_MANIFEST}"))
         hint = f"; builds inside it: {', '.join(inside)}" if inside else ""
         raise UserError(
-            f"{folder}: no {MANIFEST}, so this is no finished build{hint}. An interrupted build is "
+            f"{folder}: no {BUILD_MANIFEST}, so this is no finished build{hint}. An interrupted build is "
             "continued by the same `mt3data build` command"
         )
-    return parse_manifest(path.read_bytes(), str(path))
+    return parse_build_manifest(path.read_bytes(), str(path))
 
 
-def parse_manifest(data: bytes, where: str) -> dict[str, Any]:
+def parse_build_manifest(data: bytes, where: str) -> dict[str, Any]:
     """The manifest of a build from the data of its manifest.json.
 
     Args:
@@ -239,12 +239,14 @@ def find_builds(pattern: str | Path) -> list[Path]:
     named = [Path(p) for p in sorted(glob.glob(str(pattern)))]  # noqa: PTH207 (may be absolute)
     inside = [child for path in named if path.is_dir() for child in sorted(path.iterdir())]
     for candidates in (named, inside):
-        builds = [path for path in candidates if (path / MANIFEST).is_file()]
+        builds = [path for path in candidates if (path / BUILD_MANIFEST).is_file()]
         if builds:
             return builds
     if not glob.has_magic(str(pattern)):
-        read_manifest(Path(pattern))  # raises with the reason
-    seen = f"{len(named)} path(s) there, none with a {MANIFEST}" if named else "nothing is there"
+        read_build_manifest(Path(pattern))  # raises with the reason
+    seen = (
+        f"{len(named)} path(s) there, none with a {BUILD_MANIFEST}" if named else "nothing is there"
+    )
     raise UserError(
         f"no build under {pattern} ({seen}); make one with `mt3data build demo --out shards/`"
     )

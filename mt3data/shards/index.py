@@ -19,12 +19,12 @@ import numpy as np
 
 from mt3data.errors import UserError
 from mt3data.music.notes import Notes
-from mt3data.shards.format import index_schema, read_manifest, read_npy
+from mt3data.shards.format import index_schema, read_build_manifest, read_npy
 
 OPEN_SHARDS = 128  # per split; systems allow 1,024 open files by default
 
 
-class Strings(Sequence[str]):
+class LazyStrings(Sequence[str]):
     """A column of strings in arrow's buffers, a fifth of the size of a list of them."""
 
     def __init__(self, column: Any) -> None:
@@ -49,13 +49,13 @@ class Strings(Sequence[str]):
 class Index:
     """Columns of an index by name, each read when it is first asked for.
 
-    Integers are numpy arrays, strings `Strings`, and anything else is a list.
+    Integers are numpy arrays, strings `LazyStrings`, and anything else is a list.
     """
 
     def __init__(self, path: Path) -> None:
         """Opens the parquet file of an index."""
         self._path, self._columns = path, dict[str, Any]()
-        with opened_table(path) as file:
+        with open_parquet(path) as file:
             self._n_rows, self.names = file.metadata.num_rows, file.schema_arrow.names
 
     def __len__(self) -> int:
@@ -72,14 +72,14 @@ class Index:
             if pa.types.is_dictionary(column.type):
                 column = column.cast(pa.string())
             if pa.types.is_string(column.type):
-                self._columns[name] = Strings(column.combine_chunks())
+                self._columns[name] = LazyStrings(column.combine_chunks())
             elif pa.types.is_integer(column.type):
                 self._columns[name] = _numbers(column.combine_chunks())
             else:
                 self._columns[name] = column.to_pylist()
         return self._columns[name]
 
-    def codes(self, name: str) -> tuple[np.ndarray, list[str]]:
+    def dictionary_codes(self, name: str) -> tuple[np.ndarray, list[str]]:
         """The column of a name, of few different strings: their numbers and the strings; not kept."""
         array = self._read(name).unify_dictionaries().combine_chunks()
         return _numbers(array.indices), array.dictionary.to_pylist()
@@ -87,14 +87,14 @@ class Index:
     def _read(self, name: str) -> Any:
         import pyarrow as pa
 
-        with opened_table(self._path) as file:
+        with open_parquet(self._path) as file:
             column = file.read(columns=[name], use_threads=False)[name]
         pa.default_memory_pool().release_unused()  # what unpacking took: as much as the column
         return column
 
 
 @contextmanager
-def opened_table(path: Path) -> Iterator[Any]:
+def open_parquet(path: Path) -> Iterator[Any]:
     """A parquet file of a build for reading; a UserError where it is missing or damaged."""
     import pyarrow as pa
     import pyarrow.parquet as pq  # its read_table would import pyarrow.dataset, for 0.3 s
@@ -125,7 +125,7 @@ class ShardFile:
             os.close(self.descriptor)
 
 
-class Read(NamedTuple):
+class PendingRead(NamedTuple):
     """Bytes of a shard from an offset on, and the buffer that they fill."""
 
     file: ShardFile
@@ -161,7 +161,7 @@ class ShardSet:
     """
 
     def __init__(self, folder: Path, split: str) -> None:
-        self.folder, self.manifest = folder, read_manifest(folder)
+        self.folder, self.manifest = folder, read_build_manifest(folder)
         if split not in self.manifest["splits"]:
             known = ", ".join(self.manifest["splits"])
             raise UserError(f"{folder} has no split {split!r}; it has {known}")
@@ -174,13 +174,13 @@ class ShardSet:
                     f"{path} {seen}; the manifest says {shard['bytes']:,}. Run `mt3data check {folder}`"
                 )
         self.index = Index(folder / "index" / f"{split}.parquet")
-        wanted = index_schema(self.manifest["members"]).names
+        wanted = index_schema(self.manifest["features"]).names
         if lost := [name for name in wanted if name not in self.index]:
             raise UserError(
                 f"{folder / 'index' / split}.parquet has no column {lost[0]}, so it is of another "
                 f"build; run `mt3data check {folder}`"
             )
-        self._shard_of, self._shards = self.index.codes("shard")
+        self._shard_of, self._shards = self.index.dictionary_codes("shard")
         shards = {shard["name"] for shard in self.manifest["shards"] if shard["split"] == split}
         if foreign := sorted(set(self._shards) - shards):
             raise UserError(
@@ -197,24 +197,24 @@ class ShardSet:
 
         Its name is "mel", "audio", "tokens", "notes" or "json".
         """
-        ((data, read),) = self.members(np.array([row]), name)
+        ((data, read),) = self.member_reads(np.array([row]), name)
         read.run()
         return bytes(data)
 
-    def members(self, rows: np.ndarray, name: str) -> list[tuple[bytearray, Read]]:
+    def member_reads(self, rows: np.ndarray, name: str) -> list[tuple[bytearray, PendingRead]]:
         """For the record in each row: room for its member of a name, and the read that fills it."""
         planned = []
         where = (self._shard_of[rows].tolist(), self.index[f"{name}_offset"][rows].tolist(),
                  self.index[f"{name}_size"][rows].tolist(), rows.tolist())  # fmt: skip
         for shard, offset, size, row in zip(*where, strict=True):
             data = bytearray(size)
-            read = Read(self._open(shard), offset, memoryview(data), (self, row))
+            read = PendingRead(self._open(shard), offset, memoryview(data), (self, row))
             planned.append((data, read))
         return planned
 
     def crops(
         self, rows: np.ndarray, name: str, first: np.ndarray, into: Sequence[memoryview]
-    ) -> list[Read]:
+    ) -> list[PendingRead]:
         """The reads that bring a stretch of an array of fixed shape from each record.
 
         Args:
@@ -223,13 +223,13 @@ class ShardSet:
             first: byte of each array's data at which to begin.
             into: the buffers to fill.
         """
-        stored = self.manifest["members"][name]
+        stored = self.manifest["features"][name]
         n_bytes = math.prod(stored["shape"]) * np.dtype(stored["dtype"]).itemsize
         end = self.index[f"{name}_offset"][rows] + self.index[f"{name}_size"][rows]
         shards = self._shard_of[rows].tolist()
         where = (shards, (end - n_bytes + first).tolist(), into, rows.tolist())
         return [
-            Read(self._open(shard), offset, view, (self, row))
+            PendingRead(self._open(shard), offset, view, (self, row))
             for shard, offset, view, row in zip(*where, strict=True)
         ]
 
@@ -267,7 +267,7 @@ class TrackRecords:
 
 
 def read_tracks(folder: str | Path, split: str) -> Iterator[TrackRecords]:
-    """The tracks of a split of a build, one after the other, from shards alone (pass 0 only).
+    """The tracks of a split of a build, one after the other, from shards alone (variant 0 only).
 
     Raises:
         UserError: see ShardSet.
@@ -277,7 +277,7 @@ def read_tracks(folder: str | Path, split: str) -> Iterator[TrackRecords]:
     untrimmed = references(Path(folder), split)
     rows_of: dict[str, list[int]] = {}
     for row, track in enumerate(index["track"]):
-        if index["pass"][row] == 0:
+        if index["variant"][row] == 0:
             rows_of.setdefault(track, []).append(row)
     for track, rows in rows_of.items():
         rows.sort(key=lambda row: int(index["start_frame"][row]))
@@ -285,7 +285,7 @@ def read_tracks(folder: str | Path, split: str) -> Iterator[TrackRecords]:
         notes = untrimmed.get(track)
         if notes is None:  # neighbouring windows carry some of the same notes
             notes = Notes.from_array(np.unique(np.concatenate(windows), axis=0))
-        name = "audio" if "audio" in source.manifest["members"] else "mel"
+        name = "audio" if "audio" in source.manifest["features"] else "mel"
         sound = [read_npy(source.member(row, name)) for row in rows]
         yield TrackRecords(
             track,
@@ -302,7 +302,7 @@ def references(folder: Path, split: str) -> dict[str, Notes]:
     path = folder / f"references-{split}.parquet"
     if not path.is_file():
         return {}
-    with opened_table(path) as file:
+    with open_parquet(path) as file:
         table = file.read()
     columns = {name: table[name].to_numpy() for name in table.column_names}
     names, first, counts = np.unique(columns.pop("track"), return_index=True, return_counts=True)
@@ -314,5 +314,5 @@ def references(folder: Path, split: str) -> dict[str, Notes]:
 
 def track_rows(folder: Path) -> list[dict[str, Any]]:
     """The rows of a build's tracks.parquet."""
-    with opened_table(folder / "tracks.parquet") as file:
+    with open_parquet(folder / "tracks.parquet") as file:
         return list(file.read().to_pylist())

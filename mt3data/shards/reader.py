@@ -4,7 +4,7 @@ What a global batch of `IndexedShards` holds depends on (seed, step) alone: draw
 step * global_batch + i takes the next record of a seeded permutation of its source, so every record
 is seen exactly once per epoch of its source, the order is the same for any number of processes, and a
 run continues at any step without replaying what came before. Sources (builds) are mixed in exact
-shares: a pattern of PATTERN draws holds each source as often as its weight says.
+shares: a pattern of MIXTURE_CYCLE draws holds each source as often as its weight says.
 
 A crop of a [frames, n_mels] array in C order is one contiguous range of bytes, and so is one of audio:
 a crop costs one `pread` straight into the batch. The tokens of all crops are made in one go.
@@ -25,27 +25,27 @@ import numpy as np
 from mt3data.errors import UserError
 from mt3data.music.fast_tokenizer import encode_crops
 from mt3data.music.vocabulary import PAD_ID
-from mt3data.shards.compatibility import agree
+from mt3data.shards.compatibility import common_settings
 from mt3data.shards.format import find_builds, read_npy
-from mt3data.shards.index import Read, ShardSet
+from mt3data.shards.index import PendingRead, ShardSet
 
-PATTERN = 10_000  # draws over which mixture shares are exact
+MIXTURE_CYCLE = 10_000  # draws over which mixture shares are exact
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some members of a global batch.
+    """Some examples of a global batch.
 
     Attributes:
-        mel: float16 [members, frames, n_mels]; 0.0 behind the end of a track. None where audio is
+        mel: float16 [examples, frames, n_mels]; 0.0 behind the end of a track. None where audio is
             read instead.
-        audio: int16 [members, samples], full scale 32767, or None. A crop of edge "segment" holds
-            frames * hop samples, one of edge "track" fft_size - hop more, for its last frames.
-        tokens: int16 [members, longest]; each row ends with EOS and is padded with 0 behind it.
-        lengths: int32 [members], tokens of each row, EOS included.
+        audio: int16 [examples, samples], full scale 32767, or None. A crop of right_context "zeros" holds
+            frames * hop samples, one of right_context "audio" fft_size - hop more, for its last frames.
+        tokens: int16 [examples, longest]; each row ends with EOS and is padded with 0 behind it.
+        lengths: int32 [examples], tokens of each row, EOS included.
         keys: keys of the records.
-        start_frames: int64 [members], first frame of each crop within its track.
-        n_frames: int32 [members], frames of each crop that lie before its track's end.
+        start_frames: int64 [examples], first frame of each crop within its track.
+        n_frames: int32 [examples], frames of each crop that lie before its track's end.
     """
 
     mel: np.ndarray | None
@@ -67,14 +67,14 @@ class IndexedShards:
         weights: share of each build, in the order of `builds`; None takes n ** (1 / temperature)
             of its number of records n.
         temperature: 10/3 in MT3 (paper section 3.3).
-        member: what to read, "mel" or "audio"; None: mel where all builds hold it.
+        feature: what to read, "mel" or "audio"; None: mel where all builds hold it.
         threads: that read at the same time. Several hide the time that a disk takes to answer (a
             factor of 3 where shards are not in memory) and cost nothing where they are.
 
     Attributes:
         builds: folder of each source.
-        spectrogram, vocabulary, edge: what all of them agree on.
-        member: what is read.
+        spectrogram, vocabulary, right_context: what all of them agree on.
+        feature: what is read.
         window_frames: length of their records.
         n_records: records in all.
 
@@ -85,7 +85,7 @@ class IndexedShards:
     def __init__(
         self, dirs: Sequence[str | Path], split: str = "train", *, seed: int = 0,
         weights: Sequence[float] | None = None, temperature: float = 10 / 3,
-        member: str | None = None, threads: int = 4,
+        feature: str | None = None, threads: int = 4,
     ) -> None:  # fmt: skip
         self.builds = [build for path in dirs for build in find_builds(path)]
         self.sources = [ShardSet(build, split) for build in self.builds]
@@ -94,31 +94,34 @@ class IndexedShards:
         empty = [str(source.folder) for source in self.sources if not len(source)]
         if empty or not self.sources:
             raise UserError(f"no records in split {split!r} of {', '.join(empty) or 'nothing'}")
-        self._agreed = agree([(s.folder, s.manifest) for s in self.sources], member)
+        self._agreed = common_settings([(s.folder, s.manifest) for s in self.sources], feature)
         self.spectrogram, self.vocabulary = self._agreed.spectrogram, self._agreed.vocabulary
-        self.edge, self.window_frames = self._agreed.edge, self._agreed.window_frames
-        self.member = self._agreed.member
+        self.right_context, self.window_frames = (
+            self._agreed.right_context,
+            self._agreed.window_frames,
+        )
+        self.feature = self._agreed.feature
         self.n_records = int(self._sizes.sum())
         share = self._sizes ** (1 / temperature) if weights is None else np.asarray(weights, float)
-        if len(share) != len(self._sizes) or not (share * PATTERN >= share.sum()).all():
+        if len(share) != len(self._sizes) or not (share * MIXTURE_CYCLE >= share.sum()).all():
             raise UserError(
                 f"weights {share.tolist()} for {len(share)} builds; expected one each, none less "
-                f"than 1/{PATTERN} of their sum"
+                f"than 1/{MIXTURE_CYCLE} of their sum"
             )
         self._pattern = _mixture_pattern(share / share.sum(), seed)
         one_hot = self._pattern[:, None] == np.arange(len(share))
-        self._before = np.cumsum(one_hot, axis=0) - one_hot  # draws of each source so far
+        self._draws_before = np.cumsum(one_hot, axis=0) - one_hot  # draws of each source so far
         self._per_round = one_hot.sum(axis=0)
         # The epoch that runs and the one that a batch may reach into, of every source.
         self._order: Callable[[int, int], np.ndarray] = lru_cache(2 * len(share))(self._permutation)
         self._threads, self._pool_of = threads, 0
 
-    def plan(self, step: int, global_batch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Source and record of each member of a global batch; a pure function of (seed, step)."""
+    def draw_plan(self, step: int, global_batch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Source and record of each example of a global batch; a pure function of (seed, step)."""
         draws = np.arange(step * global_batch, (step + 1) * global_batch)
-        rounds, places = np.divmod(draws, PATTERN)
+        rounds, places = np.divmod(draws, MIXTURE_CYCLE)
         sources = self._pattern[places]
-        nth = rounds * self._per_round[sources] + self._before[places, sources]
+        nth = rounds * self._per_round[sources] + self._draws_before[places, sources]
         epochs, rows = np.divmod(nth, self._sizes[sources])
         for source, epoch in sorted(set(zip(sources.tolist(), epochs.tolist(), strict=True))):
             chosen = (sources == source) & (epochs == epoch)
@@ -126,46 +129,46 @@ class IndexedShards:
         return sources, rows
 
     def n_tokens(self, step: int, global_batch: int) -> np.ndarray:
-        """Tokens of the records, whole, that the members of a global batch are cut from."""
-        return self._column("n_tokens", *self.plan(step, global_batch))
+        """Tokens of the records, whole, that the examples of a global batch are cut from."""
+        return self._column("n_tokens", *self.draw_plan(step, global_batch))
 
     def batch(
         self, step: int, global_batch: int, rank: int = 0, world_size: int = 1, frames: int = 256,
         out: np.ndarray | None = None,
     ) -> Batch:  # fmt: skip
-        """This rank's members of a global batch.
+        """This rank's examples of a global batch.
 
-        The members are ordered by the number of tokens of their records, longest first, and dealt
+        The examples are ordered by the number of tokens of their records, longest first, and dealt
         out like cards, so that all ranks have about equally much to do.
 
         Args:
             step: number of the update, from 0.
-            global_batch: members over all ranks.
+            global_batch: examples over all ranks.
             rank, world_size: which part.
             frames: length of the crops. Records longer than that are cut at a random frame and
                 tokenised anew; records of exactly that length come as they are.
             out: see `read`.
         Raises:
-            UserError: crops longer than the records, or random crops of a mel of edge "segment".
+            UserError: crops longer than the records, or random crops of a mel of right_context "zeros".
         """
         dealt = np.argsort(-self.n_tokens(step, global_batch), kind="stable")
         return self.read(step, global_batch, dealt[rank::world_size].tolist(), frames, out)
 
     def read(
-        self, step: int, global_batch: int, members: Sequence[int], frames: int = 256,
+        self, step: int, global_batch: int, examples: Sequence[int], frames: int = 256,
         out: np.ndarray | None = None,
     ) -> Batch:  # fmt: skip
-        """Some members of a global batch by their number, 0 to global_batch - 1; see `batch`.
+        """Some examples of a global batch by their number, 0 to global_batch - 1; see `batch`.
 
         Args:
-            members: their numbers.
+            examples: their numbers.
             out: the mel or audio goes into its first rows and the batch refers to them; a new array
-                costs a tenth more. Shape (at least members, ...) as in Batch.
+                costs a tenth more. Shape (at least examples, ...) as in Batch.
         """
         self._agreed.check_crops(frames)
-        chosen = np.asarray(members, np.int64)
+        chosen = np.asarray(examples, np.int64)
         phases = np.random.default_rng([self.seed, step]).random(global_batch)[chosen]
-        sources, rows = (column[chosen] for column in self.plan(step, global_batch))
+        sources, rows = (column[chosen] for column in self.draw_plan(step, global_batch))
         track_frames = self._column("track_frames", sources, rows)
         window_starts = self._column("start_frame", sources, rows)
         spare = np.minimum(self.window_frames, track_frames - window_starts) - frames
@@ -173,9 +176,9 @@ class IndexedShards:
         if frames == self.window_frames:
             starts = window_starts
         n_frames = np.minimum(frames, track_frames - starts)
-        sound = self._room(len(chosen), frames, out)
+        sound = self._output_array(len(chosen), frames, out)
         whole = frames == self.window_frames
-        labels = self._load(
+        labels = self._read_crops(
             sources, rows, starts - window_starts, sound, "tokens" if whole else "notes"
         )
         if whole:
@@ -183,33 +186,33 @@ class IndexedShards:
         else:
             tokens, lengths = encode_crops(labels, starts, n_frames, track_frames, self.vocabulary)
         keys = self._column("key", sources, rows)
-        mel, audio = (sound, None) if self.member == "mel" else (None, sound)
+        mel, audio = (sound, None) if self.feature == "mel" else (None, sound)
         return Batch(mel, audio, tokens, lengths, keys, starts, n_frames.astype(np.int32))
 
-    def _load(
+    def _read_crops(
         self, sources: np.ndarray, rows: np.ndarray, offsets: np.ndarray, sound: np.ndarray,
         label: str,
     ) -> list[np.ndarray]:  # fmt: skip
         """Reads crops of mel or audio into `sound`; returns the records' notes or tokens."""
         hop, n_mels = self.spectrogram.hop, self.spectrogram.n_mels
-        frame_bytes = n_mels * 2 if self.member == "mel" else hop * 2  # float16, int16
+        frame_bytes = n_mels * 2 if self.feature == "mel" else hop * 2  # float16, int16
         row_bytes, buffer = sound[:1].nbytes, sound.reshape(-1).view(np.uint8).data
         views = [buffer[i * row_bytes : (i + 1) * row_bytes] for i in range(len(rows))]
-        reads: list[Read] = []
+        reads: list[PendingRead] = []
         labels: list[bytearray] = [bytearray()] * len(rows)
         for source in np.unique(sources).tolist():
             places, shards = np.flatnonzero(sources == source), self.sources[source]
             into = [views[place] for place in places]
-            reads += shards.crops(rows[places], self.member, offsets[places] * frame_bytes, into)
+            reads += shards.crops(rows[places], self.feature, offsets[places] * frame_bytes, into)
             for place, (data, read) in zip(
-                places.tolist(), shards.members(rows[places], label), strict=True
+                places.tolist(), shards.member_reads(rows[places], label), strict=True
             ):
                 labels[place] = data
                 reads.append(read)
         self._run(reads)
         return [read_npy(bytes(data)) for data in labels]
 
-    def _run(self, reads: list[Read]) -> None:
+    def _run(self, reads: list[PendingRead]) -> None:
         if self._threads == 1:
             _run_in_order(reads)
             return
@@ -219,7 +222,7 @@ class IndexedShards:
         parts = [reads[i :: self._threads] for i in range(self._threads)]
         list(self._pool.map(_run_in_order, parts))
 
-    def _room(self, n: int, frames: int, out: np.ndarray | None) -> np.ndarray:
+    def _output_array(self, n: int, frames: int, out: np.ndarray | None) -> np.ndarray:
         """An array for the mel or the audio of n crops: rows of `out`, or a new one."""
         one, dtype = self._agreed.crop(frames)
         shape = (n, *one)
@@ -249,7 +252,7 @@ class IndexedShards:
         return order.astype(np.int32)  # indices; a source of 2^31 records is beyond any disk
 
 
-def _run_in_order(reads: Sequence[Read]) -> None:
+def _run_in_order(reads: Sequence[PendingRead]) -> None:
     for read in reads:
         read.run()
 
@@ -264,8 +267,8 @@ def pad_tokens(tokens: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mixture_pattern(share: np.ndarray, seed: int) -> np.ndarray:
-    """PATTERN source numbers in seeded order, each as often as its share says."""
-    counts = np.floor(share * PATTERN).astype(int)
-    counts[np.argsort(counts - share * PATTERN)[: PATTERN - counts.sum()]] += 1
+    """MIXTURE_CYCLE source numbers in seeded order, each as often as its share says."""
+    counts = np.floor(share * MIXTURE_CYCLE).astype(int)
+    counts[np.argsort(counts - share * MIXTURE_CYCLE)[: MIXTURE_CYCLE - counts.sum()]] += 1
     pattern = np.repeat(np.arange(len(share)), counts)
     return np.random.default_rng([seed, 1]).permutation(pattern)

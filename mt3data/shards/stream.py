@@ -28,10 +28,10 @@ import numpy as np
 from mt3data.download.http import RETRY_POLICY, RemoteFile, RetryPolicy
 from mt3data.errors import UserError
 from mt3data.shards.format import (
-    MANIFEST,
+    BUILD_MANIFEST,
     find_builds,
-    parse_manifest,
-    read_manifest,
+    parse_build_manifest,
+    read_build_manifest,
     read_npy,
     tar_members,
 )
@@ -70,7 +70,7 @@ def stream(
         split: which split of each.
         seed, epoch: decide the order of the shards of all builds together. Within a shard records
             come as they are stored; add webdataset.shuffle for more.
-        rank, world_size: which process of how many; it gets every world_size-th shard. Workers of a
+        rank, world_size: which process of how many; it gets every world-th shard. Workers of a
             DataLoader divide these further.
         retry_policy: with a web server.
     Returns:
@@ -115,7 +115,7 @@ def epoch_shards(
             raise UserError(
                 f"{base} has no split {split!r}; it has {', '.join(manifest['splits'])}"
             )
-        members = tar_members(manifest["members"])
+        members = tar_members(manifest["features"])
         shards += [
             Shard(f"{base}/{entry['name']}", entry["bytes"], entry["records"], members)
             for entry in manifest["shards"]
@@ -163,11 +163,11 @@ def open_builds(
     for build in builds:
         if is_address(build):
             base = str(build).rstrip("/")
-            url = f"{base}/{MANIFEST}"
-            yield base, parse_manifest(read_remote(url, retry_policy), url)
+            url = f"{base}/{BUILD_MANIFEST}"
+            yield base, parse_build_manifest(read_remote(url, retry_policy), url)
         else:
             for folder in find_builds(local_path(build)):
-                yield str(folder), read_manifest(folder)
+                yield str(folder), read_build_manifest(folder)
 
 
 def _records_of(shards: Iterable[Shard], retry_policy: RetryPolicy) -> Iterator[Record]:

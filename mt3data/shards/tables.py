@@ -26,7 +26,7 @@ def check_tables(folder: Path, manifest: dict[str, Any], damaged: set[str]) -> I
             yield f"manifest.json: {sum(stated.values())} records in the shards of {split}, {totals['records']} in all"  # fmt: skip
         if name not in damaged:
             index = Index(folder / name)
-            if foreign := sorted(set(index.codes("shard")[1]) - set(stated)):
+            if foreign := sorted(set(index.dictionary_codes("shard")[1]) - set(stated)):
                 yield f"{name}: names {foreign[0]}, which is no shard of this split"
             sums = {"records": len(index), "frames": index["frames"].sum(), "tokens": index["n_tokens"].sum()}  # fmt: skip
             for what, seen in sums.items():

@@ -1,16 +1,16 @@
 """A track becomes windows: stretches of frames with their log-mel, their notes and their tokens.
 
-A window is what one record of a shard holds. With 256 frames and edge "segment" it is a training
+A window is what one record of a shard holds. With 256 frames and right_context "zeros" it is a training
 example of MT3, cut and transformed as there. Longer windows serve random crops: the notes that a
 window carries are chosen so that any crop inside it gets the very tokens that encoding the whole
 track would give.
 
 A window carries its log-mel, its audio, or both. Audio is int16 at the spectrogram's rate and reaches
-as far beyond the last frame as that frame hears, so a crop of it can be transformed with either edge.
+as far beyond the last frame as that frame hears, so a crop of it can be transformed with either.
 
-A pass is one cutting of a track. Pass 0 starts at frame 0; every later pass starts at a frame drawn
-from (seed, track, pass), so that its segments fall elsewhere. What lies before that frame is in
-pass 0.
+A variant is one cutting of a track. Variant 0 starts at frame 0; every later variant starts at a frame drawn
+from (seed, track, variant), so that its segments fall elsewhere. What lies before that frame is in
+variant 0.
 
 Source: mt3/tasks.py (cut, then transform), mt3/preprocessors.py _audio_to_frames, split_tokens.
 """
@@ -32,7 +32,7 @@ from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import VocabularyConfig
 
 SEGMENT_WINDOWS = (256, 512)  # frames of a segment in MT3 and in the ISMIR 2021 piano model
-EDGES = ("segment", "track")
+RIGHT_CONTEXTS = ("zeros", "audio")
 SOUND = ("mel", "audio")  # what a window can carry of the sound
 ALIGN_MODES = ("measure", "off", "shift", "dtw")
 # A crop owns events up to one step before its first frame, plus half a step of rounding: 15 ms at
@@ -46,40 +46,42 @@ class WindowConfig:
 
     Attributes:
         frames: length of a window, 8 ms each.
-        edge: "segment" (cut, then transform: the last 15 frames see zeros, as in MT3) or "track"
+        right_context: "zeros" (cut, then transform: the last 15 frames see zeros, as in MT3) or "audio"
             (frames see the audio that really follows); "" chooses: "segment" for windows of
             SEGMENT_WINDOWS, and where there is no mel, because any crop of audio has such edges.
-        passes: cuttings of each training track; evaluation splits have one.
-        seed: of the phases of later passes, and of the order of tracks.
+        variants: cuttings of each training track; evaluation splits have one.
+        seed: of the phases of later variants, and of the order of tracks.
         align: what is done about labels that are early or late: "off", "measure" (only reported),
             "shift" (a constant lag is removed) or "dtw" (labels are warped to the audio).
-        members: what records hold of the sound: "mel", "audio" or both, in the order of SOUND.
+        features: what records hold of the sound: "mel", "audio" or both, in the order of SOUND.
     """
 
     frames: int = 2048
-    edge: str = ""
-    passes: int = 1
+    right_context: str = ""
+    variants: int = 1
     seed: int = 0
     align: str = "measure"
-    members: tuple[str, ...] = ("mel",)
+    features: tuple[str, ...] = ("mel",)
     spectrogram: SpectrogramConfig = field(default_factory=SpectrogramConfig)
     vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
 
     def __post_init__(self) -> None:
-        if not self.members or set(self.members) - set(SOUND):
-            named = ",".join(self.members)
-            raise ValueError(f"members={named!r}; expected mel, audio or mel,audio")
-        in_order = tuple(member for member in SOUND if member in self.members)
-        object.__setattr__(self, "members", in_order)
-        if not self.edge:
-            is_exact = self.frames in SEGMENT_WINDOWS or "mel" not in self.members
-            object.__setattr__(self, "edge", "segment" if is_exact else "track")
-        if self.edge not in EDGES:
-            raise ValueError(f"edge={self.edge!r}; expected segment or track")
+        if not self.features or set(self.features) - set(SOUND):
+            named = ",".join(self.features)
+            raise ValueError(f"features={named!r}; expected mel, audio or mel,audio")
+        in_order = tuple(feature for feature in SOUND if feature in self.features)
+        object.__setattr__(self, "features", in_order)
+        if not self.right_context:
+            is_exact = self.frames in SEGMENT_WINDOWS or "mel" not in self.features
+            object.__setattr__(self, "right_context", "zeros" if is_exact else "audio")
+        if self.right_context not in RIGHT_CONTEXTS:
+            raise ValueError(f"right_context={self.right_context!r}; expected zeros or audio")
         if self.align not in ALIGN_MODES:
             raise ValueError(f"align={self.align!r}; expected one of {', '.join(ALIGN_MODES)}")
-        if self.frames < 1 or self.passes < 1:
-            raise ValueError(f"window={self.frames}, passes={self.passes}; both must be at least 1")
+        if self.frames < 1 or self.variants < 1:
+            raise ValueError(
+                f"window={self.frames}, variants={self.variants}; both must be at least 1"
+            )
 
     @property
     def schema(self) -> dict[str, dict[str, Any]]:
@@ -90,7 +92,7 @@ class WindowConfig:
             "mel": {"dtype": "float16", "shape": [self.frames, spectrogram.n_mels]},
             "audio": {"dtype": "int16", "shape": [n_samples]},
         }
-        return {name: sound[name] for name in self.members} | {
+        return {name: sound[name] for name in self.features} | {
             "tokens": {"dtype": "int16", "shape": [None]},
             "notes": {"dtype": "float64", "shape": [None, 7]},
         }
@@ -102,12 +104,12 @@ class Window:
 
     Attributes:
         frames: length, padding behind the end of the track included.
-        sound: the arrays that WindowConfig.members names. "mel": float16 [frames, n_mels], 0.0
+        sound: the arrays that WindowConfig.features names. "mel": float16 [frames, n_mels], 0.0
             behind the end of the track. "audio": int16 [frames * hop + fft_size - hop], full scale
             32767, the samples from start_frame * hop on and 0 behind the end of the track.
     """
 
-    pass_number: int
+    variant: int
     start_frame: int
     frames: int
     track_frames: int
@@ -121,14 +123,14 @@ class Window:
         return min(self.frames, self.track_frames - self.start_frame)
 
 
-def window_starts(track_frames: int, pass_number: int, track: str, config: WindowConfig) -> range:
-    """First frames of the windows of the pass of this number over a track of so many frames.
+def window_starts(track_frames: int, variant: int, track: str, config: WindowConfig) -> range:
+    """First frames of the windows of the variant of this number over a track of so many frames.
 
-    The phase of pass k > 0 is drawn from a hash of (seed, track, k), uniform over one window.
+    The phase of variant k > 0 is drawn from a hash of (seed, track, k), uniform over one window.
     """
     phase = 0
-    if pass_number:
-        text = f"{config.seed}|{track}|{pass_number}"
+    if variant:
+        text = f"{config.seed}|{track}|{variant}"
         draw = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
         phase = draw % min(config.frames, track_frames)
     return range(phase, track_frames, config.frames)
@@ -144,28 +146,28 @@ class Cut:
         samples: the whole track, float32, padded with zeros to whole frames.
     """
 
-    pass_number: int
+    variant: int
     starts: range
     track_frames: int
     samples: np.ndarray
 
 
 def cut(
-    samples: np.ndarray, track: str, pass_number: int, config: WindowConfig, phased: bool = True
+    samples: np.ndarray, track: str, variant: int, config: WindowConfig, phased: bool = True
 ) -> Cut:
-    """Decides where one pass cuts the audio of one track.
+    """Decides where one variant cuts the audio of one track.
 
     Args:
         samples: the whole track, mono, float32 at the spectrogram's sample rate, padded to whole
             frames.
         track: name that seeds the phases.
-        pass_number: which pass; 0 starts at frame 0.
+        variant: which variant; 0 starts at frame 0.
         config: see WindowConfig.
-        phased: later passes start at their phase; not where each hears other stems.
+        phased: later variants start at their phase; not where each hears other stems.
     """
     track_frames = len(samples) // config.spectrogram.hop
-    starts = window_starts(track_frames, pass_number if phased else 0, track, config)
-    return Cut(pass_number, starts, track_frames, samples)
+    starts = window_starts(track_frames, variant if phased else 0, track, config)
+    return Cut(variant, starts, track_frames, samples)
 
 
 def label(cuts: Iterable[Cut], notes: Notes, config: WindowConfig) -> Iterator[Window]:
@@ -176,7 +178,7 @@ def label(cuts: Iterable[Cut], notes: Notes, config: WindowConfig) -> Iterator[W
         notes: labels as they are to be tokenised (sustain applied; aligned and trimmed where that
             is wanted).
     Yields:
-        Windows pass by pass, in time order.
+        Windows variant by variant, in time order.
     """
     events = EventTable.of(notes, config.vocabulary)
     take = {"mel": window_mel, "audio": window_audio}
@@ -186,26 +188,26 @@ def label(cuts: Iterable[Cut], notes: Notes, config: WindowConfig) -> Iterator[W
         tokens, n_tokens = encode_many(events, starts, lengths, track_frames)
         for i, (start, n_frames) in enumerate(zip(one.starts, lengths.tolist(), strict=True)):
             yield Window(
-                one.pass_number,
+                one.variant,
                 start,
                 config.frames,
                 one.track_frames,
-                {name: take[name](one.samples, start, config) for name in config.members},
+                {name: take[name](one.samples, start, config) for name in config.features},
                 tokens[i, : n_tokens[i]],
                 window_notes(notes, start, n_frames, one.track_frames),
             )
 
 
 def windows_of(
-    samples: np.ndarray, notes: Notes, track: str, passes: int, config: WindowConfig
+    samples: np.ndarray, notes: Notes, track: str, variants: int, config: WindowConfig
 ) -> Iterator[Window]:
-    """All windows of a track: `cut` its samples for so many passes, then `label`."""
+    """All windows of a track: `cut` its samples for so many variants, then `label`."""
     samples = pad_to_frames(samples, config.spectrogram.hop)
-    return label((cut(samples, track, k, config) for k in range(passes)), notes, config)
+    return label((cut(samples, track, k, config) for k in range(variants)), notes, config)
 
 
 def window_mel(samples: np.ndarray, start: int, config: WindowConfig) -> np.ndarray:
-    """Log-mel of the window that begins at a frame, with the config's edge.
+    """Log-mel of the window that begins at a frame, with the config's right_context.
 
     Args:
         samples: the track, padded to whole frames.
@@ -216,7 +218,7 @@ def window_mel(samples: np.ndarray, start: int, config: WindowConfig) -> np.ndar
     spectrogram = config.spectrogram
     n_frames = min(config.frames, len(samples) // spectrogram.hop - start)
     first, last = start * spectrogram.hop, (start + n_frames) * spectrogram.hop
-    if config.edge == "track":
+    if config.right_context == "audio":
         last += spectrogram.context
     mel = log_mel_float16(samples[first:last], n_frames, spectrogram)
     return (

@@ -27,15 +27,15 @@ from mt3data.shards.windows import SOUND, Window
 MAX_KEY_BYTES = 80  # tar names end at 100
 
 
-def record_key(dataset: str, track: str, pass_number: int, start_frame: int) -> str:
-    """KEY of the record of a dataset, track, pass (by its number) and first frame.
+def record_key(dataset: str, track: str, variant: int, start_frame: int) -> str:
+    """KEY of the record of a dataset, track, variant (by its number) and first frame.
 
     It is unique in its build, and without the dots at which webdataset would cut it.
 
     Raises:
         ValueError: a name with other characters than [A-Za-z0-9_-], or a key over 80 bytes.
     """
-    key = f"{dataset}-{track}-p{pass_number}-{start_frame:07d}"
+    key = f"{dataset}-{track}-p{variant}-{start_frame:07d}"
     if not key.replace("-", "").replace("_", "").isalnum() or not key.isascii():
         raise ValueError(f"key {key!r}: track ids may hold letters, digits, - and _ only")
     if len(key) > MAX_KEY_BYTES:
@@ -83,17 +83,17 @@ class ShardWriter:
             name: the publisher's name of the track.
             window: what to store.
         """
-        key = record_key(dataset, track, window.pass_number, window.start_frame)
+        key = record_key(dataset, track, window.variant, window.start_frame)
         sounding = window.notes[~window.notes.is_drum]
         facts = {
-            "dataset": dataset, "track": name, "split": split, "pass": window.pass_number,
+            "dataset": dataset, "track": name, "split": split, "variant": window.variant,
             "start_frame": window.start_frame, "frames": window.frames,
             "track_frames": window.track_frames,
             "programs": np.unique(sounding.program).tolist(), "schema": SCHEMA_VERSION,
         }  # fmt: skip
         arrays = window.sound | {"notes": window.notes.to_array(), "tokens": window.tokens}
         row = {
-            "shard": self.path.name, "key": key, "track": track, "pass": window.pass_number,
+            "shard": self.path.name, "key": key, "track": track, "variant": window.variant,
             "start_frame": window.start_frame, "frames": window.frames,
             "track_frames": window.track_frames, "n_notes": len(window.notes),
             "n_tokens": len(window.tokens), "programs": facts["programs"],

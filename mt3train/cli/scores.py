@@ -61,7 +61,7 @@ def evaluate(
     \b
     Example: mt3train evaluate shards/demo --checkpoint runs/demo --split test
     """
-    from mt3data.shards.format import find_builds, read_manifest
+    from mt3data.shards.format import find_builds, read_build_manifest
     from mt3train.evaluation.tables import dataset_table, to_csv, to_json, track_table
 
     if as_json and as_csv:
@@ -70,7 +70,7 @@ def evaluate(
         raise UserError(f"--out {out}: expected a file, in a folder that exists")
     builds = find_builds(folder)
     model, info = load_checkpoint(checkpoint)
-    having = [build for build in builds if split in read_manifest(build)["splits"]]
+    having = [build for build in builds if split in read_build_manifest(build)["splits"]]
     results = {}
     for build in having or builds:  # none has it: the first says so
         results[build.name] = _evaluate_build(
@@ -96,11 +96,11 @@ def _evaluate_build(
     model: MT3, info: CheckpointInfo, build: Path, split: str, tracks: int | None, batch: int,
     workers: int, out: Path | None,
 ) -> list[TrackScores]:  # fmt: skip
-    from mt3data.shards.format import read_manifest
+    from mt3data.shards.format import read_build_manifest
     from mt3train.evaluation.evaluate import evaluate as run
     from mt3train.evaluation.tables import ResultsFile, identity
 
-    manifest = read_manifest(build)
+    manifest = read_build_manifest(build)
     totals = manifest["splits"].get(split, {"tracks": 0})
     file = ResultsFile(out, identity(model, info, manifest, split), build.name) if out else None
     n_tracks = min(totals["tracks"], tracks or totals["tracks"])

@@ -8,8 +8,8 @@ from typing import Protocol
 from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.errors import UserError
 from mt3data.music.vocabulary import VocabularyConfig
-from mt3data.shards.compatibility import told_apart
-from mt3data.shards.format import find_builds, read_manifest
+from mt3data.shards.compatibility import describe_difference
+from mt3data.shards.format import find_builds, read_build_manifest
 from mt3data.shards.reader import Batch, IndexedShards
 from mt3train.config import DataConfig
 from mt3train.data.mixing import MixedShards
@@ -21,8 +21,8 @@ class TrainingData(Protocol):
 
     spectrogram: SpectrogramConfig
     vocabulary: VocabularyConfig
-    edge: str
-    member: str
+    right_context: str
+    feature: str
     builds: list[Path]
     n_records: int
 
@@ -47,7 +47,7 @@ def open_shards(config: DataConfig, seed: int) -> TrainingData:
         seed=seed,
         temperature=temperature,
         weights=weights_of(builds, config),
-        member="audio" if config.mix_examples else None,
+        feature="audio" if config.mix_examples else None,
     )
     return MixedShards(shards, config.mix_examples) if config.mix_examples else shards
 
@@ -132,7 +132,7 @@ def mixture_builds(builds: list[Path], config: DataConfig) -> tuple[list[Path], 
     if not config.mixture:
         return builds, config.temperature
     mixture = load_mixture(config.mixture)
-    sets = {build: read_manifest(build)["dataset"] for build in builds}
+    sets = {build: read_build_manifest(build)["dataset"] for build in builds}
     if missing := [name for name in mixture.datasets if name not in sets.values()]:
         raise UserError(
             f"the mixture {mixture.name} needs builds of {', '.join(mixture.datasets)}; "
@@ -155,16 +155,18 @@ def open_evaluation(config: DataConfig, like: TrainingData) -> TrainingData | No
         builds = builds_at(config.eval, config.cache)
     else:
         builds = mixture_builds(builds_at(config.train, config.cache), config)[0]
-    builds = [build for build in builds if config.eval_split in read_manifest(build)["splits"]]
+    builds = [
+        build for build in builds if config.eval_split in read_build_manifest(build)["splits"]
+    ]
     if not builds:
         return None
-    shards = IndexedShards(builds, config.eval_split, seed=0, member=like.member)
-    for key in ("spectrogram", "vocabulary", "edge"):
+    shards = IndexedShards(builds, config.eval_split, seed=0, feature=like.feature)
+    for key in ("spectrogram", "vocabulary", "right_context"):
         ours, theirs = getattr(shards, key), getattr(like, key)
         if ours != theirs:
-            if key != "edge":
+            if key != "right_context":
                 ours, theirs = asdict(ours), asdict(theirs)
-            apart = told_apart(key, (ours, builds[0]), (theirs, "the training shards"))
+            apart = describe_difference(key, (ours, builds[0]), (theirs, "the training shards"))
             raise UserError(f"{apart}; give data.eval a build with the settings of data.train")
     shards.batch(0, 1, frames=config.frames)  # better now than after hours
     return shards

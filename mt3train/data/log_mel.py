@@ -2,9 +2,9 @@
 
 The same as `mt3data.audio.spectrogram.log_mel`, crop by crop, with torch's FFT and a dense mel matrix: every
 mel magnitude is within 1e-5 of that one's plus 1e-6 of the largest FFT bin of its frame (float32
-rounding; tests/mt3train/data/test_features.py). What a crop holds decides its edge: with as many samples as its
-frames have hops, zeros follow it (edge "segment", as MT3 does it); with fft_size - hop more, its last
-frames hear what really follows (edge "track").
+rounding; tests/mt3train/data/test_features.py). What a crop holds decides its right_context: with as many samples as its
+frames have hops, zeros follow it (right_context "zeros", as MT3 does it); with fft_size - hop more, its last
+frames hear what really follows (right_context "audio").
 """
 
 from functools import lru_cache

@@ -35,7 +35,11 @@ class MixedShards:
     def __init__(self, shards: IndexedShards, examples: int) -> None:
         self.shards, self.examples = shards, examples
         self.spectrogram, self.vocabulary = shards.spectrogram, shards.vocabulary
-        self.edge, self.member, self.builds = shards.edge, shards.member, shards.builds
+        self.right_context, self.feature, self.builds = (
+            shards.right_context,
+            shards.feature,
+            shards.builds,
+        )
         self.n_records = shards.n_records
 
     def groups(self, step: int, global_batch: int) -> list[np.ndarray]:

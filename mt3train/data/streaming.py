@@ -22,7 +22,7 @@ import numpy as np
 
 from mt3data.errors import UserError
 from mt3data.music.fast_tokenizer import encode_crops
-from mt3data.shards.compatibility import Agreement, agree
+from mt3data.shards.compatibility import CommonSettings, common_settings
 from mt3data.shards.reader import Batch, pad_tokens
 
 SHUFFLED_CROPS = 1000  # of 256 frames: 260 MB
@@ -56,9 +56,9 @@ class StreamedShards:
 
         self._where, self._split, self._seed = list(builds), split, seed
         manifests = list(open_builds(builds))
-        self._agreed: Agreement = agree(manifests)
+        self._agreed: CommonSettings = common_settings(manifests)
         self.spectrogram, self.vocabulary = self._agreed.spectrogram, self._agreed.vocabulary
-        self.edge, self.member = self._agreed.edge, self._agreed.member
+        self.right_context, self.feature = self._agreed.right_context, self._agreed.feature
         self.builds = [Path(place) for place, _ in manifests]
         self._records = sorted(s.records for s in epoch_shards(builds, split, seed=seed, epoch=0))
         self.n_records = sum(self._records)
@@ -126,9 +126,9 @@ class StreamedShards:
         spare = max(min(agreed.window_frames, left) - frames, 0)
         offset = 0 if whole else int(phase * (spare + 1))
         n_rows = agreed.crop(frames)[0][0]
-        first = offset * (1 if agreed.member == "mel" else agreed.spectrogram.hop)
+        first = offset * (1 if agreed.feature == "mel" else agreed.spectrogram.hop)
         return Crop(
-            record[agreed.member][first : first + n_rows].copy(),  # so that the record can go
+            record[agreed.feature][first : first + n_rows].copy(),  # so that the record can go
             record["tokens" if whole else "notes"],
             record["key"],
             facts["start_frame"] + offset,
@@ -144,6 +144,6 @@ class StreamedShards:
         else:
             tokens, lengths = encode_crops(labels, starts, n_frames, track_frames, self.vocabulary)
         sound = np.stack([crop.sound for crop in crops])
-        mel, audio = (sound, None) if self.member == "mel" else (None, sound)
+        mel, audio = (sound, None) if self.feature == "mel" else (None, sound)
         keys = [crop.key for crop in crops]
         return Batch(mel, audio, tokens, lengths, keys, starts, n_frames.astype(np.int32))

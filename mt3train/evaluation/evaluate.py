@@ -1,6 +1,6 @@
 """Scores of a model on a split of a build, from its shards alone.
 
-The windows of each track (of pass 0) are its input (mt3train.transcription.segments). The estimate is what
+The windows of each track (of variant 0) are its input (mt3train.transcription.segments). The estimate is what
 `transcribe` would write; the reference is the track's notes before overlaps were trimmed, which
 builds keep for their evaluation splits (for a training split, the notes of its records, which are
 trimmed). Shards hold log-mel as float16 or audio as int16, so a transcription of the recording may

@@ -24,7 +24,7 @@ from mt3train.weights.checkpoint import (
     weights_file,
 )
 
-INPUT_AND_OUTPUT = ("vocabulary", "spectrogram", "edge")  # what weights cannot do without
+INPUT_AND_OUTPUT = ("vocabulary", "spectrogram", "right_context")  # what weights cannot do without
 
 
 def checkpoint_info(config: Config, shards: TrainingData) -> CheckpointInfo:
@@ -38,7 +38,7 @@ def checkpoint_info(config: Config, shards: TrainingData) -> CheckpointInfo:
         model=sizes,
         spectrogram=shards.spectrogram,
         vocabulary=shards.vocabulary,
-        edge=shards.edge,
+        right_context=shards.right_context,
         frames=config.data.frames,
         max_target_length=config.data.max_target_length,
     )
@@ -119,7 +119,7 @@ def init_from_checkpoint(model: MT3, path: str | Path, info: CheckpointInfo) -> 
         path: a .safetensors file, or a run's folder, of which the newest checkpoint is taken.
         info: what the new run's weights will mean.
     Raises:
-        UserError: no checkpoint, or one of another vocabulary, spectrogram, edge or size.
+        UserError: no checkpoint, or one of another vocabulary, spectrogram, right_context or size.
     """
     file = weights_file(Path(path))
     found, weights = read_weights(file)

@@ -1,6 +1,6 @@
 """The segments of a track, as a model wants them, from the records of a build.
 
-Records with log-mel serve a model of the same edge. Records with audio serve any: segments are cut
+Records with log-mel serve a model of the same right_context. Records with audio serve any: segments are cut
 from it and transformed as the checkpoint says, from int16 samples.
 """
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from mt3data.audio.load import from_int16
 from mt3data.errors import UserError
-from mt3data.shards.format import read_manifest
+from mt3data.shards.format import read_build_manifest
 from mt3data.shards.index import TrackRecords
 from mt3train.transcription.transcribe import segment_mels
 from mt3train.weights.checkpoint import CheckpointInfo
@@ -21,21 +21,21 @@ from mt3train.weights.checkpoint import CheckpointInfo
 
 def require_fit(build: Path, info: CheckpointInfo) -> None:
     """Raises UserError if a build's records cannot give the model what it was trained on."""
-    manifest = read_manifest(build)
+    manifest = read_build_manifest(build)
     spectrogram = asdict(info.spectrogram)
     if manifest["spectrogram"] != spectrogram:
         raise UserError(
             f"{build}: its spectrogram is {manifest['spectrogram']}, the checkpoint's is "
             f"{spectrogram}; evaluate on a build made with the settings of the training shards"
         )
-    if "audio" in manifest["members"]:
+    if "audio" in manifest["features"]:
         return
-    if manifest["edge"] != info.edge:
+    if manifest["right_context"] != info.right_context:
         raise UserError(
-            f"{build}: its edge is {manifest['edge']}, the checkpoint's is {info.edge}; "
+            f"{build}: its right_context is {manifest['right_context']}, the checkpoint's is {info.right_context}; "
             f"{_make_one(manifest, info)}"
         )
-    if info.edge == "segment" and manifest["window"] != info.frames:
+    if info.right_context == "zeros" and manifest["window"] != info.frames:
         raise UserError(
             f"{build}: its segments have {manifest['window']} frames, the checkpoint's "
             f"{info.frames}; {_make_one(manifest, info)}"
@@ -43,10 +43,10 @@ def require_fit(build: Path, info: CheckpointInfo) -> None:
 
 
 def _make_one(manifest: dict[str, Any], info: CheckpointInfo) -> str:
-    window = info.frames if info.edge == "segment" else max(manifest["window"], info.frames)
+    window = info.frames if info.right_context == "zeros" else max(manifest["window"], info.frames)
     return (
-        f"`mt3data build {manifest['dataset']} --window {window} --edge {info.edge} --out FOLDER` makes "
-        "one that fits, --members audio one that fits every model"
+        f"`mt3data build {manifest['dataset']} --window {window} --context {info.right_context} --out FOLDER` makes "
+        "one that fits, --store audio one that fits every model"
     )
 
 
@@ -58,7 +58,7 @@ def segments_of(records: TrackRecords, info: CheckpointInfo) -> Iterator[tuple[i
         samples = np.concatenate([window[: len(window) - context] for window in records.audio])
         # A track's last frame is padded, by one sample at least, which segment_mels does itself.
         samples = from_int16(samples[: records.track_frames * hop - 1])
-        mels = segment_mels([samples], info.spectrogram, info.edge, size)
+        mels = segment_mels([samples], info.spectrogram, info.right_context, size)
         yield from zip(starts, mels, strict=True)
         return
     track = np.concatenate(records.mel)

@@ -2,8 +2,8 @@
 
 The recording is read in blocks and its segments are transformed when decoding wants them, so memory
 does not grow with its length (but for the tokens, 2 kB per segment). Frames are made as the
-checkpoint's training data were: with edge "segment" 256 frames of audio are cut and then
-transformed, with edge "track" the spectrogram of the whole recording is sliced
+checkpoint's training data were: with right_context "zeros" 256 frames of audio are cut and then
+transformed, with right_context "audio" the spectrogram of the whole recording is sliced
 (mt3data.audio.spectrogram). A segment's notes that sound on into the next are joined by its tie section
 (mt3data.music.detokenizer).
 
@@ -72,7 +72,7 @@ def transcribe(
 
     Args:
         model: the network, on the device that shall run it.
-        info: what its checkpoint says about spectrogram, edge, frames and vocabulary.
+        info: what its checkpoint says about spectrogram, right_context, frames and vocabulary.
         audio: a file that libsndfile reads, or mono samples at info's sample rate, shape (n,),
             floating point in [-1, 1].
         decoding: how segments are decoded.
@@ -89,7 +89,7 @@ def transcribe(
         n_samples = round(header.n_samples * spectrogram.sample_rate / header.rate)
         blocks = read_blocks(audio, spectrogram.sample_rate)
     total = -(-n_frames_of(n_samples, spectrogram.hop) // info.frames)
-    mels = segment_mels(blocks, spectrogram, info.edge, info.frames)
+    mels = segment_mels(blocks, spectrogram, info.right_context, info.frames)
     starts = (k * info.frames for k in range(1 << 62))
     report = (lambda done: on_progress(done, max(done, total))) if on_progress else None
     return transcribe_segments(
@@ -149,19 +149,19 @@ def transcribe_segments(
 
 
 def segment_mels(
-    blocks: Iterable[np.ndarray], config: SpectrogramConfig, edge: str, frames: int
+    blocks: Iterable[np.ndarray], config: SpectrogramConfig, right_context: str, frames: int
 ) -> Iterator[np.ndarray]:
     """Cut a track that arrives in blocks of samples into segments of log-mel.
 
     Args:
         blocks: mono samples, each float32 of shape (n,).
         config: how frames are computed.
-        edge: "segment" (cut, then transform) or "track" (transform, then cut).
+        right_context: "zeros" (cut, then transform) or "audio" (transform, then cut).
         frames: frames per segment.
     Yields:
         float32 [frames, n_mels]; the last one is padded with 0.0.
     """
-    cut = _cut_then_transform if edge == "segment" else _transform_then_cut
+    cut = _cut_then_transform if right_context == "zeros" else _transform_then_cut
     for mel in cut(blocks, config, frames):
         missing = frames - len(mel)
         yield np.pad(mel, ((0, missing), (0, 0))) if missing else mel

@@ -34,6 +34,8 @@ SCHEMA = 1  # of the metadata
 METADATA_KEY = "mt3kit"
 WEIGHTS, OPTIMIZER = ".safetensors", ".optimizer.safetensors"
 BEST = "best.safetensors"
+# Checkpoints written before version 0.2 call it "right_context".
+RIGHT_CONTEXT_OF_EDGE = {"segment": "zeros", "track": "audio"}
 HALF_MAX = torch.finfo(torch.float16).max  # 65,504
 
 
@@ -50,7 +52,7 @@ class CheckpointInfo:
         model: sizes of the network.
         spectrogram: how its input is computed.
         vocabulary: what its tokens say.
-        edge: "segment" or "track": what the last frames of a segment saw in training.
+        right_context: "zeros" or "audio": what the last frames of a segment saw in training.
         frames: length of a segment.
         max_target_length: longest target of its training, EOS included.
     """
@@ -59,7 +61,7 @@ class CheckpointInfo:
     model: ModelConfig = ModelConfig()
     spectrogram: SpectrogramConfig = SpectrogramConfig()
     vocabulary: VocabularyConfig = VocabularyConfig()
-    edge: str = "segment"
+    right_context: str = "zeros"
     frames: int = 256
     max_target_length: int = 1024
 
@@ -201,7 +203,8 @@ def read_weights(file: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
             model=ModelConfig(**metadata["model"]),
             spectrogram=SpectrogramConfig(**metadata["spectrogram"]),
             vocabulary=VocabularyConfig(**metadata["vocabulary"]),
-            edge=metadata["edge"],
+            right_context=metadata.get("right_context")
+            or RIGHT_CONTEXT_OF_EDGE[metadata["right_context"]],
             frames=metadata["frames"],
             max_target_length=metadata["max_target_length"],
         )

@@ -184,7 +184,7 @@ def assert_as_if_listed(build: Build, tmp_path: Path, undisturbed: Path, stage: 
     assert str(tmp_path) not in str(left_out)
     listed = tmp_path / "bad.tsv"
     listed.write_text("".join("\t".join([t, *told]) + "\n" for t, told in left_out.items()))
-    code, printed = run(build.root, tmp_path / "listed", "--workers", 2, "--bad", listed)
+    code, printed = run(build.root, tmp_path / "listed", "--workers", 2, "--exclude", listed)
     assert code == 1, printed
     ours, theirs = digests(build.folder), digests(undisturbed)
     assert ours == digests(tmp_path / "listed" / "slakh")

@@ -129,7 +129,7 @@ class Pause:
 
 
 def environment(
-    folder: Path, pause: Pause | None = None, action: str = "pass", slow: float = 0.0
+    folder: Path, pause: Pause | None = None, action: str = "variant", slow: float = 0.0
 ) -> dict[str, str]:
     """Returns the environment of a program that Python prepares with a hook of ours.
 

@@ -40,10 +40,13 @@ class Made:
     """Segments made from (step, member) alone, in place of shards."""
 
     def __init__(
-        self, edge: str = "segment", break_at: int = -1, at_step: Callable[[int], Any] | None = None
+        self,
+        right_context: str = "zeros",
+        break_at: int = -1,
+        at_step: Callable[[int], Any] | None = None,
     ) -> None:
         self.spectrogram, self.vocabulary = SpectrogramConfig(n_mels=6), VocabularyConfig()
-        self.edge, self.member, self.n_records = edge, "mel", 8
+        self.right_context, self.feature, self.n_records = right_context, "mel", 8
         self.builds: list[Path] = []
         self.break_at, self.at_step = break_at, at_step or (lambda step: None)
 

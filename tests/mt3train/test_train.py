@@ -214,8 +214,10 @@ def test_a_loss_that_is_not_finite_stops_before_the_update_and_names_the_records
 
 def test_a_run_of_other_shards_or_sizes_is_not_continued(tmp_path):
     train(config(tmp_path), Made())
-    with pytest.raises(UserError, match="edge 'segment', now asked for is 'track'; choose another"):
-        train(config(tmp_path), Made(edge="track"))
+    with pytest.raises(
+        UserError, match="right_context 'zeros', now asked for is 'audio'; choose another"
+    ):
+        train(config(tmp_path), Made(right_context="audio"))
     other = Made()
     other.vocabulary = VocabularyConfig(num_velocity_bins=127)
     with pytest.raises(UserError, match="vocabulary.num_velocity_bins 1, now asked for is 127"):

@@ -113,7 +113,7 @@ def other(rank, run, changes, made):
 
 @pytest.mark.parametrize("made, message", [
     ({"vocabulary": VocabularyConfig(127)}, "vocabulary.num_velocity_bins 1, now asked for is 127"),
-    ({"edge": "track"}, "edge 'segment', now asked for is 'track'"),
+    ({"right_context": "audio"}, "right_context 'zeros', now asked for is 'audio'"),
 ])  # fmt: skip
 def test_two_ranks_refuse_to_continue_with_other_data_in_one_line(tmp_path, made, message):
     run = tmp_path / "run"

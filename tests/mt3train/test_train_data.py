@@ -40,7 +40,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     splits = {"Track00001": "train", "Track00002": "train", "Track00003": "validation"}
     root = fakes.slakh_tree(tmp_path_factory.mktemp("source"), "demo", splits, seconds=5.0)
     out = tmp_path_factory.mktemp("shards")
-    windows = WindowConfig(512, members=("audio",))
+    windows = WindowConfig(512, features=("audio",))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mt3data.build.plan.MIN_SHARD_BYTES", 1)  # two shards, one for each process
         build(make_plan(BuildConfig("demo", root, out / "audio", windows=windows)))
@@ -64,7 +64,7 @@ def test_two_processes_train_on_audio_as_one_does(two_processes, shards, tmp_pat
     assert [line["step"] for line in one] == [1, 2, 3, 3] and one[3]["eval_loss"] > 0
     for ours, expected in zip(two, one, strict=True):
         assert ours == pytest.approx(expected, rel=1e-6)
-    assert load_model(tmp_path / name)[1].edge == "segment"
+    assert load_model(tmp_path / name)[1].right_context == "zeros"
 
 
 def test_two_processes_train_through_webdataset_on_every_record_of_an_epoch(two_processes, shards):

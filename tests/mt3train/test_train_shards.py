@@ -45,7 +45,7 @@ def test_torchrun_with_two_processes_trains_as_one_process_does(shards, tmp_path
     for ours, expected in zip(two, one, strict=True):
         assert ours == pytest.approx(expected, rel=1e-5)
     _, info = load_model(tmp_path / "two")
-    assert (info.step, info.edge, info.frames, info.model.n_mels) == (2, "segment", 256, 512)
+    assert (info.step, info.right_context, info.frames, info.model.n_mels) == (2, "zeros", 256, 512)
 
 
 def test_a_run_that_is_further_than_it_was_asked_for_says_so(shards, tmp_path, capsys):
@@ -77,8 +77,11 @@ def test_a_run_in_a_place_of_a_file_is_one_line_and_exit_code_2(
             WindowConfig(256, vocabulary=VocabularyConfig(127)),
             "num_velocity_bins: 127 in .*other/demo, 1 in the",
         ),
-        (WindowConfig(256, "track"), "edge: track in .*, segment in the training shards"),
-        (WindowConfig(512), "records of 512 frames with edge 'segment' cannot be cut to 256"),
+        (WindowConfig(256, "audio"), "right_context: audio in .*, zeros in the training shards"),
+        (
+            WindowConfig(512),
+            "records of 512 frames with right_context 'zeros' cannot be cut to 256",
+        ),
     ],
 )
 def test_evaluation_shards_of_other_settings_are_refused_at_once(
@@ -103,7 +106,10 @@ def test_a_split_that_no_build_has_means_no_evaluation_and_is_said(shards, tmp_p
     [
         ("optim.lrr=1", "Error: command line: unknown key optim.lrr; did you mean optim.lr?"),
         ("data.split=late", "has no split 'late'; it has train, validation"),
-        ("data.frames=128", "records of 256 frames with edge 'segment' cannot be cut to 128"),
+        (
+            "data.frames=128",
+            "records of 256 frames with right_context 'zeros' cannot be cut to 128",
+        ),
         ("batch=0", "Error: batch=0; expected at least 1"),
     ],
 )

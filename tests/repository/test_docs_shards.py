@@ -35,7 +35,7 @@ from mt3data.shards.format import (
     OUTCOME,
     SCHEMA_VERSION,
     index_schema,
-    read_manifest,
+    read_build_manifest,
     read_npy,
     references_schema,
     tracks_schema,
@@ -79,7 +79,7 @@ def plain_records(folder: Path, split: str) -> Iterator[tuple[str, dict[str, Any
     """KEY and members of every record of a split."""
     manifest = json.loads((folder / "manifest.json").read_bytes())
     assert manifest["schema"] == 1
-    members = sorted(["json", *(f"{name}.npy" for name in manifest["members"])])
+    members = sorted(["json", *(f"{name}.npy" for name in manifest["features"])])
     for shard in manifest["shards"]:
         if shard["split"] != split:
             continue
@@ -163,7 +163,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("docs")
     tracks = {"Track00001": "train", "Track00002": "test"}
     root = fakes.slakh_tree(folder / "root", "demo", tracks, seconds=3.0)
-    windows = WindowConfig(200, edge="track", members=tuple(request.param.split(",")))
+    windows = WindowConfig(200, right_context="audio", features=tuple(request.param.split(",")))
     return build(make_plan(BuildConfig("demo", root, folder / "out", windows=windows))).folder
 
 
@@ -180,7 +180,7 @@ def test_a_reader_written_from_the_page_reads_what_ours_reads(folder: Path) -> N
 
 
 def test_a_tokeniser_written_from_the_page_says_what_a_window_says(folder: Path) -> None:
-    vocabulary = read_manifest(folder)["vocabulary"]
+    vocabulary = read_build_manifest(folder)["vocabulary"]
     for _, record in plain_records(folder, "train"):
         facts, (shape, numbers) = record["json"], record["notes.npy"]
         notes = [numbers[i : i + 7] for i in range(0, 7 * shape[0], 7)]
@@ -193,7 +193,7 @@ def test_random_crops_have_the_page_s_tokens(folder: Path) -> None:
     shards = IndexedShards([folder], seed=3)
     batch = shards.batch(0, 12, frames=70)
     records = dict(plain_records(folder, "train"))
-    vocabulary = read_manifest(folder)["vocabulary"]
+    vocabulary = read_build_manifest(folder)["vocabulary"]
     for i, key in enumerate(batch.keys):
         shape, numbers = records[key]["notes.npy"]
         notes = [numbers[j : j + 7] for j in range(0, 7 * shape[0], 7)]
@@ -271,9 +271,9 @@ def test_the_columns_of_a_table_are_those_that_are_documented(heading: str, sche
 def test_the_fields_of_records_and_manifest_are_those_that_are_documented(folder: Path) -> None:
     _, record = next(plain_records(folder, "train"))
     assert set(named("**json** is one object")) == set(record["json"])
-    manifest = read_manifest(folder)
+    manifest = read_build_manifest(folder)
     assert set(named("One object in UTF-8")) == set(manifest)
-    assert set(manifest["members"]) <= {row[0].removesuffix(".npy") for row in table("## Members")}
+    assert set(manifest["features"]) <= {row[0].removesuffix(".npy") for row in table("## Members")}
     rows = {row[0]: row[1] for row in table("One object in UTF-8")}
     for field in ("spectrogram", "vocabulary"):
         assert set(rows[field].split(", ")) == set(manifest[field])

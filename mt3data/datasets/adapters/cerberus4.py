@@ -50,5 +50,5 @@ def _quartets(song: Track, manifest: DatasetManifest) -> Iterator[Track]:
         heard = tuple(p for p in song.problems if p.startswith(tuple(f"{i}:" for i in ids)))
         yield replace(
             song, id=f"{song.id}-q{number:02d}", name=f"{song.name}:{':'.join(ids)}", stems=stems,
-            problems=heard, passes=(ids,),
+            problems=heard, variants=(ids,),
         )  # fmt: skip

@@ -70,7 +70,9 @@ def test_segments_that_fade_at_their_end_give_the_same_lag(
     played: tuple[np.ndarray, Notes],
 ) -> None:
     whole, notes = played
-    cut = windows_of(sound(melody(1)), Notes.empty(), "t", 1, WindowConfig(256, edge="segment"))
+    cut = windows_of(
+        sound(melody(1)), Notes.empty(), "t", 1, WindowConfig(256, right_context="zeros")
+    )
     mel = np.concatenate([window.sound["mel"][: window.valid_frames] for window in cut])
     segments = align.bands_of(mel, CONFIG)
     assert len(segments) == len(whole) + 1

@@ -13,9 +13,9 @@ from mt3data.datasets.track import Track
 from mt3data.errors import UserError
 
 
-def planned(name: str, seconds: float = 60.0, passes: int = 1) -> PlannedTrack:
+def planned(name: str, seconds: float = 60.0, variants: int = 1) -> PlannedTrack:
     track = Track(name, name, "demo", "train", Path("mix.flac"))
-    return PlannedTrack(track, seconds, (1,), passes, 1)
+    return PlannedTrack(track, seconds, (1,), variants, 1)
 
 
 SONG = planned("song")
@@ -36,25 +36,25 @@ def die(run: Run, track: PlannedTrack, said: str = "") -> Path:
 
 def test_one_death_proves_nothing_and_two_are_a_verdict(run: Run) -> None:
     die(run, SONG)
-    assert run.verdict(SONG) is None
+    assert run.should_skip(SONG) is None
     die(run, SONG)
-    assert run.verdict(SONG) == (
+    assert run.should_skip(SONG) == (
         "worker", "its worker died 2 times at it (memory, or a library crashed)",
     )  # fmt: skip
-    assert run.verdict(planned("son")) is None
+    assert run.should_skip(planned("son")) is None
 
 
 def test_one_hang_is_a_verdict(run: Run) -> None:
     die(run, SONG, "Timeout (0:10:00)!")
-    assert run.verdict(SONG) == (
+    assert run.should_skip(SONG) == (
         "hang", "not done after 600 s, see --track-timeout; its worker was stopped",
     )  # fmt: skip
 
 
 def test_an_attempt_that_ends_leaves_no_marker(run: Run) -> None:
-    with run.attempt(SONG):
+    with run.guard(SONG):
         assert [path.name for path in run.markers()] == ["song.1"]
-    with pytest.raises(ValueError, match="bad"), run.attempt(SONG):
+    with pytest.raises(ValueError, match="bad"), run.guard(SONG):
         raise ValueError("bad")
     assert run.markers() == {}
 
@@ -66,7 +66,7 @@ def test_markers_of_an_earlier_run_are_cleared(tmp_path: Path) -> None:
     die(first, SONG)
     die(first, SONG)
     with new_run(tmp_path, tmp_path, 0.0) as second:
-        assert second.verdict(SONG) is None
+        assert second.should_skip(SONG) is None
         assert list(tmp_path.iterdir()) == [second.folder]
 
 

@@ -1,6 +1,5 @@
 """Builds: the same bytes however they were made, nothing lost, mistakes named."""
 
-import hashlib
 import json
 import os
 import re
@@ -16,8 +15,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
+from builds import digests
 
-from mt3data.build.build_folder import claimed
+from mt3data.build.build_folder import BuildFolder
 from mt3data.build.plan import BuildConfig, make_plan
 from mt3data.build.run import build
 from mt3data.build.shard_job import STATE
@@ -41,15 +41,6 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def config(source: Path, out: Path, **changes: object) -> BuildConfig:
     windows = changes.pop("windows", WindowConfig(256))
     return BuildConfig("demo", source, out, windows=windows, **changes)  # type: ignore[arg-type]
-
-
-def digests(folder: Path) -> dict[str, str]:
-    """sha256 of every file of a build but its log."""
-    return {
-        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(folder.rglob("*"))
-        if path.is_file() and path.name != "build.log.jsonl"
-    }
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +74,7 @@ def test_a_record_holds_what_the_schema_says(built: Path) -> None:
     row = source.index["key"].index("demo-Track00002-p0-0000256")
     facts = json.loads(source.member(row, "json"))
     assert facts == {
-        "dataset": "demo", "track": "Track00002", "split": "train", "pass": 0, "start_frame": 256,
+        "dataset": "demo", "track": "Track00002", "split": "train", "variant": 0, "start_frame": 256,
         "frames": 256, "track_frames": 376, "programs": [0, 29, 33], "schema": 1,
     }  # fmt: skip
     mel, tokens, notes = (read_npy(source.member(row, name)) for name in ("mel", "tokens", "notes"))
@@ -174,7 +165,7 @@ def test_a_folder_that_holds_something_else_is_refused(source: Path, tmp_path: P
 
 def test_a_second_run_in_the_same_folder_is_kept_out(source: Path, tmp_path: Path) -> None:
     plan = make_plan(config(source, tmp_path))
-    with claimed(plan), pytest.raises(UserError, match="another build is at work there"):
+    with BuildFolder(plan).lock(), pytest.raises(UserError, match="another build is at work there"):
         build(plan)
 
 
@@ -267,11 +258,11 @@ def test_tracks_asked_for_are_spread_over_the_splits(source: Path, tmp_path: Pat
 def test_passes_cut_training_tracks_again_and_leave_evaluation_alone(
     source: Path, tmp_path: Path
 ) -> None:
-    windows = WindowConfig(256, passes=3)
+    windows = WindowConfig(256, variants=3)
     folder = build(make_plan(config(source, tmp_path, windows=windows))).folder
     train, test = ShardSet(folder, "train"), ShardSet(folder, "test")
-    assert set(train.index["pass"]) == {0, 1, 2}
-    assert set(test.index["pass"]) == {0}
+    assert set(train.index["variant"]) == {0, 1, 2}
+    assert set(test.index["variant"]) == {0}
     assert len(set(train.index["key"])) == len(train)
 
 

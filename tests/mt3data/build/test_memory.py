@@ -36,7 +36,7 @@ def long_track(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     "options",
     ["--align off", "--align measure", "--align dtw", "--window 256", "--window 256 --align off",
-     "--members audio", "--members mel,audio --passes 2"],
+     "--store audio", "--store mel,audio --variants 2"],
 )  # fmt: skip
 def test_a_worker_needs_less_than_a_gigabyte_for_thirty_minutes(
     long_track: Path, tmp_path: Path, options: str

@@ -8,14 +8,14 @@ import pytest
 from builds import shard_of
 from click.testing import CliRunner, Result
 
-from mt3data.build.build_folder import beside
+from mt3data.build.build_folder import BuildFolder
 from mt3data.build.plan import BuildConfig, Plan, ShardPlan, make_plan
 from mt3data.build.run import build
 from mt3data.build.shard_job import STATE
-from mt3data.build.track_table import read_bad
+from mt3data.build.track_table import read_exclusions
 from mt3data.cli.main import main
 from mt3data.errors import UserError
-from mt3data.shards.format import read_manifest
+from mt3data.shards.format import read_build_manifest
 from mt3data.shards.windows import WindowConfig
 
 TRAIN = [f"Track{n:05d}" for n in range(1, 13)]
@@ -65,7 +65,7 @@ def test_another_seed_orders_training_tracks_in_another_way(source: Path, tmp_pa
 
 @pytest.mark.parametrize(
     "windows",
-    [WindowConfig(256, passes=3), WindowConfig(2048), WindowConfig(256, members=("audio",))],
+    [WindowConfig(256, variants=3), WindowConfig(2048), WindowConfig(256, features=("audio",))],
 )
 def test_the_records_and_bytes_of_a_plan_are_those_that_are_built(
     source: Path, tmp_path: Path, windows: WindowConfig
@@ -78,8 +78,11 @@ def test_the_records_and_bytes_of_a_plan_are_those_that_are_built(
 
 
 def test_a_listed_track_is_left_out_as_if_it_had_failed_so(source: Path, tmp_path: Path) -> None:
-    bad = {"Track00003": ("audio", "too loud")}
-    plan, whole = plan_of(source, tmp_path / "bad", bad=bad), plan_of(source, tmp_path / "whole")
+    excluded = {"Track00003": ("audio", "too loud")}
+    plan, whole = (
+        plan_of(source, tmp_path / "bad", exclude=excluded),
+        plan_of(source, tmp_path / "whole"),
+    )
     assert (plan.fingerprint, content(plan, "train")) == (
         whole.fingerprint,
         content(whole, "train"),
@@ -91,8 +94,8 @@ def test_a_listed_track_is_left_out_as_if_it_had_failed_so(source: Path, tmp_pat
         {s["name"]: s["sha256"] for s in b.manifest["shards"]} for b in (summary, other)
     )
     assert {n for n in ours if ours[n] != theirs[n]} == {shard_of(other.folder, "Track00003")}
-    with pytest.raises(UserError, match="is finished and holds Track00003, which --bad lists"):
-        build(plan_of(source, tmp_path / "whole", bad=bad))
+    with pytest.raises(UserError, match="is finished and holds Track00003, which --exclude lists"):
+        build(plan_of(source, tmp_path / "whole", exclude=excluded))
 
 
 def test_a_shard_that_is_done_is_done_again_where_a_track_of_it_is_listed_now(
@@ -106,13 +109,13 @@ def test_a_shard_that_is_done_is_done_again_where_a_track_of_it_is_listed_now(
     plan, done = plan_of(source, tmp_path), list[object]()
     with pytest.raises(KeyboardInterrupt):  # when all shards are done, and nothing else
         build(plan, on_shard=stop)
-    summary = build(plan_of(source, tmp_path, bad={"Track00003": ("audio", "too loud")}))
+    summary = build(plan_of(source, tmp_path, exclude={"Track00003": ("audio", "too loud")}))
     assert [row["track"] for row in summary.quarantined] == ["Track00003"]
 
 
 def test_a_list_of_bad_tracks_may_leave_out_stage_and_reason(tmp_path: Path) -> None:
     (tmp_path / "bad").write_text("Track00001\n\nTrack00002\taudio\nTrack00003\taudio\ttoo loud\n")
-    assert read_bad(tmp_path / "bad") == {
+    assert read_exclusions(tmp_path / "bad") == {
         "Track00001": ("listed", "left out"), "Track00002": ("audio", "left out"),
         "Track00003": ("audio", "too loud"),
     }  # fmt: skip
@@ -122,14 +125,14 @@ def test_a_list_of_bad_tracks_that_cannot_be_understood_is_refused(
     source: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match="expected a list of tracks"):
-        read_bad(tmp_path / "none")
+        read_exclusions(tmp_path / "none")
     (tmp_path / "bad").write_text("Track00001\taudio\ttoo\tloud\n")
     with pytest.raises(UserError, match="line 1 has 4 columns; expected TRACK, stage, reason"):
-        read_bad(tmp_path / "bad")
+        read_exclusions(tmp_path / "bad")
     with pytest.raises(
         UserError, match="'Track7', and none of the 18 tracks to build is called so"
     ):
-        plan_of(source, tmp_path, bad={"Track7": ("listed", "left out")})
+        plan_of(source, tmp_path, exclude={"Track7": ("listed", "left out")})
 
 
 def test_too_little_room_is_told_before_any_work(
@@ -230,21 +233,21 @@ def test_force_builds_anew_beside_and_says_where(source: Path, tmp_path: Path) -
     again = run(source, tmp_path, "--force", "--seed", 1)
     assert again.exit_code == 0, again.output
     assert f"--force: {tmp_path / 'slakh-2'}" in again.stderr
-    assert read_manifest(tmp_path / "slakh-2")["seed"] == 1
-    assert read_manifest(tmp_path / "slakh")["seed"] == 0
+    assert read_build_manifest(tmp_path / "slakh-2")["seed"] == 1
+    assert read_build_manifest(tmp_path / "slakh")["seed"] == 0
 
 
 def test_what_force_began_is_continued_by_the_same_command(source: Path, tmp_path: Path) -> None:
     plan = plan_of(source, tmp_path)
-    assert beside(plan).folder == tmp_path / "demo"
+    assert BuildFolder(plan).next_free().folder == tmp_path / "demo"
     plan.folder.mkdir()
-    second = beside(plan)
+    second = BuildFolder(plan).next_free()
     assert second.folder == tmp_path / "demo-2"
     (second.folder / STATE).mkdir(parents=True)
     (second.folder / STATE / "plan.json").write_text(f'{{"fingerprint": "{plan.fingerprint}"}}')
-    assert beside(plan).folder == tmp_path / "demo-2"
+    assert BuildFolder(plan).next_free().folder == tmp_path / "demo-2"
     other = plan_of(source, tmp_path, WindowConfig(256, seed=1))
-    assert beside(other).folder == tmp_path / "demo-3"
+    assert BuildFolder(other).next_free().folder == tmp_path / "demo-3"
 
 
 def test_a_run_that_was_killed_before_it_wrote_its_plan_is_taken_up(

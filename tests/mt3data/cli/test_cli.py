@@ -46,7 +46,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_build_can_be_checked_described_and_drawn(shards: Path, tmp_path: Path) -> None:
     checked = run("check", shards)
     assert (checked.exit_code, checked.stdout.split()[-1]) == (0, "whole")
-    assert "slakh: Slakh2100, window 256, edge segment" in run("info", shards).stdout
+    assert "slakh: Slakh2100, window 256, right_context zeros" in run("info", shards).stdout
     assert set(json.loads(run("info", shards, "--json").stdout)[str(shards / "slakh")]["splits"]) == {
         "train", "validation", "test",
     }  # fmt: skip
@@ -111,7 +111,7 @@ def test_faults_are_counted_in_words_and_in_json(shards: Path) -> None:
         ("build slakh --track-timeout nan", "--track-timeout nan: expected 0 to"),
         ("build slakh --track-timeout 1e99", "--track-timeout 1e+99: expected 0 to"),
         ("build slakh --velocity-bins 500", "expected 1 to 127"),
-        ("build slakh --bad nowhere", "nowhere"),
+        ("build slakh --exclude nowhere", "nowhere"),
         ("build slakh --nonsense", "No such option '--nonsense'"),
         ("build demo --root /proc/x", "/proc/x: No such file or directory; choose another path"),
         ("check nowhere", "no such folder"),
@@ -194,7 +194,7 @@ def test_a_path_that_cannot_be_used_is_one_line_and_exit_code_2(
     def fail(*_: object) -> None:
         (shards / "slakh" / "manifest.json" / "x").mkdir()
 
-    monkeypatch.setattr("mt3data.shards.format.read_manifest", fail)
+    monkeypatch.setattr("mt3data.shards.format.read_build_manifest", fail)
     result = run("info", shards)
     assert result.exit_code == 2
     assert "manifest.json/x: Not a directory; choose another path" in result.stderr
@@ -243,10 +243,10 @@ def test_every_option_has_a_help_text_and_the_first_sentence_fits(
 
 
 # What an option is called, wherever it stands; only of these, so that a new name is thought about.
-NAMES = """--align --bad --batch --cache --checkpoint --compile --csv --dry-run --edge
+NAMES = """--align --exclude --batch --cache --checkpoint --compile --csv --dry-run --context
 --encoding --engine --fast --force --format --from --granularity --half --heads --html
---json --least-stems --markdown --max-failures --members --midi --name --no-download --out --part
---passes --profile --programs --root --seconds --seed --select --soundfont --source --split
+--json --min-stems --markdown --max-failures --store --midi --name --no-download --out --part
+--variants --profile --programs --root --seconds --seed --select --soundfont --source --split
 --split-scheme --stream --subsets --track-timeout --tracks --velocity-bins --window --workers""".split()
 
 

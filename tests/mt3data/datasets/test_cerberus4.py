@@ -75,7 +75,7 @@ def test_a_song_without_a_group_says_so(root: Path) -> None:
     described["stems"]["S03"]["inst_class"] = "Strings"
     path.write_text(yaml.safe_dump(described))
     track = found(root)[0]
-    assert (track.id, track.passes) == ("Track00001", ())
+    assert (track.id, track.variants) == ("Track00001", ())
     assert track.failure == "no quartet: it has 0 Bass, 1 Drums, 2 Guitar, 2 Piano"
 
 
@@ -94,7 +94,7 @@ def test_a_build_holds_every_quartet_once_with_its_references(root: Path, tmp_pa
     assert {name: s["tracks"] for name, s in summary.manifest["splits"].items()} == {
         "train": 4, "validation": 4, "test": 4,
     }  # fmt: skip
-    assert set(ShardSet(summary.folder, "train").index["pass"]) == {0}
+    assert set(ShardSet(summary.folder, "train").index["variant"]) == {0}
     track = next(read_tracks(summary.folder, "test"))
     assert track.track == "Track01877-q00"
     pitched = track.notes[~track.notes.is_drum]

@@ -13,7 +13,7 @@ from mt3data.cli.main import main
 from mt3data.datasets import manifest
 from mt3data.datasets.adapters import folder
 from mt3data.errors import UserError
-from mt3data.shards.format import read_manifest
+from mt3data.shards.format import read_build_manifest
 
 FOLDER = manifest.load("folder")
 
@@ -162,7 +162,7 @@ def test_a_stranger_s_folder_becomes_shards_in_one_command(tmp_path):
     done = CliRunner().invoke(main, [*command, "--workers", "1", "--window", "256"])
     assert done.exit_code == 0, done.output
     assert sorted(path.name for path in out.iterdir()) == ["mine"]
-    built = read_manifest(out / "mine")
+    built = read_build_manifest(out / "mine")
     assert built["dataset"] == "mine"
     assert {name: s["tracks"] for name, s in built["splits"].items()} == {
         "train": 2, "validation": 1,
@@ -179,7 +179,7 @@ def test_mp3_is_taken_too(tmp_path):
     command = ["build", "folder", "--root", str(root), "--out", str(tmp_path / "out")]
     done = CliRunner().invoke(main, [*command, "--workers", "1"])
     assert done.exit_code == 0, done.output
-    assert read_manifest(tmp_path / "out/folder")["quarantined"] == 0
+    assert read_build_manifest(tmp_path / "out/folder")["quarantined"] == 0
 
 
 def test_what_has_no_partner_is_listed_and_the_exit_code_is_1(tmp_path):

@@ -1,4 +1,4 @@
-"""Stems as passes: which are drawn, that audio and labels of a pass agree, and what is recorded."""
+"""Stems as variants: which are drawn, that audio and labels of a variant agree, and what is recorded."""
 
 import json
 from collections import Counter
@@ -67,7 +67,7 @@ def stems(tmp_path: Path, lengths: list[int]) -> tuple[Stem, ...]:
 
 def test_a_mix_is_the_plain_sum_of_its_stems_as_long_as_the_longest(tmp_path: Path) -> None:
     track = Track("t", "t", "d", "train", tmp_path / "none.wav", stems(tmp_path, [3, 5, 4]),
-                  passes=(("S00", "S01"), ("S02",)))  # fmt: skip
+                  variants=(("S00", "S01"), ("S02",)))  # fmt: skip
     one, other = mix.mixes(track, 16000)
     assert one.tolist() == [1.5, 1.5, 1.5, 0.5, 0.5]
     assert other.tolist() == [0.25, 0.25, 0.25, 0.25, 0]
@@ -80,7 +80,7 @@ def test_only_training_tracks_with_stems_get_subsets(tmp_path: Path, kept: str) 
         "t", "t", "d", "validation" if kept == "validation" else "train", tmp_path / "mix.wav",
         () if kept == "without stems" else stems(tmp_path, [3]),
         failure="broken" if kept == "failed" else "",
-        passes=(("S00",),) if kept == "quartet" else (),
+        variants=(("S00",),) if kept == "quartet" else (),
     )  # fmt: skip
     assert mix.with_subsets(track, 0, 10) is track
 
@@ -97,7 +97,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def three(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A build with three subsets, of at least two stems so that they differ."""
     config = BuildConfig("demo", source, tmp_path_factory.mktemp("out"), windows=WindowConfig(256),
-                         subsets=3, least_stems=2)  # fmt: skip
+                         subsets=3, min_stems=2)  # fmt: skip
     return build(make_plan(config)).folder
 
 
@@ -109,17 +109,17 @@ def rows_of(folder: Path) -> dict[str, dict[str, list[str]]]:
 def test_each_pass_hears_and_labels_its_own_stems(source: Path, three: Path) -> None:
     assert check(three) == []
     shards = ShardSet(three, "train")
-    passes = [said.split("+") for said in rows_of(three)["Track00001"]["passes"]]
-    assert len(passes) == len({tuple(members) for members in passes}) == 3
+    variants = [said.split("+") for said in rows_of(three)["Track00001"]["variants"]]
+    assert len(variants) == len({tuple(members) for members in variants}) == 3
     folder = source / "train" / "Track00001"
-    for k, members in enumerate(passes):
+    for k, members in enumerate(variants):
         row = shards.index["key"].index(f"demo-Track00001-p{k}-0000000")
         heard = np.sum([read_audio(folder / "stems" / f"{s}.flac") for s in members], axis=0)
         want = log_mel(pad_to_frames(heard)[: 256 * 128]).astype(np.float16)
         np.testing.assert_array_equal(read_npy(shards.member(row, "mel")), want)
         onsets = sum(len(fakes.slakh_notes(stem, 2.5)) for stem in members)
-        in_passes = [r for r, key in enumerate(shards.index["key"]) if f"Track00001-p{k}-" in key]
-        notes = np.concatenate([read_npy(shards.member(r, "notes")) for r in in_passes])
+        of_variant = [r for r, key in enumerate(shards.index["key"]) if f"Track00001-p{k}-" in key]
+        notes = np.concatenate([read_npy(shards.member(r, "notes")) for r in of_variant])
         assert len(np.unique(notes, axis=0)) == onsets
 
 
@@ -129,7 +129,7 @@ def test_every_pass_begins_at_the_first_frame(three: Path) -> None:
 
 
 def test_evaluation_hears_the_full_mix_in_one_pass(source: Path, three: Path) -> None:
-    assert rows_of(three)["Track00003"]["passes"] == []
+    assert rows_of(three)["Track00003"]["variants"] == []
     track = next(read_tracks(three, "validation"))
     assert len(track.notes) == sum(len(fakes.slakh_notes(s, 2.5)) for s in ("S00", "S01", "S02", "S03"))  # fmt: skip
 
@@ -148,7 +148,7 @@ def test_the_profile_and_its_law_stand_in_the_manifest(source: Path, tmp_path: P
         make_plan(BuildConfig("demo", source, tmp_path, profile=profile)).identity
         for profile in ("paper", "fixed")
     )
-    assert (paper["profile"], paper["subsets"]["passes"]) == ("paper", 10)
+    assert (paper["profile"], paper["subsets"]["variants"]) == ("paper", 10)
     assert "gain 1" in paper["subsets"]["law"]
     assert (fixed["profile"], fixed["subsets"]) == ("fixed", None)
     assert json.dumps(paper["tracks"]) != json.dumps(fixed["tracks"])
@@ -177,7 +177,7 @@ def test_the_papers_profile_keeps_what_the_fixed_one_would_move(
     ("changes", "said"),
     [
         ({"profile": "papre"}, "papre: expected fixed or paper"),
-        ({"subsets": 3, "windows": WindowConfig(256, passes=2)}, "exclude each other"),
+        ({"subsets": 3, "windows": WindowConfig(256, variants=2)}, "exclude each other"),
     ],
 )
 def test_mistakes_are_one_line(

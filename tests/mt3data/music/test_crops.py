@@ -2,9 +2,9 @@
 
 import numpy as np
 import pytest
+from crowded_notes import TRACK_FRAMES, WINDOW, tracks
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_windows import TRACK_FRAMES, WINDOW, tracks
 
 from mt3data.music.events import EventTable
 from mt3data.music.fast_tokenizer import encode, encode_crops, encode_many

@@ -19,7 +19,7 @@ from mt3data.report import charts
 from mt3data.report.markup import Html, element, table
 from mt3data.report.page import n_windows, write_report
 from mt3data.report.statistics import SAMPLE, sounding, survey
-from mt3data.shards.format import read_manifest
+from mt3data.shards.format import read_build_manifest
 
 NASTY = '<img src=x onerror=alert(1)> & "quoted" ' + "very-long-name-" * 9
 VOID = {"meta", "br"}
@@ -99,7 +99,7 @@ def page(builds: Path) -> Page:
 
 
 def test_the_numbers_of_the_manifest_are_on_the_page(builds: Path, page: Page) -> None:
-    manifest = read_manifest(builds / "odd")
+    manifest = read_build_manifest(builds / "odd")
     for split in manifest["splits"].values():
         for number in (split["tracks"], split["records"], split["notes"], split["tokens"]):
             assert f"{number:,}" in page.rows
@@ -186,7 +186,7 @@ def test_segments_of_one_track_count_each_note_once(builds: Path) -> None:
 
 def test_a_window_of_audio_alone_is_drawn_as_one_with_mel(builds: Path, tmp_path: Path) -> None:
     done = run("build", "folder", "--root", builds.parent / "plain", "--out", tmp_path,
-               "--members", "audio", "--workers", 1, "--no-download")  # fmt: skip
+               "--store", "audio", "--workers", 1, "--no-download")  # fmt: skip
     assert done.exit_code == 0, done.output
     assert run("report", tmp_path, "--out", tmp_path / "a.html").exit_code == 0
     mel, from_audio = (

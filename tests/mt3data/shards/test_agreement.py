@@ -8,14 +8,14 @@ import pytest
 from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.errors import UserError
 from mt3data.music.vocabulary import VocabularyConfig
-from mt3data.shards.compatibility import agree
+from mt3data.shards.compatibility import common_settings
 
 
 def manifest(**changes: Any) -> dict[str, Any]:
     settings = {
         "spectrogram": asdict(SpectrogramConfig()),
         "vocabulary": asdict(VocabularyConfig(num_velocity_bins=1)),
-        "edge": "segment", "window": 256, "members": ["mel"],
+        "right_context": "zeros", "window": 256, "features": ["mel"],
     }  # fmt: skip
     return settings | changes
 
@@ -27,7 +27,7 @@ def manifest(**changes: Any) -> dict[str, Any]:
             {"vocabulary": asdict(VocabularyConfig(num_velocity_bins=127))},
             "num_velocity_bins: 1 in shards/a, 127 in shards/b",
         ),
-        ({"edge": "track"}, "edge: segment in shards/a, track in shards/b"),
+        ({"right_context": "audio"}, "right_context: zeros in shards/a, audio in shards/b"),
         ({"window": 512}, "window: 256 in shards/a, 512 in shards/b"),
     ],
 )
@@ -35,7 +35,7 @@ def test_of_builds_that_differ_only_the_difference_is_told(
     changes: dict[str, Any], told: str
 ) -> None:
     builds = [("shards/a", manifest()), ("shards/b", manifest(**changes))]
-    assert agree(builds[:1] * 2).vocabulary.num_velocity_bins == 1
+    assert common_settings(builds[:1] * 2).vocabulary.num_velocity_bins == 1
     with pytest.raises(UserError) as said:
-        agree(builds)
+        common_settings(builds)
     assert str(said.value) == f"{told}; builds can be mixed only if they agree"

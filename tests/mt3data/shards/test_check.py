@@ -114,7 +114,7 @@ def test_a_build_without_records_is_whole_and_an_empty_source_of_a_mixture_is_na
 ) -> None:
     root = fakes.slakh_tree(tmp_path / "root", "demo", SPLITS, seconds=3.0)
     config = BuildConfig("demo", root, tmp_path, windows=WindowConfig(256),
-                         bad=dict.fromkeys(SPLITS, ("listed", "left out")))  # fmt: skip
+                         exclude=dict.fromkeys(SPLITS, ("listed", "left out")))  # fmt: skip
     empty = build(make_plan(config)).folder
     assert check(empty) == check(empty, fast=True) == []
     with pytest.raises(UserError, match=f"^no records in split 'train' of {empty}$"):
@@ -332,7 +332,7 @@ def test_a_flipped_bit_names_the_record_it_is_in(copy: Path) -> None:
 
 def test_audio_is_checked_as_mel_is(tmp_path: Path) -> None:
     root = fakes.slakh_tree(tmp_path / "root", "demo", {"Track00001": "train"}, seconds=2.0)
-    windows = WindowConfig(256, members=("audio",))
+    windows = WindowConfig(256, features=("audio",))
     folder = build(make_plan(BuildConfig("demo", root, tmp_path, windows=windows))).folder
     assert check(folder) == []
     change_and_reseal(folder, "audio", lambda body: body.__setitem__(200, body[200] ^ 1))
@@ -347,7 +347,7 @@ def test_every_float16_is_told_finite_or_not() -> None:
 
 
 @pytest.mark.parametrize(
-    ("old", "new"), [('"edge":"segment"', '"edge":"segmfnt"'), ('"fmin":20.0', '"fmin":21.0'), ("Track00002", "Track00042"), ('"num_velocity_bins"', '"bins"'), ('"fingerprint"', '"print"')]
+    ("old", "new"), [('"right_context":"zeros"', '"right_context":"zerps"'), ('"fmin":20.0', '"fmin":21.0'), ("Track00002", "Track00042"), ('"num_velocity_bins"', '"bins"'), ('"fingerprint"', '"print"')]
 )  # fmt: skip
 def test_a_setting_that_was_changed_in_the_manifest_is_found(
     copy: Path, old: str, new: str

@@ -38,7 +38,7 @@ def make(folder: Path, first_note: float) -> Path:
     notes = [(first_note + 0.2 * k, first_note + 0.2 * k + 0.1, 60 + k, 80) for k in range(3)]
     for path in root.glob("train/*/MIDI/*.mid"):
         fakes.write_midi(path, [(30, notes)])
-    windows = WindowConfig(64, edge="segment", align="off")
+    windows = WindowConfig(64, right_context="zeros", align="off")
     return build(make_plan(BuildConfig("demo", root, folder / "out", windows=windows))).folder
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import soundfile
-from test_build import digests
+from builds import digests
 
 from mt3data.audio.load import from_int16, read_audio, to_int16
 from mt3data.audio.spectrogram import log_mel
@@ -16,7 +16,7 @@ from mt3data.build.plan import BuildConfig, make_plan
 from mt3data.build.run import build
 from mt3data.music.notes import Notes
 from mt3data.shards.check import check
-from mt3data.shards.format import read_manifest, read_npy
+from mt3data.shards.format import read_build_manifest, read_npy
 from mt3data.shards.index import ShardSet
 from mt3data.shards.windows import WindowConfig, windows_of
 
@@ -32,7 +32,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def built(source: Path, out: Path, members: str, workers: int = 1, subsets: int = 0,
           **windows: object) -> Path:  # fmt: skip
-    config = WindowConfig(members=tuple(members.split(",")), **windows)  # type: ignore[arg-type]
+    config = WindowConfig(features=tuple(members.split(",")), **windows)  # type: ignore[arg-type]
     plan = make_plan(BuildConfig("demo", source, out, windows=config, workers=workers, subsets=subsets))  # fmt: skip
     return build(plan).folder
 
@@ -98,23 +98,23 @@ def noisy() -> np.ndarray:
     return (tones + np.random.default_rng(0).normal(0, 1e-3, len(tones))).astype(np.float32)
 
 
-@pytest.mark.parametrize("edge", ["segment", "track"])
+@pytest.mark.parametrize("right_context", ["zeros", "audio"])
 @pytest.mark.parametrize("first", [0, 256, 512])
 def test_mel_of_a_crop_is_that_of_a_window_of_its_length(
-    noisy: np.ndarray, edge: str, first: int
+    noisy: np.ndarray, right_context: str, first: int
 ) -> None:
-    config = WindowConfig(256, edge=edge)
+    config = WindowConfig(256, right_context=right_context)
     wanted = next(
         window for window in windows_of(noisy, Notes.empty(), "t", 1, config)
         if window.start_frame == first
     )  # fmt: skip
-    long = next(windows_of(noisy, Notes.empty(), "t", 1, WindowConfig(800, members=("audio",))))
-    last = (first + 256) * HOP + (CONTEXT if edge == "track" else 0)
+    long = next(windows_of(noisy, Notes.empty(), "t", 1, WindowConfig(800, features=("audio",))))
+    last = (first + 256) * HOP + (CONTEXT if right_context == "audio" else 0)
     crop = from_int16(long.sound["audio"][first * HOP : last])
     off = np.abs(log_mel(crop)[:256] - wanted.sound["mel"].astype(np.float32))
     # Rounding to 16 bits, and that of mel to float16, which alone is 0.0005 here.
     assert off.mean() < 0.018
-    other = WindowConfig(256, edge="track" if edge == "segment" else "segment")
+    other = WindowConfig(256, right_context="audio" if right_context == "zeros" else "zeros")
     control = next(
         window for window in windows_of(noisy, Notes.empty(), "t", 1, other)
         if window.start_frame == first
@@ -124,7 +124,9 @@ def test_mel_of_a_crop_is_that_of_a_window_of_its_length(
 
 
 def test_audio_takes_a_quarter_of_the_room(mel: Path, audio: Path) -> None:
-    sizes = [sum(shard["bytes"] for shard in read_manifest(f)["shards"]) for f in (mel, audio)]
+    sizes = [
+        sum(shard["bytes"] for shard in read_build_manifest(f)["shards"]) for f in (mel, audio)
+    ]
     assert 0.25 < sizes[1] / sizes[0] < 0.28
 
 
@@ -157,14 +159,14 @@ def test_a_record_holds_the_members_asked_for_in_order(
     for name in ("mel", "audio"):
         columns = {f"{name}_offset", f"{name}_size", f"{name}_crc32"}
         assert columns & set(index) == (columns if name in members else set())
-    stored = read_manifest(folder)["members"]
+    stored = read_build_manifest(folder)["features"]
     assert sorted(stored) == sorted([*members.split(","), "notes", "tokens"])
     assert check(folder) == []
 
 
 @pytest.mark.parametrize(
     "settings",
-    [{"align": "shift", "passes": 2}, {"align": "off", "subsets": 2}, {"frames": 256}],
+    [{"align": "shift", "variants": 2}, {"align": "off", "subsets": 2}, {"frames": 256}],
     ids=str,
 )
 def test_audio_builds_have_the_bytes_of_one_worker_and_the_labels_of_mel(
@@ -174,7 +176,7 @@ def test_audio_builds_have_the_bytes_of_one_worker_and_the_labels_of_mel(
     one, two = (built(source, tmp_path / str(n), "audio", n, **settings) for n in (1, 2))  # type: ignore[arg-type]
     assert digests(one) == digests(two)
     assert check(one) == []
-    with_mel = built(source, tmp_path / "mel", "mel", edge="segment", **settings)  # type: ignore[arg-type]
+    with_mel = built(source, tmp_path / "mel", "mel", right_context="zeros", **settings)  # type: ignore[arg-type]
     tracks, wanted = (pq.read_table(f / "tracks.parquet").to_pylist() for f in (one, with_mel))
     assert tracks == wanted
     ours, theirs = ShardSet(one, "train"), ShardSet(with_mel, "train")
@@ -185,23 +187,23 @@ def test_audio_builds_have_the_bytes_of_one_worker_and_the_labels_of_mel(
 
 
 def test_the_edge_of_audio_is_that_of_segments_whatever_the_window() -> None:
-    assert WindowConfig(2048, members=("audio",)).edge == "segment"
-    assert WindowConfig(2048, members=("mel", "audio")).edge == "track"
-    assert WindowConfig(2048, members=("audio",), edge="track").edge == "track"
+    assert WindowConfig(2048, features=("audio",)).right_context == "zeros"
+    assert WindowConfig(2048, features=("mel", "audio")).right_context == "audio"
+    assert WindowConfig(2048, features=("audio",), right_context="audio").right_context == "audio"
 
 
 def test_members_have_one_order_and_unknown_ones_are_named() -> None:
-    assert WindowConfig(members=("audio", "mel", "mel")) == WindowConfig(members=("mel", "audio"))
+    assert WindowConfig(features=("audio", "mel", "mel")) == WindowConfig(features=("mel", "audio"))
     for wrong in (("mel", "flac"), ()):
         with pytest.raises(ValueError, match="expected mel, audio or mel,audio"):
-            WindowConfig(members=wrong)
+            WindowConfig(features=wrong)
 
 
 def test_other_members_in_the_same_folder_are_refused(source: Path, audio: Path) -> None:
     from mt3data.errors import UserError
 
     with pytest.raises(UserError, match="members.audio"):
-        built(source, audio.parent, "mel", frames=800, edge="segment")
+        built(source, audio.parent, "mel", frames=800, right_context="zeros")
 
 
 def test_a_picture_of_audio_shows_its_mel(audio: Path, mel: Path) -> None:

@@ -39,18 +39,18 @@ def segments(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def long(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(tmp_path_factory.mktemp("b"), "long", 2, 512)  # 4 records, then edge track
+    return make(tmp_path_factory.mktemp("b"), "long", 2, 512)  # 4 records, then right_context audio
 
 
 @pytest.fixture(scope="module")
 def long_track(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make(tmp_path_factory.mktemp("c"), "long", 2, 400)  # edge track
+    return make(tmp_path_factory.mktemp("c"), "long", 2, 400)  # right_context audio
 
 
 def test_every_record_comes_once_per_epoch(segments: Path) -> None:
     shards = IndexedShards([segments], seed=5)
     seen = [
-        row for step in range(9) for row in shards.plan(step, 4)[1].tolist()
+        row for step in range(9) for row in shards.draw_plan(step, 4)[1].tolist()
     ]  # 36 draws of 9 records
     epochs = [seen[i : i + 9] for i in range(0, 36, 9)]
     assert all(sorted(epoch) == list(range(9)) for epoch in epochs)
@@ -100,7 +100,7 @@ def test_a_run_continues_at_any_step_without_replaying_what_came_before(
     assert got.keys == want.keys
     np.testing.assert_array_equal(got.mel, want.mel)
     np.testing.assert_array_equal(got.tokens, want.tokens)
-    resumed.plan(10**9, 3)  # draws 3 * 10^9 and on: two epochs of 4 records each
+    resumed.draw_plan(10**9, 3)  # draws 3 * 10^9 and on: two epochs of 4 records each
     assert ordered == [14, 750_000_000]
 
 
@@ -140,14 +140,14 @@ def test_records_of_the_length_asked_for_come_as_they_are(segments: Path) -> Non
 
 
 def test_mixture_shares_are_exact(segments: Path, long: Path) -> None:
-    with pytest.raises(UserError, match="edge|window"):
+    with pytest.raises(UserError, match="right_context|window"):
         IndexedShards([segments, long])
     copy = segments.parent / "copy"
     if not copy.exists():
         copy.symlink_to(segments)
     shards = IndexedShards([segments, copy], weights=[0.7, 0.3], seed=3)
     sources = Counter(
-        source for step in range(100) for source in shards.plan(step, 100)[0].tolist()
+        source for step in range(100) for source in shards.draw_plan(step, 100)[0].tolist()
     )
     assert sources == {0: 7000, 1: 3000}
 
@@ -159,9 +159,11 @@ def test_a_mixture_takes_builds_by_size_to_the_power_0_3(tmp_path: Path) -> None
     assert sizes == [10, 30]
     share = 10**0.3 / (10**0.3 + 30**0.3)
     for first in (0, 10_000, 70_000):  # in every stretch of 10,000 draws
-        drawn = Counter(shards.plan(first // 100 + k, 100)[0].tolist().count(0) for k in range(100))
+        drawn = Counter(
+            shards.draw_plan(first // 100 + k, 100)[0].tolist().count(0) for k in range(100)
+        )
         assert sum(k * n for k, n in drawn.items()) == round(share * 10_000) == 4183
-    rows = np.concatenate([shards.plan(step, 500)[1][shards.plan(step, 500)[0] == 0] for step in range(20)])  # fmt: skip
+    rows = np.concatenate([shards.draw_plan(step, 500)[1][shards.draw_plan(step, 500)[0] == 0] for step in range(20)])  # fmt: skip
     epochs = rows[: len(rows) // 10 * 10].reshape(-1, 10)
     assert (np.sort(epochs, axis=1) == np.arange(10)).all()  # also in a mixture
 
@@ -183,7 +185,7 @@ def test_only_so_many_shards_stay_open(segments: Path, monkeypatch: pytest.Monke
 
 def test_a_mixture_by_temperature_follows_the_number_of_records(segments: Path) -> None:
     shards = IndexedShards([segments], temperature=10 / 3)
-    assert set(shards.plan(0, 50)[0].tolist()) == {0}
+    assert set(shards.draw_plan(0, 50)[0].tolist()) == {0}
 
 
 def test_segments_of_edge_segment_cannot_be_cut_again(segments: Path) -> None:
@@ -305,15 +307,15 @@ def test_a_shard_that_ends_early_while_it_is_read_is_an_error(long: Path, tmp_pa
 @pytest.fixture(scope="module", params=["segment", "track"])
 def audio(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(f"audio-{request.param}")
-    return make(folder, "audio", 2, 400, members=("mel", "audio"), edge=request.param)
+    return make(folder, "audio", 2, 400, features=("mel", "audio"), right_context=request.param)
 
 
 def test_a_crop_of_audio_is_the_slice_of_its_record_with_the_same_tokens_as_one_of_mel(
     audio: Path, long_track: Path
 ) -> None:
-    shards, source = IndexedShards([audio], seed=2, member="audio"), ShardSet(audio, "train")
+    shards, source = IndexedShards([audio], seed=2, feature="audio"), ShardSet(audio, "train")
     batch = shards.batch(0, 12, frames=100)
-    context = {"segment": 0, "track": 2048 - 128}[shards.edge]
+    context = {"zeros": 0, "audio": 2048 - 128}[shards.right_context]
     assert batch.mel is None and batch.audio is not None
     assert batch.audio.shape == (12, 100 * 128 + context)
     for slot, key in enumerate(batch.keys):
@@ -327,10 +329,12 @@ def test_a_crop_of_audio_is_the_slice_of_its_record_with_the_same_tokens_as_one_
 
 
 def test_a_crop_of_audio_becomes_the_mel_of_that_crop(audio: Path, long_track: Path) -> None:
-    shards = IndexedShards([audio], seed=2, member="audio")
+    shards = IndexedShards([audio], seed=2, feature="audio")
     batch = shards.batch(0, 12, frames=100)
-    theirs = IndexedShards([long_track], seed=2).batch(0, 12, frames=100)  # of edge track
-    alike = 100 if shards.edge == "track" else 100 - 15  # a segment's last frames see zeros
+    theirs = IndexedShards([long_track], seed=2).batch(0, 12, frames=100)  # of right_context audio
+    alike = (
+        100 if shards.right_context == "audio" else 100 - 15
+    )  # a segment's last frames see zeros
     for samples, mel, n_frames in zip(batch.audio, theirs.mel, batch.n_frames, strict=True):
         ours = log_mel(samples / np.float32(32767))[: min(n_frames, alike)]
         loud = mel[: len(ours)] > -3  # what rounding to 16 bits leaves alone
@@ -340,22 +344,25 @@ def test_a_crop_of_audio_becomes_the_mel_of_that_crop(audio: Path, long_track: P
 def test_mel_is_read_where_there_is_mel_and_audio_where_there_is_none(
     audio: Path, long_track: Path, tmp_path: Path
 ) -> None:
-    assert IndexedShards([audio]).member == "mel"
-    only = make(tmp_path, "only", 1, 300, members=("audio",))
+    assert IndexedShards([audio]).feature == "mel"
+    only = make(tmp_path, "only", 1, 300, features=("audio",))
     shards = IndexedShards([only])
-    assert (shards.member, shards.edge) == ("audio", "segment")
+    assert (shards.feature, shards.right_context) == ("audio", "zeros")
     assert shards.batch(0, 2, frames=64).audio is not None  # random crops have exact edges
     with pytest.raises(UserError, match=r"not all builds hold audio \(.* has mel, notes, tokens"):
-        IndexedShards([long_track], member="audio")
+        IndexedShards([long_track], feature="audio")
     with pytest.raises(UserError, match="not all builds hold mel"):
-        IndexedShards([only], member="mel")
+        IndexedShards([only], feature="mel")
 
 
 def test_whole_records_of_audio_leave_out_what_a_segment_does_not_hear(audio: Path) -> None:
-    shards = IndexedShards([audio], member="audio")
-    batch, context = shards.batch(0, 4, frames=400), {"segment": 0, "track": 1920}[shards.edge]
+    shards = IndexedShards([audio], feature="audio")
+    batch, context = (
+        shards.batch(0, 4, frames=400),
+        {"zeros": 0, "audio": 1920}[shards.right_context],
+    )
     assert batch.audio.shape == (4, 400 * 128 + context)
     assert sorted(batch.n_frames.tolist()) == [226, 226, 400, 400]
     np.testing.assert_array_equal(
-        batch.tokens, IndexedShards([audio], member="mel").batch(0, 4, frames=400).tokens
+        batch.tokens, IndexedShards([audio], feature="mel").batch(0, 4, frames=400).tokens
     )

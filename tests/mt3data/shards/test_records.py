@@ -49,7 +49,7 @@ def test_columns_of_every_kind_hold_what_was_written(large: Path) -> None:
     assert index["key"].index("slakh-Track00001-p0-0000061") == 61
     assert index["programs"][7] == [2, 33]
     assert index["has_drums"][7] is False
-    numbers, names = index.codes("shard")
+    numbers, names = index.dictionary_codes("shard")
     assert [names[i] for i in numbers[[0, 699, 700, 49_999]]] == [
         "train-00000.tar", "train-00000.tar", "train-00001.tar", "train-00071.tar",
     ]  # fmt: skip
@@ -73,7 +73,7 @@ from pathlib import Path
 from mt3data.shards.index import Index
 import numpy
 index = Index(Path({str(large)!r}))
-index["key"][numpy.array([1])], index["frames"], index.codes("shard"), index["has_drums"]
+index["key"][numpy.array([1])], index["frames"], index.dictionary_codes("shard"), index["has_drums"]
 print([name for name in ("pandas", "pyarrow.dataset", "pyarrow.compute") if name in sys.modules])
 """
     done = subprocess.run(

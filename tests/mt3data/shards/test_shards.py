@@ -23,7 +23,7 @@ NOTES = Notes([0.1, 1.0], [0.5, 2.5], [60, 64], [90, 80], [0, 0], [False, True],
 @pytest.fixture(scope="module")
 def records() -> list[Window]:
     samples = np.random.default_rng(0).normal(0, 0.1, 50_000).astype(np.float32)
-    config = WindowConfig(150, members=("mel", "audio"))
+    config = WindowConfig(150, features=("mel", "audio"))
     return list(windows_of(samples, NOTES, "t", 1, config))
 
 

@@ -31,7 +31,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five shards of two records each, with mel and audio."""
     folder = tmp_path_factory.mktemp("stream")
     root = fakes.slakh_tree(folder / "root", "demo", TRACKS, seconds=3.0)
-    windows = WindowConfig(256, members=("mel", "audio"))
+    windows = WindowConfig(256, features=("mel", "audio"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("mt3data.build.plan.MIN_SHARD_BYTES", 1)
         return build(make_plan(BuildConfig("demo", root, folder, windows=windows))).folder
@@ -76,9 +76,9 @@ def test_every_epoch_has_an_order_of_shards_of_its_own_by_seed(whole: Path) -> N
     assert orders[0] == tuple(keys([whole]))
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
-def test_processes_share_an_epoch(whole: Path, world_size: int) -> None:
-    parts = [keys([whole], epoch=3, rank=rank, world_size=world_size) for rank in range(world_size)]
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_processes_share_an_epoch(whole: Path, world: int) -> None:
+    parts = [keys([whole], epoch=3, rank=rank, world_size=world) for rank in range(world)]
     assert sorted(key for part in parts for key in part) == sorted(ShardSet(whole, "train").index["key"])  # fmt: skip
 
 

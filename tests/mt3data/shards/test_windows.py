@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from crowded_notes import TRACK_FRAMES, WINDOW, tracks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -11,13 +12,10 @@ from mt3data.music.notes import Notes, trim_overlapping
 from mt3data.music.vocabulary import ENCODINGS, GRANULARITIES, VocabularyConfig
 from mt3data.shards.windows import WindowConfig, window_notes, window_starts, windows_of
 
-WINDOW = 512
-TRACK_FRAMES = 1400  # 11.2 s: two windows and a short third
-
 
 def test_the_default_edge_follows_the_length_of_the_window() -> None:
-    edges = {frames: WindowConfig(frames).edge for frames in (256, 512, 2048)}
-    assert edges == {256: "segment", 512: "segment", 2048: "track"}
+    contexts = {frames: WindowConfig(frames).right_context for frames in (256, 512, 2048)}
+    assert contexts == {256: "zeros", 512: "zeros", 2048: "audio"}
 
 
 def test_pass_zero_starts_at_frame_zero_and_later_passes_at_a_seeded_phase() -> None:
@@ -42,7 +40,7 @@ def test_a_segment_window_is_cut_first_and_transformed_then(samples: np.ndarray)
 
 
 def test_a_track_window_sees_the_audio_that_follows(samples: np.ndarray) -> None:
-    config = WindowConfig(256, edge="track")
+    config = WindowConfig(256, right_context="audio")
     windows = list(windows_of(samples, Notes.empty(), "t", 1, config))
     whole = log_mel(np.pad(samples, (0, 128 - len(samples) % 128)))
     assert len(whole) == n_frames_of(len(samples)) == windows[0].track_frames
@@ -59,24 +57,6 @@ def test_frames_behind_the_end_are_zero_in_log_mel(samples: np.ndarray) -> None:
     assert last.valid_frames == n_frames_of(70_000) - 512 == 35
     assert (last.sound["mel"][35:] == 0).all()
     assert (last.sound["mel"][:35] != 0).any()
-
-
-@st.composite
-def tracks(draw: st.DrawFn) -> Notes:
-    """Notes that crowd the borders of windows: few pitches, many repeats and overlaps."""
-    n = draw(st.integers(0, 40))
-    grid = st.sampled_from([0.0, 4.0, 4.096, 4.086, 4.081, 4.0911, 8.192, 8.187, 8.2, 11.19])
-    onset = draw(st.lists(st.one_of(grid, st.floats(0, 12)), min_size=n, max_size=n))
-    length = draw(
-        st.lists(st.sampled_from([1e-4, 0.004, 0.01, 0.3, 5.0, 9.0]), min_size=n, max_size=n)
-    )
-    columns = [
-        draw(st.lists(st.sampled_from(values), min_size=n, max_size=n))
-        for values in ([60, 61], [1, 64, 127], [0, 3, 9], [False, False, True])
-    ]
-    pitch, velocity, program, is_drum = (np.array(c) for c in columns)
-    times = np.array(onset), np.array(onset) + np.array(length)
-    return Notes(*times, pitch, velocity, np.where(is_drum, 0, program), is_drum, np.zeros(n))
 
 
 @settings(max_examples=250, deadline=None)

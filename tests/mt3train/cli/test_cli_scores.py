@@ -39,7 +39,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     slakh_tree(folder, "redux", tracks, seconds=2.5)
     windows = WindowConfig(frames=256)
     build(make_plan(BuildConfig("slakh", folder, folder / "shards", windows=windows)))
-    info = CheckpointInfo(model=TINY, edge="segment", frames=256, max_target_length=8)
+    info = CheckpointInfo(model=TINY, right_context="zeros", frames=256, max_target_length=8)
     checkpoint.save_weights(folder / "tiny.safetensors", MT3(TINY), info)
     there = Notes([0, 1, 2], [1, 2, 3], [60, 62, 36], [90] * 3, [0, 0, 0], [0, 0, 1], [0, 0, 9])
     found = Notes([0, 1], [1, 2], [60, 62], [90] * 2, [0, 24], [0, 0], [0, 1])

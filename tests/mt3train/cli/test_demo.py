@@ -44,7 +44,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         model=TINY,
         spectrogram=SpectrogramConfig(),
         vocabulary=VocabularyConfig(),
-        edge="segment",
+        right_context="zeros",
         frames=256,
         max_target_length=24,
     )

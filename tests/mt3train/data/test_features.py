@@ -21,9 +21,9 @@ DEVICES = [
 ]
 
 
-def crops_of(samples, frames, edge="segment", device="cpu"):
+def crops_of(samples, frames, right_context="zeros", device="cpu"):
     """log_mel_of_crops of one crop that lies inside its track."""
-    reach = frames * 128 + (1920 if edge == "track" else 0)
+    reach = frames * 128 + (1920 if right_context == "audio" else 0)
     crop = torch.from_numpy(samples[:reach])[None].to(device)
     whole = torch.tensor([frames], device=device)
     return log_mel_of_crops(crop, whole, frames, CONFIG)[0].cpu().numpy()
@@ -54,12 +54,12 @@ def test_the_promise_is_one_that_another_filter_bank_would_break():
     assert worst(other, want, samples) > 10
 
 
-@pytest.mark.parametrize("edge", ["segment", "track"])
-def test_the_edge_is_a_matter_of_what_the_crop_holds(edge):
+@pytest.mark.parametrize("right_context", ["zeros", "audio"])
+def test_the_edge_is_a_matter_of_what_the_crop_holds(right_context):
     track = np.random.default_rng(0).normal(size=12800).astype(np.float32)
-    want = log_mel(track[: 40 * 128] if edge == "segment" else track, CONFIG)[:40]
-    other = log_mel(track if edge == "segment" else track[: 40 * 128], CONFIG)[:40]
-    found = crops_of(track, 40, edge)
+    want = log_mel(track[: 40 * 128] if right_context == "zeros" else track, CONFIG)[:40]
+    other = log_mel(track if right_context == "zeros" else track[: 40 * 128], CONFIG)[:40]
+    found = crops_of(track, 40, right_context)
     np.testing.assert_allclose(found, want, atol=1e-3)
     assert np.abs(found[-1] - other[-1]).max() > 1
     np.testing.assert_allclose(found[:25], other[:25], atol=1e-3)

@@ -39,8 +39,8 @@ def test_a_mix_is_the_sum_of_its_crops_divided_by_its_peak():
 class Drawn:
     """In place of IndexedShards: member m of step s has the sample 100 s + m and m + 5 tokens."""
 
-    seed, spectrogram, vocabulary, edge, n_records, builds = 3, None, TIES, "segment", 9, []
-    member = "audio"
+    seed, spectrogram, vocabulary, right_context, n_records, builds = 3, None, TIES, "zeros", 9, []
+    feature = "audio"
 
     def n_tokens(self, step, global_batch):
         return np.arange(global_batch) + 5

@@ -21,7 +21,7 @@ from mt3train.data.streaming import StreamedShards
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Five shards of two records each, 400 frames of edge "track"."""
+    """Five shards of two records each, 400 frames of right_context "audio"."""
     folder = tmp_path_factory.mktemp("streamed")
     tracks = {f"Track{n:05d}": "train" for n in range(1, 6)}
     root = fakes.slakh_tree(folder / "root", "demo", tracks, seconds=5.0)

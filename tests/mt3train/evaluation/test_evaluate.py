@@ -27,14 +27,17 @@ TRACKS = {"Track00001": "train", "Track01877": "test", "Track01878": "test"}
 
 @pytest.fixture(scope="module")
 def builds(tmp_path_factory) -> dict[str, tuple[Path, CheckpointInfo]]:
-    """By edge, a build of one training and two test tracks, and a checkpoint that fits it."""
+    """By right_context, a build of one training and two test tracks, and a checkpoint that fits it."""
     root = tmp_path_factory.mktemp("data")
     slakh_tree(root, "redux", TRACKS, seconds=SECONDS)
     found = {}
-    for frames, edge in ((256, "segment"), (512, "track")):
-        out, windows = tmp_path_factory.mktemp(edge), WindowConfig(frames=frames, edge=edge)
+    for frames, right_context in ((256, "zeros"), (512, "audio")):
+        out, windows = (
+            tmp_path_factory.mktemp(right_context),
+            WindowConfig(frames=frames, right_context=right_context),
+        )
         build(make_plan(BuildConfig("slakh", root, out, windows=windows)))
-        found[edge] = out / "slakh", CheckpointInfo(edge=edge)
+        found[right_context] = out / "slakh", CheckpointInfo(right_context=right_context)
     return found
 
 
@@ -109,22 +112,27 @@ def test_the_right_tokens_score_1_on_every_track(of_each_edge, know_all, split):
 
 def test_an_untrained_model_scores_next_to_nothing(built):
     folder, info = built
-    results = evaluate(model(), CheckpointInfo(edge=info.edge, max_target_length=50), folder)
+    results = evaluate(
+        model(), CheckpointInfo(right_context=info.right_context, max_target_length=50), folder
+    )
     assert mean_scores(results)["onset_f1"] < 0.1
 
 
 def test_max_tracks_ends_early_and_tells_each(built):
     folder, info = built
     told: list[TrackScores] = []
-    short = CheckpointInfo(edge=info.edge, max_target_length=10)
+    short = CheckpointInfo(right_context=info.right_context, max_target_length=10)
     results = evaluate(model(), short, folder, max_tracks=1, on_track=told.append)
     assert told == results and len(results) == 1
 
 
 def test_a_model_of_the_other_edge_is_refused(of_each_edge):
     folder, info = of_each_edge
-    other = CheckpointInfo(edge={"segment": "track", "track": "segment"}[info.edge])
-    with pytest.raises(UserError, match=f"edge is {info.edge}, the checkpoint's is {other.edge}"):
+    other = CheckpointInfo(right_context={"zeros": "audio", "audio": "zeros"}[info.right_context])
+    with pytest.raises(
+        UserError,
+        match=f"right_context is {info.right_context}, the checkpoint's is {other.right_context}",
+    ):
         evaluate(model(), other, folder)
 
 
@@ -140,7 +148,7 @@ def test_a_folder_that_is_no_build_is_refused(tmp_path):
 
 def test_tracks_done_before_are_not_decoded_again(built, monkeypatch):
     folder, info = built
-    short = CheckpointInfo(edge=info.edge, max_target_length=10)
+    short = CheckpointInfo(right_context=info.right_context, max_target_length=10)
     first = evaluate(model(), short, folder, max_tracks=1)
     told: list[TrackScores] = []
     done = {first[0].track: first[0]}
@@ -152,7 +160,7 @@ def test_tracks_done_before_are_not_decoded_again(built, monkeypatch):
 
 def test_two_processes_give_the_scores_of_one(built):
     folder, info = built
-    short = CheckpointInfo(edge=info.edge, max_target_length=10)
+    short = CheckpointInfo(right_context=info.right_context, max_target_length=10)
     one, two = (evaluate(model(), short, folder, workers=n) for n in (1, 2))
     assert [to_record(track) for track in one] == [to_record(track) for track in two]
 
@@ -161,7 +169,9 @@ def test_programs_are_compared_as_finely_as_the_model_tells_them_apart(built):
     folder, info = built
     coarse = VocabularyConfig(granularity="flat")
     track = next(read_tracks(folder, "test"))
-    short = CheckpointInfo(edge=info.edge, vocabulary=coarse, max_target_length=10)
+    short = CheckpointInfo(
+        right_context=info.right_context, vocabulary=coarse, max_target_length=10
+    )
     result = score_track(model(), short, track)
     assert result.scores["corrected"]["program_f1"] == result.scores["corrected"]["program_flat_f1"]
     assert {one.program for one in result.instruments} <= {0, -1}

@@ -97,7 +97,7 @@ def test_another_run_s_weights_start_a_new_one_at_step_0(tmp_path):
 
 
 @pytest.mark.parametrize("changes, made, message", [
-    ({}, {"edge": "track"}, "edge 'segment', the shards have 'track'; build shards with the"),
+    ({}, {"right_context": "audio"}, "right_context 'zeros', the shards have 'audio'; build shards with the"),
     ({}, {"vocabulary": VocabularyConfig(127)}, "vocabulary.num_velocity_bins 1, the shards have 127"),
     ({"model": dataclasses.replace(MODEL, emb_dim=16)}, {},
      "model.emb_dim=8, this run 16; start it with model.emb_dim=8"),

@@ -1,4 +1,4 @@
-"""mt3train.transcription.segments: the segments of a track, from mel or from audio, with the model's edge."""
+"""mt3train.transcription.segments: the segments of a track, from mel or from audio, with the model's right_context."""
 
 from pathlib import Path
 
@@ -35,14 +35,14 @@ def built(root: Path, out: Path, **settings: object) -> Path:
     return out / "folder"
 
 
-def expected(root: Path, edge: str) -> list[tuple[int, np.ndarray]]:
+def expected(root: Path, right_context: str) -> list[tuple[int, np.ndarray]]:
     """Straight from the recording: cut, then transformed; or transformed, then cut."""
     samples, _ = soundfile.read(root / "test/a.wav", dtype="float32")
     samples = pad_to_frames(samples)
     found = []
     for start in range(0, 626, 256):
         n = min(256, 626 - start)
-        if edge == "segment":
+        if right_context == "zeros":
             mel = log_mel(samples[start * 128 : (start + n) * 128])
         else:
             mel = log_mel(samples)[start : start + n]
@@ -50,19 +50,19 @@ def expected(root: Path, edge: str) -> list[tuple[int, np.ndarray]]:
     return found
 
 
-@pytest.mark.parametrize("edge", ["segment", "track"])
+@pytest.mark.parametrize("right_context", ["zeros", "audio"])
 @pytest.mark.parametrize(
     "settings",
-    [{"members": ("audio",), "frames": 300}, {"members": ("mel", "audio"), "frames": 2048}],
+    [{"features": ("audio",), "frames": 300}, {"features": ("mel", "audio"), "frames": 2048}],
     ids=["audio", "both"],
 )
-def test_audio_serves_models_of_either_edge(root, tmp_path, settings, edge):
+def test_audio_serves_models_of_either_edge(root, tmp_path, settings, right_context):
     folder = built(root, tmp_path, **settings)
-    info = CheckpointInfo(edge=edge)
+    info = CheckpointInfo(right_context=right_context)
     require_fit(folder, info)
     segments = list(segments_of(next(read_tracks(folder, "test")), info))
     assert [start for start, _ in segments] == [0, 256, 512]
-    for (_, found), (_, wanted) in zip(segments, expected(root, edge), strict=True):
+    for (_, found), (_, wanted) in zip(segments, expected(root, right_context), strict=True):
         assert found.shape == (256, 512)
         # The same samples but for 32767 / 32768; the quietest bins are rounding noise.
         loud = wanted > -2
@@ -71,31 +71,36 @@ def test_audio_serves_models_of_either_edge(root, tmp_path, settings, edge):
         assert (found[wanted == 0] == 0).all()
 
 
-@pytest.mark.parametrize(("frames", "edge"), [(256, "segment"), (512, "track")])
-def test_mel_serves_models_of_its_own_edge(root, tmp_path, frames, edge):
-    folder = built(root, tmp_path, frames=frames, edge=edge)
-    info = CheckpointInfo(edge=edge)
+@pytest.mark.parametrize(("frames", "right_context"), [(256, "zeros"), (512, "audio")])
+def test_mel_serves_models_of_its_own_edge(root, tmp_path, frames, right_context):
+    folder = built(root, tmp_path, frames=frames, right_context=right_context)
+    info = CheckpointInfo(right_context=right_context)
     require_fit(folder, info)
     segments = list(segments_of(next(read_tracks(folder, "test")), info))
-    for (_, found), (_, wanted) in zip(segments, expected(root, edge), strict=True):
+    for (_, found), (_, wanted) in zip(segments, expected(root, right_context), strict=True):
         np.testing.assert_allclose(found, wanted, atol=4e-3)  # float16
-    other = CheckpointInfo(edge={"segment": "track", "track": "segment"}[edge])
+    other = CheckpointInfo(right_context={"zeros": "audio", "audio": "zeros"}[right_context])
     window = 256  # the build's own 256, or that of the model
     with pytest.raises(UserError) as refused:
         require_fit(folder, other)
-    assert f"its edge is {edge}, the checkpoint's is {other.edge}" in str(refused.value)
-    assert f"mt3data build folder --window {window} --edge {other.edge}" in str(refused.value)
+    assert (
+        f"its right_context is {right_context}, the checkpoint's is {other.right_context}"
+        in str(refused.value)
+    )
+    assert f"mt3data build folder --window {window} --context {other.right_context}" in str(
+        refused.value
+    )
 
 
 def test_segments_of_another_length_are_refused_with_the_command_that_makes_some(root, tmp_path):
-    folder = built(root, tmp_path, frames=512, edge="segment")
+    folder = built(root, tmp_path, frames=512, right_context="zeros")
     with pytest.raises(UserError, match="have 512 frames, the checkpoint's 256; `mt3data build folder "
-                       "--window 256 --edge segment"):  # fmt: skip
-        require_fit(folder, CheckpointInfo(edge="segment"))
+                       "--window 256 --context zeros"):  # fmt: skip
+        require_fit(folder, CheckpointInfo(right_context="zeros"))
 
 
 def test_another_spectrogram_is_refused_for_audio_too(root, tmp_path):
-    folder = built(root, tmp_path, members=("audio",), frames=256)
+    folder = built(root, tmp_path, features=("audio",), frames=256)
     info = CheckpointInfo(spectrogram=SpectrogramConfig(n_mels=229))
     with pytest.raises(UserError, match="its spectrogram is"):
         require_fit(folder, info)

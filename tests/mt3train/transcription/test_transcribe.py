@@ -28,8 +28,8 @@ RECORDINGS = sorted((SAMPLES / "maestro" / "mirdata_v2_excerpt" / "2018").glob("
 TIES = VocabularyConfig()
 
 
-def info(edge: str = "segment", frames: int = 256) -> CheckpointInfo:
-    return CheckpointInfo(vocabulary=TIES, edge=edge, frames=frames)
+def info(right_context: str = "zeros", frames: int = 256) -> CheckpointInfo:
+    return CheckpointInfo(vocabulary=TIES, right_context=right_context, frames=frames)
 
 
 def tiny_model() -> MT3:
@@ -116,12 +116,14 @@ def test_progress_covers_all_segments_and_each_is_shown_once(says):
     assert np.array_equal(np.stack(shown)[:4], np.stack(expected))
 
 
-@pytest.mark.parametrize("edge", ["segment", "track"])
+@pytest.mark.parametrize("right_context", ["zeros", "audio"])
 @pytest.mark.parametrize("batch", [1, 2, 5])
-def test_the_result_does_not_depend_on_the_batch(edge, batch):
+def test_the_result_does_not_depend_on_the_batch(right_context, batch):
     samples, model = noise(5 * 4096), tiny_model()
     first, other = (
-        transcribe(model, info(edge, frames=32), samples, DecodingConfig(size), max_length=40)
+        transcribe(
+            model, info(right_context, frames=32), samples, DecodingConfig(size), max_length=40
+        )
         for size in (3, batch)
     )
     assert np.array_equal(first.notes.to_array(), other.notes.to_array())
@@ -169,21 +171,21 @@ def test_the_model_s_mode_is_left_as_it_was(samples):
     assert model.training
 
 
-@pytest.mark.parametrize("edge", ["segment", "track"])
+@pytest.mark.parametrize("right_context", ["zeros", "audio"])
 @pytest.mark.parametrize("n_samples", [1, 128, 3999, 4096, 4097, 20000])
-def test_segments_are_those_of_the_whole_track_for_any_blocks(edge, n_samples):
+def test_segments_are_those_of_the_whole_track_for_any_blocks(right_context, n_samples):
     samples, config = noise(n_samples), SpectrogramConfig()
     n_frames = n_samples // 128 + 1
     padded = np.pad(samples, (0, n_frames * 128 - n_samples))
     track = log_mel(padded)
     for size in (100, 5000, 20000):
         blocks = [samples[i : i + size] for i in range(0, n_samples, size)]
-        mels = list(segment_mels(blocks, config, edge, 32))
+        mels = list(segment_mels(blocks, config, right_context, 32))
         assert len(mels) == -(-n_frames // 32)
         for k, mel in enumerate(mels):
             valid = min(32, n_frames - 32 * k)
             cut = log_mel(padded[4096 * k : 4096 * k + 128 * valid])
-            expected = cut if edge == "segment" else track[32 * k : 32 * k + valid]
+            expected = cut if right_context == "zeros" else track[32 * k : 32 * k + valid]
             assert np.array_equal(mel[:valid], expected)
             assert (mel[valid:] == 0).all()  # in log-mel: loud, as in MT3
 

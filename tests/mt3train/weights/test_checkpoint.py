@@ -28,7 +28,7 @@ TINY = ModelConfig(
     num_decoder_layers=1, mlp_dim=8, n_mels=6, dropout_rate=0.0,
 )  # fmt: skip
 INFO = CheckpointInfo(
-    step=12, model=TINY, vocabulary=VocabularyConfig(num_velocity_bins=127), edge="track",
+    step=12, model=TINY, vocabulary=VocabularyConfig(num_velocity_bins=127), right_context="audio",
     frames=128, max_target_length=300,
 )  # fmt: skip
 

@@ -45,7 +45,7 @@ def test_a_t5x_checkpoint_becomes_the_same_weights_and_says_what_they_mean(tmp_p
     done = convert(source.parent, tmp_path / "mt3.safetensors", num_heads=2)  # the folder above
     assert same_weights(tmp_path / "mt3.safetensors", randomised)
     assert done.family == "mt3" and done.info.model == SMALL
-    assert (done.info.step, done.info.frames, done.info.edge) == (7, 256, "segment")
+    assert (done.info.step, done.info.frames, done.info.right_context) == (7, 256, "zeros")
     assert done.n_parameters == sum(p.numel() for p in randomised.parameters())
     assert load_model(tmp_path / "mt3.safetensors")[1] == done.info
 
@@ -246,7 +246,9 @@ def run_folder(tmp_path, randomised) -> Path:
     """A run with one checkpoint, of step 5."""
     file = weights_path(tmp_path / "run", 5)
     file.parent.mkdir()
-    save_weights(file, randomised, CheckpointInfo(step=5, model=SMALL, edge="track", frames=128))
+    save_weights(
+        file, randomised, CheckpointInfo(step=5, model=SMALL, right_context="audio", frames=128)
+    )
     return file.parent
 
 

@@ -48,7 +48,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Namespace:
     synth = {"tracks": 3, "seed": 7, "seconds": 2.5, "renderer": "none", "soundfont": "0abc"}
     (pieces / "synth.json").write_text(json.dumps(synth))
     windows = WindowConfig(vocabulary=VOCABULARY)
-    build(make_plan(BuildConfig("demo", pieces, folder / "shards", windows=windows, subsets=2, least_stems=1)))  # fmt: skip
+    build(make_plan(BuildConfig("demo", pieces, folder / "shards", windows=windows, subsets=2, min_stems=1)))  # fmt: skip
     run = folder / "run"
     run.mkdir()
     (run / "config.json").write_text(json.dumps(
@@ -60,7 +60,7 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Namespace:
     torch.manual_seed(0)
     config = ModelConfig(num_embeddings(VOCABULARY), 16, 2, 8, 1, 1, 16)
     model = MT3(config).eval()
-    info = CheckpointInfo(3, config, vocabulary=VOCABULARY, edge="track", frames=128, max_target_length=24)  # fmt: skip
+    info = CheckpointInfo(3, config, vocabulary=VOCABULARY, right_context="audio", frames=128, max_target_length=24)  # fmt: skip
     save_weights(weights_path(run, 3), model, info)
     save_weights(folder / "demo.safetensors", model, info, half=True)
     return Namespace(
@@ -87,7 +87,7 @@ def test_what_is_measured_is_kept_for_the_same_weights_and_written_as_a_card(
     assert "/home/me" not in text
     assert "mt3data synth --out data/demo --tracks 3 --seconds 2.5 --seed 7" in text
     assert (
-        "mt3data build demo --out shards/ --granularity midi_class --subsets 2 --least-stems 1\n"
+        "mt3data build demo --out shards/ --granularity midi_class --subsets 2 --min-stems 1\n"
         in text
     )
     assert '[model]\nemb_dim = 16\n\n[data]\ntrain = "shards/demo"' in text
