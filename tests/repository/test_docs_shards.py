@@ -78,7 +78,7 @@ def plain_array(data: bytes) -> tuple[tuple[int, ...], tuple[float, ...]]:
 def plain_records(folder: Path, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """KEY and members of every record of a split."""
     manifest = json.loads((folder / "manifest.json").read_bytes())
-    assert manifest["schema"] == 1
+    assert manifest["schema"] == 2
     members = sorted(["json", *(f"{name}.npy" for name in manifest["features"])])
     for shard in manifest["shards"]:
         if shard["split"] != split:

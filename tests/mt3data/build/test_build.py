@@ -75,7 +75,7 @@ def test_a_record_holds_what_the_schema_says(built: Path) -> None:
     facts = json.loads(source.member(row, "json"))
     assert facts == {
         "dataset": "demo", "track": "Track00002", "split": "train", "variant": 0, "start_frame": 256,
-        "frames": 256, "track_frames": 376, "programs": [0, 29, 33], "schema": 1,
+        "frames": 256, "track_frames": 376, "programs": [0, 29, 33], "schema": 2,
     }  # fmt: skip
     mel, tokens, notes = (read_npy(source.member(row, name)) for name in ("mel", "tokens", "notes"))
     assert (mel.dtype, mel.shape) == (np.float16, (256, 512))

@@ -202,7 +202,7 @@ def test_members_have_one_order_and_unknown_ones_are_named() -> None:
 def test_other_members_in_the_same_folder_are_refused(source: Path, audio: Path) -> None:
     from mt3data.errors import UserError
 
-    with pytest.raises(UserError, match="members.audio"):
+    with pytest.raises(UserError, match="features.audio"):
         built(source, audio.parent, "mel", frames=800, right_context="zeros")
 
 

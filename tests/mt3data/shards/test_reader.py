@@ -304,7 +304,7 @@ def test_a_shard_that_ends_early_while_it_is_read_is_an_error(long: Path, tmp_pa
 # Audio
 
 
-@pytest.fixture(scope="module", params=["segment", "track"])
+@pytest.fixture(scope="module", params=["zeros", "audio"])
 def audio(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp(f"audio-{request.param}")
     return make(folder, "audio", 2, 400, features=("mel", "audio"), right_context=request.param)

@@ -59,7 +59,7 @@ def test_a_crop_and_its_tokens_are_those_that_the_indexed_reader_would_cut(shard
     left = np.minimum(400, source.index["track_frames"][rows] - source.index["start_frame"][rows])
     phases = (offsets + 0.5) / (np.maximum(left - 100, 0) + 1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(indexed, "plan", lambda *_: (np.zeros(6, np.int64), rows))
+        patch.setattr(indexed, "draw_plan", lambda *_: (np.zeros(6, np.int64), rows))
         patch.setattr(np.random, "default_rng", lambda _: type("", (), {"random": lambda s, n: phases})())  # fmt: skip
         want = indexed.read(0, 6, range(6), frames=100)
     np.testing.assert_array_equal(batch.start_frames, want.start_frames)

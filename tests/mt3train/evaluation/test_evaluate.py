@@ -41,14 +41,14 @@ def builds(tmp_path_factory) -> dict[str, tuple[Path, CheckpointInfo]]:
     return found
 
 
-@pytest.fixture(params=["segment", "track"])
+@pytest.fixture(params=["zeros", "audio"])
 def of_each_edge(builds, request) -> tuple[Path, CheckpointInfo]:
     return builds[request.param]
 
 
 @pytest.fixture
 def built(builds) -> tuple[Path, CheckpointInfo]:
-    return builds["segment"]
+    return builds["zeros"]
 
 
 def model() -> MT3:
