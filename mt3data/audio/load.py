@@ -22,7 +22,16 @@ import soundfile
 import soxr
 
 from mt3data.errors import UserError
+from mt3data.files import kind_of
 
+# In a folder, files with these suffixes are taken for recordings.
+AUDIO_SUFFIXES = frozenset(
+    ".wav .flac .mp3 .ogg .oga .opus .aif .aiff .aifc .au .caf .w64 .rf64 .wv".split()
+)
+# Those are recordings too, of formats that libsndfile does not read.
+UNREADABLE_SUFFIXES = frozenset(
+    ".m4a .m4b .mp4 .aac .wma .ape .amr .3gp .mka .mkv .mov .webm".split()
+)
 TARGET_RATE = 16000  # Hz; mt3/spectrograms.py DEFAULT_SAMPLE_RATE
 INT16_FULL_SCALE = 32767  # int16 value of a sample of 1.0
 BLOCK_SECONDS = 10.0  # 3.5 MB of decoded stereo at 44.1 kHz
@@ -127,8 +136,9 @@ def require_file(path: Path) -> None:
         address = str(path).replace(":/", "://", 1)  # of which Path leaves one slash
         raise UserError(f"{address}: a web address; expected a file on this machine; download it")
     if not path.is_file():
-        seen = "a folder" if path.is_dir() else "no such file"
-        raise UserError(f"{path}: {seen}; expected an audio file (wav, flac, mp3, ogg, ...)")
+        raise UserError(
+            f"{path}: {kind_of(path)}; expected an audio file (wav, flac, mp3, ogg, ...)"
+        )
 
 
 def conversion(path: Path) -> str:

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mt3data.errors import UserError, install_hint
-from mt3data.files import file_lock, write_atomically
+from mt3data.files import file_lock, walk, write_atomically
+from mt3data.music.midi import MIDI_SUFFIXES
 from mt3data.synth.compose import compose
 from mt3data.synth.render import (
     MAX_SECONDS,
@@ -29,7 +30,7 @@ from mt3data.synth.render import (
     soundfont_bytes,
     write_track,
 )
-from mt3data.terminal import progress
+from mt3data.terminal import echo, progress
 
 if TYPE_CHECKING:
     import pretty_midi
@@ -70,7 +71,7 @@ def synth(
         seed: any integer of at least 0.
         seconds: length of each composed piece, without the 2 s of tail; at least 4.
         soundfont: an .sf2 file; None takes TimGM6mb.sf2, which pretty_midi ships.
-        midi_dir: render every .mid and .midi below this folder, in the order of their relative
+        midi_dir: render every MIDI file below this folder, in the order of their relative
             paths, instead of composing; tracks, seed and seconds then mean nothing. A file that
             cannot be used is reported and skipped; its track number stays free.
         workers: processes.
@@ -152,14 +153,14 @@ def _seeds(tracks: int, seed: int, seconds: float) -> Sequence[int]:
 
 
 def _midi_files(folder: Path) -> Sequence[Path]:
-    files = sorted(
-        path for path in folder.rglob("*")
-        if path.suffix.lower() in (".mid", ".midi") and path.is_file()
-    )  # fmt: skip
-    if not files:
-        there = "holds no .mid or .midi file" if folder.is_dir() else "is not a folder"
-        raise UserError(f"{folder} {there}; point --midi at a folder of MIDI files")
-    return files
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder; point --midi at a folder of MIDI files")
+    found = walk(folder, MIDI_SUFFIXES)
+    if found.skipped:
+        echo(found.message, err=True)
+    if not found.files:
+        raise UserError(f"{folder} holds no MIDI file; expected files such as song.mid in it")
+    return found.files
 
 
 def _digest(files: Iterable[Any], folder: Path) -> str:

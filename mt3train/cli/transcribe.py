@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mt3data.errors import UserError
-from mt3data.files import format_bytes, require_space
+from mt3data.files import format_bytes, require_space, walk
 from mt3data.terminal import PATH, echo, path_error_message, plural, progress
 from mt3train.cli.scores import BATCH, CHECKPOINT, load_checkpoint
 
@@ -25,10 +25,6 @@ if TYPE_CHECKING:
     from mt3train.transcription.transcribe import Transcription
     from mt3train.weights.checkpoint import CheckpointInfo
 
-# In a folder, files with these endings are taken for recordings.
-AUDIO = set(".wav .flac .mp3 .ogg .oga .opus .aif .aiff .aifc .au .caf .w64 .rf64 .wv".split())
-# Those are recordings, too, but of formats that libsndfile does not read.
-UNREAD = set(".m4a .m4b .mp4 .aac .wma .ape .amr .3gp .mka .mkv .mov .webm".split())
 FORMATS = {"mid": (".mid", ".midi"), "json": (".json",), "csv": (".csv",)}
 ENDINGS = sum(FORMATS.values(), ())
 PAGES = (".html", ".htm")
@@ -129,7 +125,7 @@ def find_recordings(files: Sequence[Path]) -> list[tuple[Path, Path]]:
     Raises:
         UserError: a file that is not there, or a folder without recordings.
     """
-    from mt3data.audio.load import conversion, require_file
+    from mt3data.audio.load import AUDIO_SUFFIXES, UNREADABLE_SUFFIXES, conversion, require_file
 
     found: list[tuple[Path, Path]] = []
     for file in files:
@@ -137,10 +133,11 @@ def find_recordings(files: Sequence[Path]) -> list[tuple[Path, Path]]:
             require_file(file)
             found.append((file, Path(file.name)))
             continue
-        # A Mac leaves ._song.mp3 beside song.mp3, which is none.
-        visible = sorted(p for p in file.rglob("[!.]*") if p.is_file())
-        inside = [path for path in visible if path.suffix.lower() in AUDIO]
-        unread = [path for path in visible if path.suffix.lower() in UNREAD]
+        below = walk(file, AUDIO_SUFFIXES | UNREADABLE_SUFFIXES)
+        if below.skipped:
+            echo(below.message, err=True)
+        inside = [path for path in below.files if path.suffix.lower() in AUDIO_SUFFIXES]
+        unread = [path for path in below.files if path.suffix.lower() in UNREADABLE_SUFFIXES]
         hint = "expected files such as song.wav in it"
         if unread:
             n, first = plural(len(unread), "file"), unread[0]

@@ -20,13 +20,16 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+from mt3data.audio.load import AUDIO_SUFFIXES, UNREADABLE_SUFFIXES
 from mt3data.datasets.adapters.csv_tracks import MidiLabels
 from mt3data.datasets.manifest import DatasetManifest
 from mt3data.datasets.track import Track
 from mt3data.errors import UserError
+from mt3data.files import same_name, walk
+from mt3data.music.midi import MIDI_SUFFIXES
+from mt3data.terminal import echo
 
-AUDIO = {".wav", ".flac", ".mp3", ".ogg", ".opus", ".aif", ".aiff", ".aifc", ".au", ".caf", ".w64"}
-MIDI = {".mid", ".midi"}
+AUDIO = AUDIO_SUFFIXES | UNREADABLE_SUFFIXES
 TABLE = "splits.csv"
 SPLITS = ("train", "validation", "test")
 VALIDATION_SHARE = 0.05
@@ -42,7 +45,7 @@ def tracks(
     """Yields every pair of audio and MIDI below root, and everything that has no partner.
 
     Args:
-        root: any folder. Files and folders whose names begin with a dot are passed over.
+        root: any folder. Links to folders are followed; what is skipped is printed (see `files.walk`).
         manifest: of `folder`, perhaps under another name.
         split_scheme: name of a scheme of the manifest; None takes its default.
     Raises:
@@ -82,11 +85,14 @@ def _pairs(root: Path) -> list[Pair]:
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; expected one with audio and MIDI files")
     found: dict[str, tuple[list[Path], list[Path]]] = defaultdict(lambda: ([], []))
-    for path in sorted(root.rglob("*")):
-        kind = path.suffix.lower()
-        hidden = any(part.startswith(".") for part in path.relative_to(root).parts)
-        if (kind in AUDIO or kind in MIDI) and not hidden and path.is_file():
-            found[path.stem][kind in MIDI].append(path)
+    below = walk(root, {*AUDIO, *MIDI_SUFFIXES})
+    if below.skipped:
+        echo(below.message, err=True)
+    for path in below.files:
+        found[same_name(path.stem)][path.suffix.lower() in MIDI_SUFFIXES].append(path)
+    for audio, _ in found.values():  # an .m4a beside the .wav that was made from it
+        if readable := [path for path in audio if path.suffix.lower() in AUDIO_SUFFIXES]:
+            audio[:] = readable
     n_audio, n_midi = (sum(len(files[i]) for files in found.values()) for i in (0, 1))
     if not n_audio or not n_midi:
         raise UserError(
@@ -143,11 +149,11 @@ def _splits(root: Path, relative: list[Path], ids: list[str], usable: list[bool]
     table = root / TABLE
     if table.is_file():
         listed = _read_splits(table)
-        stems = {path.stem for path in relative}
+        stems = {same_name(path.stem) for path in relative}
         if unknown := [stem for stem in listed if stem not in stems]:
             more = f", nor {len(unknown) - 1} others of it" if len(unknown) > 1 else ""
             raise UserError(f"{table}: no file below {root} is named {unknown[0]!r}{more}")
-        return [listed.get(path.stem, "") for path in relative]
+        return [listed.get(same_name(path.stem), "") for path in relative]
     by_folder = [next((p for p in path.parts[:-1] if p in SPLITS), "") for path in relative]
     if any(by_folder):
         return by_folder
@@ -169,8 +175,8 @@ def _read_splits(table: Path) -> dict[str, str]:
         if not {"stem", "split"} <= set(reader.fieldnames or ()):
             raise UserError(f"{table}: columns are {reader.fieldnames}; expected stem,split")
         for entry in reader:
-            stem, split = (entry["stem"] or "").strip(), (entry["split"] or "").strip()
-            if Path(stem).suffix.lower() in AUDIO | MIDI:
+            stem, split = same_name(entry["stem"] or "").strip(), (entry["split"] or "").strip()
+            if Path(stem).suffix.lower() in {*AUDIO, *MIDI_SUFFIXES}:
                 stem = Path(stem).stem
             if not stem or split not in SPLITS or splits.setdefault(stem, split) != split:
                 raise UserError(

@@ -11,7 +11,7 @@ import pytest
 import soundfile
 import soxr
 
-from mt3data.audio.load import load as audio
+from mt3data.audio import load as audio
 from mt3data.errors import UserError
 
 

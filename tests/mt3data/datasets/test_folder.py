@@ -200,3 +200,23 @@ def test_a_name_that_cannot_be_is_refused_in_one_line(tmp_path, dataset, name, s
     command = ["build", dataset, "--root", str(tmp_path), "--name", name]
     done = CliRunner().invoke(main, [*command, "--out", str(tmp_path / "out")])
     assert done.exit_code == 2 and said in done.output
+
+
+def test_linked_folders_are_read_and_what_is_skipped_is_printed(tmp_path, capsys):
+    touch(tmp_path / "elsewhere", "b.wav", "b.mid", ".c.mid")
+    touch(tmp_path / "music", "a.wav", "a.mid")
+    (tmp_path / "music/linked").symlink_to(tmp_path / "elsewhere")
+    assert failures(tmp_path / "music") == {"a.wav": "", "linked/b.wav": ""}
+    assert capsys.readouterr().err == f"skipped 1: {tmp_path}/music/linked/.c.mid (hidden)\n"
+
+
+def test_names_of_composed_and_decomposed_accents_are_paired(tmp_path):
+    touch(tmp_path, "Caf\u00e9.wav", "Cafe\u0301.mid", "b.oga", "b.kar")
+    (tmp_path / "splits.csv").write_text("stem,split\nCafe\u0301,test\nb,train\n", "utf-8")
+    assert list(failures(tmp_path).values()) == ["", ""]
+    assert splits(tmp_path) == {"Caf\u00e9.wav": "test", "b.oga": "train"}
+
+
+def test_a_recording_of_a_format_that_is_not_read_counts_where_there_is_no_other(tmp_path):
+    touch(tmp_path, "a.m4a", "a.wav", "a.mid", "b.m4a", "b.mid")
+    assert failures(tmp_path) == {"a.wav": "", "b.m4a": ""}
