@@ -34,7 +34,7 @@ import soxr
 from threadpoolctl import threadpool_limits
 
 from mt3data.align import lag as align
-from mt3data.audio.load import load as audio
+from mt3data.audio import load as audio
 from mt3data.audio.load import spectrogram
 from mt3data.audio.spectrogram import log_mel
 from mt3data.build import shard_job as worker

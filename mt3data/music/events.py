@@ -103,7 +103,7 @@ def _by_part_and_time(part: np.ndarray, time: np.ndarray) -> np.ndarray:
     """The order of events by part, then by time; equal ones stay as they stand."""
     by_time = np.argsort(time, kind="stable")
     part = part[by_time]
-    return by_time[np.argsort(part, kind="stable")] if part[1:].any() else by_time
+    return by_time[np.argsort(part, kind="stable")] if part.any() else by_time
 
 
 def _held_spans(

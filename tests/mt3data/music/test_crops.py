@@ -55,6 +55,17 @@ def note(onset: float, offset: float, pitch: int) -> list[float]:
     return [onset, offset, pitch, 80, 0, 0, 0]
 
 
+def test_the_only_event_of_a_second_window_comes_before_the_only_event_of_the_first() -> None:
+    # Sorted by time, the event of the second window is first; it must still follow the first's.
+    drums = [np.array([[second, second + 1, 60, 80, 0, 1, 0]]) for second in (4.0, 0.0)]
+    start, length, end = np.array([496, 0]), np.array([32, 32]), np.array([TRACK_FRAMES] * 2)
+    tokens, counts = encode_crops(drums, start, length, end, CONFIG)
+    for i, drum in enumerate(drums):
+        alone, (count,) = encode_crops([drum], start[i:][:1], length[i:][:1], end[:1], CONFIG)
+        assert tokens[i, : counts[i]].tolist() == alone[0, :count].tolist()
+        assert count == 5 - i  # (shift), velocity, drum, tie, EOS
+
+
 def test_a_note_that_ended_long_before_the_crop_still_ends_the_one_it_overlapped() -> None:
     # 60 sounds from 0 to 9 s, but its key was released at 2 s; 64 is truly held.
     window = np.array([note(0.0, 9.0, 60), note(1.0, 2.0, 60), note(1.5, 9.0, 64)])
