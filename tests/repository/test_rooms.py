@@ -4,8 +4,12 @@ import ast
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
+
+import mt3data
+import mt3train
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -96,6 +100,36 @@ write_midi(Notes.empty(), {str(tmp_path / "empty.mid")!r})
         "note_seq", "librosa", "pandas", "matplotlib", "joblib", "sklearn", "numba", "midirenderer",
         "mir_eval", "transformers", "jax", "flax", "t5x", "tensorstore", "zarr", "msgpack",
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("package", [mt3data, mt3train])
+def test_public_names_are_listed_once_for_people_and_tools(package: ModuleType) -> None:
+    tree = ast.parse(Path(str(package.__file__)).read_text("utf-8"))
+    seen_by_tools = {
+        alias.name: node.module
+        for block in tree.body if isinstance(block, ast.If)
+        for node in block.body if isinstance(node, ast.ImportFrom)
+        for alias in node.names
+    }  # fmt: skip
+    at_run_time = {
+        name: f"{package.__name__}.{module}"
+        for module, names in package._MODULES.items()
+        for name in names.split()
+    }
+    assert seen_by_tools == at_run_time
+    assert sorted(seen_by_tools) == sorted(package.__all__)
+    for name, module in at_run_time.items():
+        assert getattr(package, name).__module__ == module
+
+
+def test_importing_the_packages_loads_no_library() -> None:
+    assert not loaded_after("import mt3data, mt3train") & {"torch", "numpy", "pyarrow", "click"}
+    assert "numpy" in loaded_after("from mt3data import Notes")  # the control
+
+
+def test_an_unknown_public_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match="'mt3data' has no attribute 'Note'"):
+        mt3data.Note  # noqa: B018
 
 
 @pytest.mark.parametrize("command", ["mt3data", "mt3train"])
