@@ -51,7 +51,7 @@ def rendered(pieces: int, seconds: float, seed: int) -> list[tuple[np.ndarray, N
 
 
 def heard(samples: np.ndarray) -> np.ndarray:
-    return align.bands_of(log_mel(samples).astype(np.float16), CONFIG)
+    return align.semitone_magnitudes(log_mel(samples).astype(np.float16), CONFIG)
 
 
 def changed(notes: Notes, change: Callable[[np.ndarray], np.ndarray]) -> Notes:
@@ -61,7 +61,7 @@ def changed(notes: Notes, change: Callable[[np.ndarray], np.ndarray]) -> Notes:
 def shift_table(tracks: list[tuple[np.ndarray, Notes]]) -> None:
     print(f"{'known shift':>24}{'found, median':>16}{'worst error':>14}{'least confidence':>18}")
     for shift in SHIFTS:
-        found = [align.measure(bands, align.shifted(n, -shift), CONFIG) for bands, n in tracks]
+        found = [align.measure(bands, align.shift_notes(n, -shift), CONFIG) for bands, n in tracks]
         lags = np.array([f.lag_seconds for f in found]) * 1000
         worst, least = np.abs(lags - shift * 1000).max(), min(f.confidence for f in found)
         print(f"{shift * 1000:21.0f} ms{np.median(lags):13.1f} ms{worst:11.1f} ms{least:18.2f}")
@@ -97,7 +97,7 @@ def refusals(tracks: list[tuple[np.ndarray, Notes]]) -> None:
             align.measure(bands, n, CONFIG) for bands, (_, n) in zip(audio, tracks, strict=True)
         ]
         shifted = sum(
-            align.shift(n, f)[0] is not n for f, (_, n) in zip(found, tracks, strict=True)
+            align.remove_lag(n, f)[0] is not n for f, (_, n) in zip(found, tracks, strict=True)
         )
         warped = sum(
             warp(m, n, CONFIG)[0] is not n for m, (_, n) in zip(audio, tracks, strict=True)
@@ -116,7 +116,7 @@ def long_track(tracks: list[tuple[np.ndarray, Notes]], minutes: float) -> str:
     while begun < wanted:
         bands, notes = tracks[len(parts) % len(tracks)]
         pieces.append(bands)
-        parts.append(align.shifted(notes, begun))
+        parts.append(align.shift_notes(notes, begun))
         begun += len(bands) / CONFIG.frames_per_second
     bands, notes = np.concatenate(pieces), Notes.concat(parts)
     del pieces, parts

@@ -42,7 +42,7 @@ from mt3data.build import track_examples as examples
 from mt3data.build.crash_guard import new_run
 from mt3data.build.plan import BuildConfig, Plan, make_plan
 from mt3data.music.midi import read_midi, write_midi
-from mt3data.music.notes import Notes, moved_by
+from mt3data.music.notes import Notes, shift_times
 from mt3data.shards import windows
 from mt3data.shards import writer as shard_writer
 from mt3data.shards.windows import WindowConfig
@@ -62,7 +62,7 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
         (windows, "window_notes"),
         (examples, "trim_overlapping"),
     ],
-    "alignment": [(align, "bands_of"), (examples, "_align")],
+    "alignment": [(align, "semitone_magnitudes"), (examples, "_align")],
     "sha256 of sources": [(examples, "_sha256_of")],
     "tar, crc32, sha256, write": [(shard_writer.ShardWriter, "add")],
     "fsync, rename": [(shard_writer, "sync_and_rename"), (worker, "write_atomically")],
@@ -147,7 +147,7 @@ def long_track(source: Path, root: Path, minutes: float) -> None:
     for path in (folder / "MIDI").iterdir():
         notes = read_midi(path)[0]
         length = len(mix) / rate
-        write_midi(Notes.concat([moved_by(notes, k * length) for k in range(times)]), path)
+        write_midi(Notes.concat([shift_times(notes, k * length) for k in range(times)]), path)
 
 
 # --- the tables ----------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from toy_mt3 import Toy
 
 from mt3data.audio.spectrogram import mel_bin
 from mt3data.music.fast_tokenizer import segment_start
-from mt3data.music.vocabulary import codec_of, describe
+from mt3data.music.vocabulary import describe_tokens, get_codec
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -98,7 +98,7 @@ def _tokens(piece: Walk) -> Any:
 
 def _moments(window: Any) -> list[tuple[float, list[str]]]:
     """The words of a target by the time that they tell, EOS left out."""
-    words = describe(window.tokens, CONFIG.vocabulary)[:-1]
+    words = describe_tokens(window.tokens, CONFIG.vocabulary)[:-1]
     is_shift = np.array([word.startswith("shift") for word in words])
     start = segment_start(window.start_frame, CONFIG.vocabulary)
     groups = groupby(
@@ -115,8 +115,8 @@ def _moments(window: Any) -> list[tuple[float, list[str]]]:
 def _logits(toy: Toy) -> Any:
     """All logits at one place of the target, before and after the toy has learned."""
     figure, both = plt.subplots(2, 1, figsize=(9, 4.6), sharex=True, layout="constrained")
-    codec, target = codec_of(CONFIG.vocabulary), int(toy.targets[PLACE])
-    (word,) = describe(np.array([target]), CONFIG.vocabulary)
+    codec, target = get_codec(CONFIG.vocabulary), int(toy.targets[PLACE])
+    (word,) = describe_tokens(np.array([target]), CONFIG.vocabulary)
     for axes, logits, when in zip(both, toy.logits[:, PLACE], ("before", "after"), strict=True):
         for kind, colour in KINDS.items():
             first, last = (i + 3 for i in codec.type_range(kind))

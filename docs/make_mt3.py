@@ -27,14 +27,14 @@ from mt3data.audio.spectrogram import log_mel, pad_to_frames
 from mt3data.datasets.adapters import slakh
 from mt3data.datasets.manifest import load
 from mt3data.music.detokenizer import decode_segments
-from mt3data.music.events import NOT_SAID, EventTable
+from mt3data.music.events import NONE, EventTable
 from mt3data.music.fast_tokenizer import FRAMES_PER_SECOND, encode_many, segment_start
 from mt3data.music.midi import midi_bytes, read_midi
-from mt3data.music.notes import Notes, moved_by
-from mt3data.music.vocabulary import codec_of, describe
+from mt3data.music.notes import Notes, shift_times
+from mt3data.music.vocabulary import describe_tokens, get_codec
 from mt3data.shards.windows import Window, WindowConfig, windows_of
+from mt3data.synth import render
 from mt3data.synth.compose import compose
-from mt3data.synth.demo_dataset import render
 from mt3train.evaluation.metrics import transcription_scores
 
 PAGE = Path(__file__).with_name("mt3.md")
@@ -91,7 +91,7 @@ def made(piece: Walk, toy: toy_mt3.Toy) -> dict[str, str]:
         "events": table(["time (s)", "step", "segment", "what happens"], _events(piece)),
         "first": table(["place", "token", "word", "meaning"], _tokens(piece.windows[0])),
         "second": table(["place", "token", "word", "meaning"], _tokens(piece.windows[1])),
-        "third": f"`{' '.join(describe(piece.windows[2].tokens, CONFIG.vocabulary))}`",
+        "third": f"`{' '.join(describe_tokens(piece.windows[2].tokens, CONFIG.vocabulary))}`",
         "back": table(["instrument", "from (s)", "to (s)", "pitch"], _back(piece)),
         "ties": table(["decoded", "notes", "A4", "invalid events"], _ties(piece)),
         "sound": _sound(piece),
@@ -138,18 +138,18 @@ def _notes(piece: Walk) -> Iterator[list[object]]:
 
 def _words() -> Iterator[list[object]]:
     yield ["PAD, EOS, UNK", "", "0, 1, 2"]
-    codec = codec_of(CONFIG.vocabulary)
+    codec = get_codec(CONFIG.vocabulary)
     for kind, low, high in codec.ranges:
         first, last = (i + 3 for i in codec.type_range(kind))
         yield [kind, f"{low} to {high}" if high else "", f"{first} to {last}" if high else first]
 
 
 def _events(piece: Walk) -> Iterator[list[object]]:
-    events, codec = EventTable.of(piece.notes, CONFIG.vocabulary), codec_of(CONFIG.vocabulary)
+    events, codec = EventTable.of(piece.notes, CONFIG.vocabulary), get_codec(CONFIG.vocabulary)
     starts = [round(start * 100) for start, _ in piece.segments]
-    columns = (events.step, events.program, events.velocity_bin, events.word)
+    columns = (events.step, events.program, events.velocity_bin, events.pitch_id)
     for step, program, velocity_bin, word in zip(*(c.tolist() for c in columns), strict=True):
-        is_drum = program == NOT_SAID
+        is_drum = program == NONE
         what = f"{instrument(program, is_drum)}: {pitch_name(codec.decode(word).value, is_drum)} "
         what += "is hit" if is_drum else "begins" if velocity_bin else "ends"
         segment = int(np.searchsorted(starts, step, side="right"))
@@ -161,7 +161,7 @@ def _tokens(window: Window) -> Iterator[list[object]]:
     start = segment_start(window.start_frame, CONFIG.vocabulary)
     doing = "is held over"
     for place, token in enumerate(window.tokens.tolist()):
-        (word,) = describe(np.array([token]), CONFIG.vocabulary)
+        (word,) = describe_tokens(np.array([token]), CONFIG.vocabulary)
         kind, value = word.split(" ")[0], int(word.split(" ")[-1]) if " " in word else 0
         if kind == "velocity":
             doing = "begins" if value else "ends"
@@ -191,7 +191,7 @@ def _back(piece: Walk) -> Iterator[list[object]]:
 def without_ties(piece: Walk) -> list[tuple[float, np.ndarray]]:
     """The segments; the second one's tie section says that nothing is held."""
     (first, (start, tokens), *rest) = piece.segments
-    tie = describe(tokens, CONFIG.vocabulary).index("tie")
+    tie = describe_tokens(tokens, CONFIG.vocabulary).index("tie")
     return [first, (start, tokens[tie:]), *rest]
 
 
@@ -272,7 +272,7 @@ def _scores(piece: Walk, toy: toy_mt3.Toy) -> Iterator[list[object]]:
             "the same without the tie section",
             decode_segments(without_ties(piece), vocabulary).notes,
         ),
-        ("all notes 60 ms late", moved_by(reference, 0.06)),
+        ("all notes 60 ms late", shift_times(reference, 0.06)),
         ("all notes as a piano's", as_piano),
         ("the toy network's", toy.transcribe(piece.path).notes),
     ):

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mt3data.music.vocabulary import VocabularyConfig, describe
+from mt3data.music.vocabulary import VocabularyConfig, describe_tokens
 from mt3data.shards.reader import pad_tokens
 from mt3data.shards.windows import Window
 from mt3train.model import MT3, ModelConfig
@@ -91,7 +91,7 @@ def learn(windows: list[Window]) -> Toy:
 
 
 def _says(seen: list[Tensor], targets: np.ndarray) -> Iterator[list[object]]:
-    words = describe(targets, VocabularyConfig())
+    words = describe_tokens(targets, VocabularyConfig())
     for place in SHOWN:
         before, after = (x[place].softmax(-1)[int(targets[place])].item() for x in seen)
         yield [f"{place}: `{words[place]}`", f"{before:.4f}", f"{after:.2f}"]

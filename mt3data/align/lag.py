@@ -25,7 +25,7 @@ from functools import lru_cache
 import numpy as np
 
 from mt3data.audio.spectrogram import SpectrogramConfig, bin_hertz
-from mt3data.music.notes import Notes, moved_by
+from mt3data.music.notes import Notes, shift_times
 
 LOWEST, HIGHEST = 40, 117  # pitches of the bands: below, 512 mel bins do not tell semitones apart
 DRUMS = HIGHEST - LOWEST + 1  # column behind those of the pitches
@@ -70,7 +70,7 @@ def measure(
     """Measures the lag between the onsets of a track's notes and the attacks in its audio.
 
     Args:
-        bands: of the whole track, see `bands_of`.
+        bands: of the whole track, see `semitone_magnitudes`.
         notes: its labels.
         config: of the log-mel.
         window_frames: where the mel was transformed in windows that see zeros behind their end
@@ -78,13 +78,13 @@ def measure(
     Returns:
         NOT_MEASURED where nothing can be told.
     """
-    return measure_attacks(attacks(bands, config, window_frames), notes, config)
+    return measure_strength(onset_strength(bands, config, window_frames), notes, config)
 
 
-def measure_attacks(strength: np.ndarray, notes: Notes, config: SpectrogramConfig) -> Alignment:
-    """As `measure`, from the strength that `attacks` returned."""
+def measure_strength(strength: np.ndarray, notes: Notes, config: SpectrogramConfig) -> Alignment:
+    """As `measure`, from the strength that `onset_strength` returned."""
     radius = round(SEARCH_SECONDS * config.frames_per_second)
-    rows, onsets = evidence(strength, notes, config, radius)
+    rows, onsets = strength_around_onsets(strength, notes, config, radius)
     if not len(rows):
         return NOT_MEASURED
     lag, confidence, peak = _peak_of(rows, radius, config)
@@ -96,13 +96,13 @@ def measure_attacks(strength: np.ndarray, notes: Notes, config: SpectrogramConfi
     return Alignment(lag, last[0] - first[0] if sure else float("nan"), confidence, peak)
 
 
-def shifted(notes: Notes, seconds: float) -> Notes:
+def shift_notes(notes: Notes, seconds: float) -> Notes:
     """The notes moved by `seconds`; what begins before time 0 then begins there, or is dropped."""
-    moved = moved_by(notes, seconds)
+    moved = shift_times(notes, seconds)
     return moved[moved.offset > moved.onset]
 
 
-def shift(notes: Notes, found: Alignment) -> tuple[Notes, str]:
+def remove_lag(notes: Notes, found: Alignment) -> tuple[Notes, str]:
     """Removes a constant lag where that is sure.
 
     Returns:
@@ -112,13 +112,13 @@ def shift(notes: Notes, found: Alignment) -> tuple[Notes, str]:
         return notes, f"not shifted: confidence {found.confidence:.2f} is below {MIN_CONFIDENCE}"
     if abs(found.lag_seconds) < MIN_SHIFT_SECONDS:
         return notes, ""
-    return shifted(notes, found.lag_seconds), ""
+    return shift_notes(notes, found.lag_seconds), ""
 
 
 # --- the parts, also used by warp.py -------------------------------------------------------------
 
 
-def bands_of(mel: np.ndarray, config: SpectrogramConfig) -> np.ndarray:
+def semitone_magnitudes(mel: np.ndarray, config: SpectrogramConfig) -> np.ndarray:
     """What all measures here are taken from: magnitudes of semitone bands.
 
     Args:
@@ -132,7 +132,9 @@ def bands_of(mel: np.ndarray, config: SpectrogramConfig) -> np.ndarray:
     return np.exp(np.maximum(columns[:, ::2], columns[:, 1::2]))
 
 
-def attacks(bands: np.ndarray, config: SpectrogramConfig, window_frames: int = 0) -> np.ndarray:
+def onset_strength(
+    bands: np.ndarray, config: SpectrogramConfig, window_frames: int = 0
+) -> np.ndarray:
     """How strongly each pitch is struck in each frame.
 
     Args: as for `measure`.
@@ -175,13 +177,13 @@ def loudness(bands: np.ndarray, level: np.float32) -> np.ndarray:
     return np.log(magnitude, out=magnitude)
 
 
-def evidence(
+def strength_around_onsets(
     strength: np.ndarray, notes: Notes, config: SpectrogramConfig, radius: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """The audio's attacks around the onset of each note that begins inside the audio.
 
     Args:
-        strength: see `attacks`.
+        strength: see `onset_strength`.
         radius: frames on either side.
     Returns:
         Rows, one per note in order of onset, float32 of shape (n, 2 radius + 1), each of mean 0 and
@@ -192,7 +194,7 @@ def evidence(
     order = order[(time[order] >= 0) & (time[order] < len(strength))]
     frame = np.floor(time[order]).astype(np.int64)
     part = (time[order] - frame).astype(np.float32)[:, None]
-    band = band_of(notes)[order][:, None]
+    band = band_indices(notes)[order][:, None]
     rows = np.empty((len(order), 2 * radius + 1), np.float32)
     lags = np.arange(-radius, radius + 2)
     for start in range(0, len(order), BLOCK_FRAMES):
@@ -207,8 +209,8 @@ def evidence(
     return rows, notes.onset[order]
 
 
-def band_of(notes: Notes) -> np.ndarray:
-    """The column of `attacks` in which each note shows; the lowest notes by a harmonic's octave."""
+def band_indices(notes: Notes) -> np.ndarray:
+    """The column of `onset_strength` in which each note shows; the lowest notes by a harmonic's octave."""
     pitch = np.where(notes.pitch < LOWEST, LOWEST + (notes.pitch - LOWEST) % 12, notes.pitch)
     return np.where(notes.is_drum, DRUMS, np.minimum(pitch, HIGHEST) - LOWEST)
 
@@ -225,11 +227,11 @@ def _peak_of(
     runner_up = curve[np.abs(np.arange(len(curve)) - best) > beside].max()
     peak = float(curve[best])
     confidence = 1 - max(runner_up, NOISE_PEAK) / peak if peak > NOISE_PEAK else 0.0
-    lag = (summit(curve, best) - radius) / config.frames_per_second
+    lag = (parabolic_peak(curve, best) - radius) / config.frames_per_second
     return float(lag), float(max(0.0, confidence)), peak
 
 
-def summit(curve: np.ndarray, best: int) -> float:
+def parabolic_peak(curve: np.ndarray, best: int) -> float:
     """Where a curve is highest between its samples: the vertex of the parabola around sample `best`."""
     if not 0 < best < len(curve) - 1:
         return float(best)

@@ -25,13 +25,13 @@ from mt3data.align.lag import (
     MIN_CONFIDENCE,
     MIN_SHIFT_SECONDS,
     Alignment,
-    attacks,
-    band_of,
-    evidence,
+    band_indices,
     loud_level,
     loudness,
-    measure_attacks,
-    summit,
+    measure_strength,
+    onset_strength,
+    parabolic_peak,
+    strength_around_onsets,
 )
 from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.errors import UserError, install_hint
@@ -93,7 +93,7 @@ def warp(
     """
     if not len(notes) or not len(bands):
         return notes, None, "not warped: nothing to align"
-    strength = attacks(bands, config, window_frames)
+    strength = onset_strength(bands, config, window_frames)
     straight = Warp(np.zeros(1), np.zeros(1))
     before = refine(strength, notes, config, straight)
     if before is not None and np.abs(before.audio - before.label).max() < MIN_SHIFT_SECONDS:
@@ -106,8 +106,8 @@ def warp(
     for _ in range(2):
         found = refine(strength, notes, config, found) or found
     moved = found.apply(notes)
-    after = measure_attacks(strength, moved, config)
-    reason = _implausible(found, notes, after, measure_attacks(strength, notes, config))
+    after = measure_strength(strength, moved, config)
+    reason = _implausible(found, notes, after, measure_strength(strength, notes, config))
     return (notes, None, f"not warped: {reason}") if reason else (moved, after, "")
 
 
@@ -226,7 +226,7 @@ def _written(notes: Notes, frame_seconds: float) -> np.ndarray:
     n_bands, n = DRUMS, int(notes.offset.max() / frame_seconds) + 1
     sounding = np.zeros((n + 1, n_bands), np.float32)
     struck = np.zeros((n, n_bands + 1), np.float32)
-    band = band_of(notes)
+    band = band_indices(notes)
     first = np.clip((notes.onset / frame_seconds).astype(np.int64), 0, n - 1)
     last = np.clip((notes.offset / frame_seconds).astype(np.int64) + 1, first + 1, n)
     pitched = ~notes.is_drum
@@ -256,10 +256,10 @@ def refine(
     """The warp `found`, corrected by the lag that remains around each knot; None when too few are sure.
 
     Args:
-        strength: of every pitch, see `attacks`.
+        strength: of every pitch, see `onset_strength`.
     """
     radius = round(REFINE_SECONDS * config.frames_per_second)
-    rows, onsets = evidence(strength, found.apply(notes), config, radius)
+    rows, onsets = strength_around_onsets(strength, found.apply(notes), config, radius)
     if not len(rows):
         return None
     times = _knots(onsets[0], onsets[-1])
@@ -276,7 +276,7 @@ def refine(
     sure = curves[np.arange(n_knots), best] > MIN_STRETCH_PEAK * np.maximum(weight, 1e-9)
     if not sure.any() or sure.sum() < MIN_SURE * np.count_nonzero(weight):
         return None
-    lags = [(summit(curves[k], best[k]) - radius) / config.frames_per_second
+    lags = [(parabolic_peak(curves[k], best[k]) - radius) / config.frames_per_second
             for k in np.flatnonzero(sure)]  # fmt: skip
     times = times[sure]
     audio = np.maximum.accumulate(times + _smooth(times, np.array(lags), STRETCH_SECONDS))

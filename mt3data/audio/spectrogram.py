@@ -56,7 +56,7 @@ class SpectrogramConfig:
         return self.fft_size - self.hop
 
 
-def n_frames_of(n_samples: int, hop: int = 128) -> int:
+def count_frames(n_samples: int, hop: int = 128) -> int:
     """How many frames MT3 cuts `n_samples` into: one whole extra frame when hop divides them.
 
     Source: mt3/preprocessors.py _audio_to_frames.
@@ -65,8 +65,8 @@ def n_frames_of(n_samples: int, hop: int = 128) -> int:
 
 
 def pad_to_frames(samples: np.ndarray, hop: int = 128) -> np.ndarray:
-    """`samples`, of shape (n_samples,), with zeros up to `n_frames_of(n_samples, hop)` whole frames."""
-    return np.pad(samples, (0, n_frames_of(len(samples), hop) * hop - len(samples)))
+    """`samples`, of shape (n_samples,), with zeros up to `count_frames(n_samples, hop)` whole frames."""
+    return np.pad(samples, (0, count_frames(len(samples), hop) * hop - len(samples)))
 
 
 def log_mel(samples: np.ndarray, config: SpectrogramConfig = SpectrogramConfig()) -> np.ndarray:

@@ -22,7 +22,7 @@ import numpy as np
 
 from mt3data import __version__
 from mt3data.audio.load import audio_info
-from mt3data.audio.spectrogram import n_frames_of
+from mt3data.audio.spectrogram import count_frames
 from mt3data.build.track_table import failed_row, variant_stems
 from mt3data.datasets.manifest import DatasetManifest, load, names
 from mt3data.datasets.stem_mixes import LAW, MIN_STEMS, PAPER_SUBSETS, with_subsets
@@ -197,7 +197,7 @@ def _planned(
         raise UserError(track.failure)
     seconds = max(audio_info(path).seconds for path in track.audio_files)
     variants = n_variants(track, windows)
-    frames = n_frames_of(round(seconds * windows.spectrogram.sample_rate))
+    frames = count_frames(round(seconds * windows.spectrogram.sample_rate))
     phased = not track.variants  # variants over other stems all begin at frame 0
     records = sum(
         len(window_starts(frames, k if phased else 0, track.id, windows)) for k in range(variants)

@@ -14,7 +14,7 @@ import numpy as np
 from mt3data.align import lag as align
 from mt3data.align.warp import warp
 from mt3data.audio.load import read_audio
-from mt3data.audio.spectrogram import n_frames_of, pad_to_frames
+from mt3data.audio.spectrogram import count_frames, pad_to_frames
 from mt3data.build.plan import n_variants
 from mt3data.build.track_table import track_row
 from mt3data.datasets.stem_mixes import mixes
@@ -75,7 +75,7 @@ class TrackExamples:
         heard = mixes(track, rate) if track.variants else [read_audio(track.audio, rate)]
         audio_sha256 = _sha256_of(track.audio_files)
         seconds, problems = len(heard[0]) / rate, [*remarks, *_clipped(heard, config)]
-        frames = n_frames_of(len(heard[0]), config.spectrogram.hop)
+        frames = count_frames(len(heard[0]), config.spectrogram.hop)
         records, found = 0, []
         for cuts, of_variant in zip(_cuts(track, heard, config), notes, strict=True):
             found.append((yield from self._variant(cuts, of_variant)))
@@ -107,7 +107,7 @@ class TrackExamples:
             if in_passing and window.variant == first.variant:
                 part = slice(window.start_frame, window.start_frame + window.valid_frames)
                 mel = window.sound["mel"][: window.valid_frames]
-                bands[part] = align.bands_of(mel, config.spectrogram)
+                bands[part] = align.semitone_magnitudes(mel, config.spectrogram)
             yield window
         if in_passing:
             self._stage = "align"
@@ -170,7 +170,7 @@ def _bands(first: Cut, config: WindowConfig) -> np.ndarray:
     for start in first.starts:
         part = bands[start : start + config.frames]
         mel = window_mel(first.samples, start, config)[: len(part)]
-        part[:] = align.bands_of(mel, config.spectrogram)
+        part[:] = align.semitone_magnitudes(mel, config.spectrogram)
     return bands
 
 
@@ -178,7 +178,7 @@ def _align(bands: np.ndarray, notes: Notes, config: WindowConfig) -> _Aligned:
     """Measures how well labels and audio agree and does about it what config.align says.
 
     Args:
-        bands: of the whole track, see align.bands_of.
+        bands: of the whole track, see align.semitone_magnitudes.
     """
     faded = config.frames if config.right_context == "zeros" else 0
     found = align.measure(bands, notes, config.spectrogram, faded)
@@ -189,7 +189,7 @@ def _align(bands: np.ndarray, notes: Notes, config: WindowConfig) -> _Aligned:
     }
     moved, remark = notes, ""
     if config.align == "shift":
-        moved, remark = align.shift(notes, found)
+        moved, remark = align.remove_lag(notes, found)
     elif config.align == "dtw":
         moved, _, remark = warp(bands, notes, config.spectrogram, faded)
     remarks = [remark] if remark else []

@@ -19,7 +19,7 @@ from mt3data.music.vocabulary import (
     Event,
     VocabularyConfig,
     bin_to_velocity,
-    codec_of,
+    get_codec,
     tokens_to_event_ids,
 )
 
@@ -66,7 +66,7 @@ class NoteDecoder:
         """
         if self.config.encoding == "ties":
             self._tied, self._in_tie_section = set(), True
-        codec = codec_of(self.config)
+        codec = get_codec(self.config)
         event_ids = tokens_to_event_ids(tokens, self.config).tolist()
         time, steps = start, 0
         for i, event_id in enumerate(event_ids):

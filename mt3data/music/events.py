@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from mt3data.music.notes import Notes, validate
-from mt3data.music.vocabulary import VocabularyConfig, codec_of, map_programs, velocity_to_bin
+from mt3data.music.vocabulary import VocabularyConfig, apply_granularity, get_codec, velocity_to_bin
 
-NOT_SAID = -1  # the program of a drum, and what a target says before its first program or velocity
+NONE = -1  # the program of a drum, and what a target says before its first program or velocity
 PART_STEPS = 1 << 40  # between parts of a table: further than any step of a track
 DRUM_KEY = 1 << 14  # above 128 * program + pitch of any pitched note
 
@@ -37,7 +37,7 @@ class EventTable:
     step: np.ndarray  # quantised time + part * PART_STEPS
     program: np.ndarray  # -1 where none is said: drums, and every note in the onsets encoding
     velocity_bin: np.ndarray  # 0 for a note-off
-    word: np.ndarray  # codec id of the pitch or drum
+    pitch_id: np.ndarray  # codec id of the pitch or drum
     tie_after: np.ndarray
     tie_until: np.ndarray
     tie_key: np.ndarray  # 128 * program + pitch, int16
@@ -72,17 +72,17 @@ class EventTable:
         velocity_bin = np.concatenate([np.zeros(len(pitched), np.int64), bins])
         note = np.concatenate([pitched, order])
         in_order = _by_part_and_time(part[note], time)
-        note, velocity_bin, codec = note[in_order], velocity_bin[in_order], codec_of(config)
+        note, velocity_bin, codec = note[in_order], velocity_bin[in_order], get_codec(config)
         key, part = key[note], part[note]
         is_drum = key >= DRUM_KEY
         step = np.rint(time[in_order] * config.steps_per_second).astype(np.int64)
         return EventTable(
             config,
             step + part * PART_STEPS,
-            np.where(is_drum, NOT_SAID, map_programs(key // 128, config.granularity)),
+            np.where(is_drum, NONE, apply_granularity(key // 128, config.granularity)),
             velocity_bin,
             key % 128 + np.where(is_drum, codec.first["drum"], codec.first["pitch"]),
-            *_held_spans(key, part, velocity_bin),
+            *held_intervals(key, part, velocity_bin),
         )
 
     @staticmethod
@@ -91,9 +91,9 @@ class EventTable:
         order = np.argsort(notes.pitch, kind="stable")
         order = order[_by_part_and_time(part[order], notes.onset[order])]
         notes, part, none = notes[order], part[order], np.zeros(0, np.int64)
-        nothing = np.full(len(notes), NOT_SAID)
+        nothing = np.full(len(notes), NONE)
         step = np.rint(notes.onset * config.steps_per_second).astype(np.int64)
-        word = notes.pitch + codec_of(config).first["pitch"]
+        word = notes.pitch + get_codec(config).first["pitch"]
         return EventTable(
             config, step + part * PART_STEPS, nothing, nothing, word, none, none, none, none
         )
@@ -106,7 +106,7 @@ def _by_part_and_time(part: np.ndarray, time: np.ndarray) -> np.ndarray:
     return by_time[np.argsort(part, kind="stable")] if part.any() else by_time
 
 
-def _held_spans(
+def held_intervals(
     key: np.ndarray, part: np.ndarray, velocity_bin: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """For every pitched onset: its row, the row of its key's next event, its key and its part."""

@@ -26,30 +26,30 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from mt3data.music.events import DRUM_KEY, NOT_SAID, PART_STEPS, EventTable
+from mt3data.music.events import DRUM_KEY, NONE, PART_STEPS, EventTable
 from mt3data.music.notes import COLUMNS, Notes
 from mt3data.music.vocabulary import (
     EOS_ID,
     NUM_SPECIAL_IDS,
     PAD_ID,
     VocabularyConfig,
-    codec_of,
-    map_programs,
+    apply_granularity,
+    get_codec,
 )
 
 FRAMES_PER_SECOND = 125  # 16 kHz in hops of 128 samples
 
 
-def first_step(frame: int, config: VocabularyConfig) -> int:
+def first_time_step(frame: int, config: VocabularyConfig) -> int:
     """The step in which a frame begins: floor(time * steps_per_second), in whole numbers.
 
     A segment owns the events from its first frame's step up to the step of the frame after its
     last, so an event may lie up to 10 ms before the segment's first frame.
     """
-    return int(_first_steps(np.asarray(frame), config))
+    return int(_first_time_steps(np.asarray(frame), config))
 
 
-def _first_steps(frames: np.ndarray, config: VocabularyConfig) -> np.ndarray:
+def _first_time_steps(frames: np.ndarray, config: VocabularyConfig) -> np.ndarray:
     return frames * config.steps_per_second // FRAMES_PER_SECOND
 
 
@@ -66,7 +66,7 @@ def segment_start(frame: int, config: VocabularyConfig, rounding: str = "exact")
         ValueError: another rounding.
     """
     if rounding == "exact":
-        return first_step(frame, config) / config.steps_per_second
+        return first_time_step(frame, config) / config.steps_per_second
     if rounding not in ("float32", "float64"):
         raise ValueError(f"rounding={rounding!r}; expected exact, float32 or float64")
     time = float(np.dtype(rounding).type(frame / FRAMES_PER_SECOND))
@@ -115,13 +115,13 @@ def encode_many(
                 f"crop of {n} frames at {start}; expected at least 1 frame, beginning inside the "
                 f"track of {track} frames"
             )
-    config, codec, crops = events.config, codec_of(events.config), np.arange(len(start_frame))
-    bounds = _first_steps(np.stack([start_frame, start_frame + n_frames]), config)
+    config, codec, crops = events.config, get_codec(events.config), np.arange(len(start_frame))
+    bounds = _first_time_steps(np.stack([start_frame, start_frame + n_frames]), config)
     bounds[1, start_frame + n_frames >= track_frames] = PART_STEPS
     bounds += PART_STEPS * part
     begin, end = np.searchsorted(events.step, bounds)
     sections: list[tuple[np.ndarray, np.ndarray]] = []  # codec ids and their crops
-    last_program = np.full(len(crops), NOT_SAID)
+    last_program = np.full(len(crops), NONE)
     if config.encoding == "ties":
         sections.append(_tie_sections(events, begin, part, last_program))
         sections.append((np.full(len(crops), codec.first["tie"]), crops))
@@ -183,19 +183,21 @@ def _tie_sections(
     first, stop = np.searchsorted(
         begin[by_begin], np.stack([events.tie_after, events.tie_until]), side="right"
     )
-    tie, place = _ranges(first, stop - first)
+    tie, place = _concat_ranges(first, stop - first)
     crop = by_begin[place]
     mine = events.tie_part[tie] == (part[crop] if isinstance(part, np.ndarray) else part)
     crop, key = np.divmod(np.sort(crop[mine] * DRUM_KEY + events.tie_key[tie[mine]]), DRUM_KEY)
     if not len(key):
         return key, crop
-    first, granularity = codec_of(events.config).first, events.config.granularity
-    program, said = map_programs(key // 128, granularity), np.ones((len(key), 2), dtype=bool)
+    first, granularity = get_codec(events.config).first, events.config.granularity
+    program, said = apply_granularity(key // 128, granularity), np.ones((len(key), 2), dtype=bool)
     ids = np.empty(said.shape, np.int64)
     ids[:, 0], ids[:, 1] = first["program"] + program, first["pitch"] + key % 128
-    said[:, 0] = _changes(program, crop, last_program) if granularity != "flat" else False
+    said[:, 0] = (
+        _differs_from_previous(program, crop, last_program) if granularity != "flat" else False
+    )
     last_program[crop] = program  # of several values for one crop, the last one stays
-    return _said(ids, said, crop)
+    return _flatten_emitted(ids, said, crop)
 
 
 def _event_tokens(
@@ -206,8 +208,8 @@ def _event_tokens(
 
     An event is a row of [shifts, program, velocity, word], each where it is said.
     """
-    config, first = events.config, codec_of(events.config).first
-    crop, rows = _ranges(begin, end - begin)
+    config, first = events.config, get_codec(events.config).first
+    crop, rows = _concat_ranges(begin, end - begin)
     if not len(rows):
         return rows, crop
     shift = events.step[rows] - origin[crop]
@@ -216,35 +218,37 @@ def _event_tokens(
     n_shifts = max(1, -(-int(shift.max()) // config.max_shift_steps))
     ids = np.empty((len(shift), n_shifts + 3), np.int64)
     said = np.zeros(ids.shape, dtype=bool)
-    starts_group = _changes(shift, crop, np.zeros_like(begin))
+    starts_group = _differs_from_previous(shift, crop, np.zeros_like(begin))
     for k in range(n_shifts):
         rest = shift - k * config.max_shift_steps
         ids[:, k] = first["shift"] + np.minimum(rest, config.max_shift_steps)
         said[:, k] = starts_group & (rest > 0)
-    pitched = np.flatnonzero(program != NOT_SAID)
+    pitched = np.flatnonzero(program != NONE)
     ids[:, -3] = first["program"] + program
     if config.granularity != "flat":
-        said[pitched, -3] = _changes(program[pitched], crop[pitched], last_program)
+        said[pitched, -3] = _differs_from_previous(program[pitched], crop[pitched], last_program)
     ids[:, -2] = first["velocity"] + velocity_bin
-    said[:, -2] = _changes(velocity_bin, crop, np.full_like(begin, NOT_SAID))
-    ids[:, -1] = events.word[rows]
+    said[:, -2] = _differs_from_previous(velocity_bin, crop, np.full_like(begin, NONE))
+    ids[:, -1] = events.pitch_id[rows]
     said[:, -1] = True
-    return _said(ids, said, crop)
+    return _flatten_emitted(ids, said, crop)
 
 
-def _ranges(first: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _concat_ranges(first: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """All numbers of several ranges, each given by its first and its length, and whose they are."""
     owner = np.repeat(np.arange(len(count)), count)
     return owner, np.arange(len(owner)) + (first + count - np.cumsum(count))[owner]
 
 
-def _said(ids: np.ndarray, said: np.ndarray, crop: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _flatten_emitted(
+    ids: np.ndarray, said: np.ndarray, crop: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """What is said of the rows of ids, in reading order, and the crops of the rows."""
     places = np.flatnonzero(said)
     return ids.ravel()[places], crop[places // ids.shape[1]]
 
 
-def _changes(values: np.ndarray, crop: np.ndarray, before: np.ndarray) -> np.ndarray:
+def _differs_from_previous(values: np.ndarray, crop: np.ndarray, before: np.ndarray) -> np.ndarray:
     """True where a value differs from the one in front of it; the first of a crop, from before."""
     changed = np.empty(len(values), dtype=bool)
     if len(values):

@@ -134,7 +134,7 @@ def validate(notes: Notes) -> None:
             )
 
 
-def successive(notes: Notes) -> tuple[np.ndarray, np.ndarray]:
+def consecutive_same_pitch(notes: Notes) -> tuple[np.ndarray, np.ndarray]:
     """Pairs of notes that follow each other in onset within one pitch, program and kind.
 
     Returns:
@@ -147,7 +147,7 @@ def successive(notes: Notes) -> tuple[np.ndarray, np.ndarray]:
     return order[:-1][same_key], order[1:][same_key]
 
 
-def moved_by(notes: Notes, seconds: float) -> Notes:
+def shift_times(notes: Notes, seconds: float) -> Notes:
     """Notes moved by so many seconds; what would begin or end before time 0 does so there."""
     if not seconds:
         return notes
@@ -164,7 +164,7 @@ def trim_overlapping(notes: Notes) -> Notes:
 
     Source: mt3/note_sequences.py trim_overlapping_notes.
     """
-    before, after = successive(notes)
+    before, after = consecutive_same_pitch(notes)
     offset = notes.offset.copy()
     offset[before] = np.minimum(offset[before], notes.onset[after])
     return replace(notes, offset=offset)[notes.onset < offset]

@@ -152,14 +152,14 @@ class Codec:
 
 
 @cache
-def codec_of(config: VocabularyConfig) -> Codec:
+def get_codec(config: VocabularyConfig) -> Codec:
     """The codec of a vocabulary, built once."""
     return Codec(config)
 
 
 def vocabulary_size(config: VocabularyConfig) -> int:
     """Number of ids: special ids, events, and T5's unused extra ids."""
-    return NUM_SPECIAL_IDS + codec_of(config).num_classes + NUM_EXTRA_IDS
+    return NUM_SPECIAL_IDS + get_codec(config).num_classes + NUM_EXTRA_IDS
 
 
 def num_embeddings(config: VocabularyConfig) -> int:
@@ -187,7 +187,7 @@ def tokens_to_event_ids(tokens: np.ndarray, config: VocabularyConfig) -> np.ndar
     if len(ends):
         ids = ids[: ends[0]]
     event_ids = ids - NUM_SPECIAL_IDS
-    is_event = (event_ids >= 0) & (event_ids < codec_of(config).num_classes)
+    is_event = (event_ids >= 0) & (event_ids < get_codec(config).num_classes)
     return np.where(is_event, event_ids, NOT_AN_EVENT)
 
 
@@ -204,7 +204,7 @@ def bin_to_velocity(velocity_bin: int, num_velocity_bins: int) -> int:
     return int(MAX_VELOCITY * velocity_bin / num_velocity_bins)
 
 
-def map_programs(programs: np.ndarray, granularity: str) -> np.ndarray:
+def apply_granularity(programs: np.ndarray, granularity: str) -> np.ndarray:
     """MIDI programs 0-127 as a granularity sees them: unchanged, first of the family, or 0.
 
     Source: mt3/vocabularies.py PROGRAM_GRANULARITIES.
@@ -215,10 +215,10 @@ def map_programs(programs: np.ndarray, granularity: str) -> np.ndarray:
     return programs // 8 * 8 if granularity == "midi_class" else np.zeros_like(programs)
 
 
-def describe(tokens: np.ndarray, config: VocabularyConfig) -> list[str]:
+def describe_tokens(tokens: np.ndarray, config: VocabularyConfig) -> list[str]:
     """Tokens in words, for people: "shift 12", "program 33", "EOS"."""
     special = {PAD_ID: "PAD", EOS_ID: "EOS", UNK_ID: "UNK"}
-    codec, words = codec_of(config), []
+    codec, words = get_codec(config), []
     for token in np.asarray(tokens).tolist():
         event_id = token - NUM_SPECIAL_IDS
         if token in special:

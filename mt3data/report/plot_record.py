@@ -15,7 +15,7 @@ from mt3data.errors import UserError
 from mt3data.music.fast_tokenizer import FRAMES_PER_SECOND
 from mt3data.music.midi import DRUMS, instrument_name
 from mt3data.music.notes import Notes
-from mt3data.music.vocabulary import VocabularyConfig, describe
+from mt3data.music.vocabulary import VocabularyConfig, describe_tokens
 from mt3data.shards.format import read_build_manifest, read_npy
 from mt3data.shards.index import ShardSet
 
@@ -43,7 +43,7 @@ def draw_record(folder: Path, key: str, out: Path) -> list[str]:
     spectrogram = SpectrogramConfig(**source.manifest["spectrogram"])
     mel, tokens = mel_of(source, row, spectrogram), read_npy(source.member(row, "tokens"))
     notes = Notes.from_array(read_npy(source.member(row, "notes")))
-    words = describe(tokens, VocabularyConfig(**source.manifest["vocabulary"]))
+    words = describe_tokens(tokens, VocabularyConfig(**source.manifest["vocabulary"]))
     start = int(source.index["start_frame"][row]) / FRAMES_PER_SECOND
     end = start + len(mel) / FRAMES_PER_SECOND
     figure, (top, bottom) = plt.subplots(

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mt3data.music.vocabulary import EOS_ID, NUM_SPECIAL_IDS, PAD_ID, VocabularyConfig, codec_of
+from mt3data.music.vocabulary import EOS_ID, NUM_SPECIAL_IDS, PAD_ID, VocabularyConfig, get_codec
 
 SHIFT, PITCH, VELOCITY, TIE, PROGRAM, DRUM = range(6)  # in the order of their ids
 
@@ -35,8 +35,10 @@ def merge_targets(
     """
     counts = lengths.astype(np.int64) - 1
     ids = tokens[np.arange(tokens.shape[1]) < counts[:, None]].astype(np.int64) - NUM_SPECIAL_IDS
-    said, part = say_all(ids, np.repeat(np.arange(len(counts)), counts), config)
-    merged, mix = say_changes(*merge(said, part, mix_of, config), config)
+    said, part = repeat_state_before_every_note(
+        ids, np.repeat(np.arange(len(counts)), counts), config
+    )
+    merged, mix = remove_redundant_state_changes(*merge(said, part, mix_of, config), config)
     n_mixes = int(mix_of.max(initial=-1)) + 1
     sizes = np.bincount(mix, minlength=n_mixes)
     out = np.full((n_mixes, sizes.max(initial=0) + 1), PAD_ID, np.int16)
@@ -47,7 +49,7 @@ def merge_targets(
     return out, (sizes + 1).astype(np.int32)
 
 
-def say_all(
+def repeat_state_before_every_note(
     ids: np.ndarray, part: np.ndarray, config: VocabularyConfig
 ) -> tuple[np.ndarray, np.ndarray]:
     """Events with program and velocity said before every note, as before repeats are left out.
@@ -107,7 +109,7 @@ def merge(
     return rows[is_said], np.repeat(mix, is_said.sum(axis=1))
 
 
-def say_changes(
+def remove_redundant_state_changes(
     ids: np.ndarray, mix: np.ndarray, config: VocabularyConfig
 ) -> tuple[np.ndarray, np.ndarray]:
     """Events of mixes without the programs and velocities that repeat the one said last.
@@ -127,7 +129,7 @@ def say_changes(
 
 
 def _kinds(ids: np.ndarray, config: VocabularyConfig) -> np.ndarray:
-    return np.searchsorted(list(codec_of(config).first.values()), ids, side="right") - 1
+    return np.searchsorted(list(get_codec(config).first.values()), ids, side="right") - 1
 
 
 def _last(ids: np.ndarray, chosen: np.ndarray, part: np.ndarray) -> np.ndarray:

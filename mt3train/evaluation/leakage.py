@@ -15,7 +15,7 @@ import numpy as np
 
 from mt3data.music.midi import DRUMS, instrument_name
 from mt3data.music.notes import Notes
-from mt3data.music.vocabulary import map_programs
+from mt3data.music.vocabulary import apply_granularity
 from mt3train.evaluation.note_matching import Counts, count, match
 
 Confusion = Counter[tuple[int, int]]  # (program that is right, program that was said) -> notes
@@ -137,4 +137,4 @@ def _in_order(scores: Iterable[InstrumentScores]) -> list[InstrumentScores]:
 def _pitched(notes: Notes, granularity: str) -> Notes:
     """Notes with a length, without drums, their programs mapped."""
     notes = notes[~notes.is_drum & (notes.onset != notes.offset)]
-    return replace(notes, program=map_programs(notes.program, granularity))
+    return replace(notes, program=apply_granularity(notes.program, granularity))

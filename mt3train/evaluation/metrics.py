@@ -26,7 +26,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from mt3data.music.notes import Notes
-from mt3data.music.vocabulary import map_programs
+from mt3data.music.vocabulary import apply_granularity
 from mt3train.evaluation import frames as pianoroll
 from mt3train.evaluation.leakage import confusion, leakage
 from mt3train.evaluation.note_matching import Counts, count
@@ -168,7 +168,7 @@ def _part(notes: Notes, spec: TrackSpec, like_mt3: bool) -> Notes:
 
 def _mapped(notes: Notes, granularity: str) -> Notes:
     # Drums keep their program: the original maps that of other notes only.
-    programs = np.where(notes.is_drum, notes.program, map_programs(notes.program, granularity))
+    programs = np.where(notes.is_drum, notes.program, apply_granularity(notes.program, granularity))
     return replace(notes, program=programs)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from mt3data.errors import UserError
 from mt3data.music.midi import instrument_name
 from mt3data.music.notes import Notes
-from mt3data.music.vocabulary import NUM_SPECIAL_IDS, VocabularyConfig, codec_of, map_programs
+from mt3data.music.vocabulary import NUM_SPECIAL_IDS, VocabularyConfig, apply_granularity, get_codec
 
 # General MIDI's families, eight programs each.
 FAMILIES = (
@@ -65,7 +65,7 @@ class ProgramFilter:
                 "this model does not distinguish instruments, so none can be chosen; use another "
                 "checkpoint, or leave --programs out"
             )
-        first, allowed = codec_of(vocabulary).first, self._emitted(vocabulary)
+        first, allowed = get_codec(vocabulary).first, self._emitted(vocabulary)
         events = [first["program"] + p for p in range(128) if p not in allowed]
         events += [] if self.drums else range(first["drum"], first["drum"] + 128)
         return tuple(event + NUM_SPECIAL_IDS for event in events)
@@ -81,7 +81,9 @@ class ProgramFilter:
 
     def _emitted(self, vocabulary: VocabularyConfig) -> set[int]:
         """Returns the programs that stand for the chosen ones in a vocabulary."""
-        return set(map_programs(np.array(sorted(self.programs)), vocabulary.granularity).tolist())
+        return set(
+            apply_granularity(np.array(sorted(self.programs)), vocabulary.granularity).tolist()
+        )
 
 
 def _hint(word: str) -> str:

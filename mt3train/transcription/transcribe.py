@@ -26,8 +26,8 @@ from mt3data.audio.load import BLOCK_SECONDS, audio_info, read_blocks, require_f
 from mt3data.audio.spectrogram import (
     LogMelStream,
     SpectrogramConfig,
+    count_frames,
     log_mel,
-    n_frames_of,
     pad_to_frames,
 )
 from mt3data.errors import UserError
@@ -88,7 +88,7 @@ def transcribe(
         header = audio_info(audio)
         n_samples = round(header.n_samples * spectrogram.sample_rate / header.rate)
         blocks = read_blocks(audio, spectrogram.sample_rate)
-    total = -(-n_frames_of(n_samples, spectrogram.hop) // info.frames)
+    total = -(-count_frames(n_samples, spectrogram.hop) // info.frames)
     mels = segment_mels(blocks, spectrogram, info.right_context, info.frames)
     starts = (k * info.frames for k in range(1 << 62))
     report = (lambda done: on_progress(done, max(done, total))) if on_progress else None
@@ -192,7 +192,7 @@ def _transform_then_cut(
         while len(pending) >= frames:
             yield pending[:frames]
             pending = pending[frames:]
-    padding = n_frames_of(n_samples, config.hop) * config.hop - n_samples
+    padding = count_frames(n_samples, config.hop) * config.hop - n_samples
     last = [stream.push(np.zeros(padding, np.float32)), stream.finish()]
     pending = np.concatenate([pending, *last])
     for start in range(0, len(pending), frames):

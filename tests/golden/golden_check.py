@@ -97,7 +97,7 @@ def check_vocabulary(folder: Path) -> tuple[int, float]:
         back = [vocabulary.bin_to_velocity(b, bins) for b in range(bins + 1)]
         assert back == entry["bin_to_velocity"]
         for granularity, programs in entry["program_map"].items():
-            assert vocabulary.map_programs(np.arange(128), granularity).tolist() == programs
+            assert vocabulary.apply_granularity(np.arange(128), granularity).tolist() == programs
             mapped = [_map_program(i, granularity, codec) for i in entry["granularity"]["tokens"]]
             assert [i for i in mapped if i is not None] == entry["granularity"][granularity]
         cases += sum(len(v) for v in entry.values() if isinstance(v, list))
@@ -110,7 +110,7 @@ def _map_program(event_id: int, granularity: str, codec: vocabulary.Codec) -> in
         return event_id
     if granularity == "flat":
         return None
-    program = int(vocabulary.map_programs(np.array(event.value), granularity))
+    program = int(vocabulary.apply_granularity(np.array(event.value), granularity))
     return codec.encode(vocabulary.Event("program", program))
 
 
@@ -148,7 +148,7 @@ def check_tokens(folder: Path) -> tuple[int, float]:
             segments = data["segments"][name]
             for (start, n_frames, _), target in zip(segments, targets, strict=True):
                 ours = tokens.encode(events, start, n_frames, track_frames).tolist()
-                after_the_end = tokens.first_step(start, config) > last_step
+                after_the_end = tokens.first_time_step(start, config) > last_step
                 if encoding == "ties" and after_the_end:
                     assert ours == silent, (variant, name, start)
                 else:
@@ -195,7 +195,7 @@ def _compare_frames(events: tokens.EventTable, part: dict[str, np.ndarray]) -> i
         ours -= vocabulary.NUM_SPECIAL_IDS
         if events.config.encoding == "ties":
             cut = int(np.flatnonzero(ours == tie)[0])
-            if tokens.first_step(frame, events.config) <= last_step:
+            if tokens.first_time_step(frame, events.config) <= last_step:
                 state = part["state_events"][part["input_state_event_indices"][frame] :]
                 state = state[: int(np.flatnonzero(state == tie)[0])]
                 assert np.isin(ours[:cut], state).all()

@@ -6,9 +6,9 @@ import numpy as np
 
 from mt3data.audio.spectrogram import (
     SpectrogramConfig,
+    count_frames,
     log_mel,
     mel_matrix,
-    n_frames_of,
     pad_to_frames,
 )
 
@@ -59,7 +59,7 @@ def _check_frames(golden: np.lib.npyio.NpzFile) -> int:
     """The cutting of audio into frames: counts, times and samples, exactly."""
     names = [key.removeprefix("a2f/shape_") for key in golden.files if key.startswith("a2f/shape_")]
     for name in names:
-        n_frames = n_frames_of(int(name))
+        n_frames = count_frames(int(name))
         assert [n_frames, 128] == golden[f"a2f/shape_{name}"].tolist(), name
         assert (np.arange(n_frames) / 125 == golden[f"a2f/times_{name}"]).all(), name
         if f"a2f/audio_{name}" in golden:

@@ -27,7 +27,7 @@ from mt3data.music.vocabulary import (
     NUM_EXTRA_IDS,
     NUM_SPECIAL_IDS,
     VocabularyConfig,
-    codec_of,
+    get_codec,
     vocabulary_size,
 )
 from mt3data.shards.format import (
@@ -292,7 +292,7 @@ def test_what_the_fingerprint_leaves_out_is_documented() -> None:
 @pytest.mark.parametrize("column, bins", [(3, 1), (4, 127)])
 def test_the_ids_of_the_vocabulary_are_those_that_are_documented(column: int, bins: int) -> None:
     config = VocabularyConfig(bins)
-    codec = codec_of(config)
+    codec = get_codec(config)
     want = {kind: [i + NUM_SPECIAL_IDS for i in codec.type_range(kind)] for kind in codec.first}
     size = vocabulary_size(config)
     want["unused"] = [size - NUM_EXTRA_IDS, size - 1]

@@ -17,7 +17,7 @@ import numpy as np
 from mt3data.datasets.manifest import DatasetManifest, SplitScheme, row_paths
 from mt3data.errors import UserError
 from mt3data.music.midi import read_midi
-from mt3data.music.notes import Notes, assign_instruments, moved_by, successive
+from mt3data.music.notes import Notes, assign_instruments, consecutive_same_pitch, shift_times
 
 VELOCITY = 100  # of notes whose publisher gives none; with one velocity bin no token depends on it
 AMBIGUOUS = 0.05  # semitones around a half, where rounding a pitch is a guess
@@ -174,7 +174,7 @@ class MidiLabels:
                 f"{count} of {len(notes)} notes begin before the note-off of the same pitch; all "
                 "notes of a pitch end at the first note-off"
             )
-        return moved_by(assign_instruments(notes), self.shift_seconds), tuple(problems)
+        return shift_times(assign_instruments(notes), self.shift_seconds), tuple(problems)
 
 
 def count_overlaps(notes: Notes) -> tuple[int, int]:
@@ -184,7 +184,7 @@ def count_overlaps(notes: Notes) -> tuple[int, int]:
         The number of notes that begin after the start and before the end of the one before them,
         and of those that begin with it.
     """
-    before, after = successive(notes)
+    before, after = consecutive_same_pitch(notes)
     together = notes.onset[after] == notes.onset[before]
     overlapping = ~together & (notes.onset[after] < notes.offset[before])
     return int(overlapping.sum()), int(together.sum())

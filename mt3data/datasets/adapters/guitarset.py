@@ -30,7 +30,7 @@ from mt3data.datasets.adapters.csv_tracks import (
 from mt3data.datasets.manifest import DatasetManifest
 from mt3data.datasets.track import Track
 from mt3data.errors import UserError
-from mt3data.music.notes import Notes, moved_by
+from mt3data.music.notes import Notes, shift_times
 
 PROGRAM = 24  # paper B.4 and mt3/tasks.py
 N_STRINGS = 6
@@ -105,7 +105,7 @@ class JamsLabels:
             problems.append(f"{struck_again} notes begin while their own string sounds that pitch")
         if overlapping := sum(count_overlaps(notes)) - struck_again:
             problems.append(f"{overlapping} notes begin while another string sounds their pitch")
-        return moved_by(notes, self.shift_seconds), tuple(problems)
+        return shift_times(notes, self.shift_seconds), tuple(problems)
 
     def _read(self) -> list[np.ndarray]:
         """Per string, rows of (onset s, duration s, fractional pitch)."""

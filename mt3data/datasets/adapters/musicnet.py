@@ -19,7 +19,7 @@ from mt3data.datasets.adapters.csv_tracks import VELOCITY, count_overlaps, rows
 from mt3data.datasets.manifest import DatasetManifest
 from mt3data.datasets.track import Track
 from mt3data.errors import UserError
-from mt3data.music.notes import Notes, assign_instruments, moved_by
+from mt3data.music.notes import Notes, assign_instruments, shift_times
 
 LABEL_RATE = 44100  # Hz, what the times of the CSV count in, whatever the file's own rate
 COLUMNS = ("start_time", "end_time", "instrument", "note")
@@ -81,7 +81,7 @@ class CsvLabels:
                 f"{overlapping} of {len(notes)} notes overlap one of the same pitch and program, "
                 f"{together} begin together with one"
             )
-        return moved_by(assign_instruments(notes), self.shift_seconds), tuple(problems)
+        return shift_times(assign_instruments(notes), self.shift_seconds), tuple(problems)
 
     def _read(self) -> list[list[int]]:
         """The rows as (start, end, instrument, note)."""

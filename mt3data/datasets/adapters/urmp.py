@@ -21,7 +21,7 @@ from mt3data.datasets.adapters.csv_tracks import VELOCITY, Row, nearest_pitches,
 from mt3data.datasets.manifest import DatasetManifest
 from mt3data.datasets.track import Track
 from mt3data.errors import UserError
-from mt3data.music.notes import Notes, moved_by
+from mt3data.music.notes import Notes, shift_times
 
 LOWEST_HZ, HIGHEST_HZ = 8.0, 12900.0  # MIDI pitches 0 to 127
 COPIES = ("urmp/Dataset", "Dataset", "URMP")  # the archive's own top folder, and mirrors
@@ -96,7 +96,7 @@ class PartLabels:
             ))  # fmt: skip
             if not len(onset):
                 problems.append(f"part {number + 1}: no notes")
-        return moved_by(Notes.concat(parts), self.shift_seconds), tuple(problems)
+        return shift_times(Notes.concat(parts), self.shift_seconds), tuple(problems)
 
 
 def _read(path: Path) -> np.ndarray:

@@ -44,7 +44,7 @@ def sound(notes: list[fakes.FakeNote], seconds: float = SECONDS) -> np.ndarray:
 
 def heard(samples: np.ndarray) -> np.ndarray:
     """Bands of the log-mel as a build has it."""
-    return align.bands_of(log_mel(samples).astype(np.float16), CONFIG)
+    return align.semitone_magnitudes(log_mel(samples).astype(np.float16), CONFIG)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +74,7 @@ def test_segments_that_fade_at_their_end_give_the_same_lag(
         sound(melody(1)), Notes.empty(), "t", 1, WindowConfig(256, right_context="zeros")
     )
     mel = np.concatenate([window.sound["mel"][: window.valid_frames] for window in cut])
-    segments = align.bands_of(mel, CONFIG)
+    segments = align.semitone_magnitudes(mel, CONFIG)
     assert len(segments) == len(whole) + 1
     whole, faded = (align.measure(m, notes, CONFIG, n) for m, n in ((whole, 0), (segments, 256)))
     assert faded.lag_seconds == pytest.approx(whole.lag_seconds, abs=0.002)
@@ -116,7 +116,7 @@ def test_audio_that_has_nothing_to_do_with_the_labels_moves_nothing(
     bands, notes = other_audio(kind), played[1]
     found = align.measure(bands, notes, CONFIG)
     assert found.confidence < align.MIN_CONFIDENCE
-    kept, remark = align.shift(notes, found)
+    kept, remark = align.remove_lag(notes, found)
     assert kept is notes
     assert remark.startswith("not shifted")
     kept, _, remark = warp(bands, notes, CONFIG)
@@ -145,8 +145,8 @@ def test_no_notes_and_no_frames_are_not_measured() -> None:
 def test_a_shift_below_20_ms_is_left_and_a_larger_one_removed() -> None:
     notes = as_notes([(1.0, 2.0, 60, 100), (0.05, 0.08, 62, 100)])
     small, large = (align.Alignment(lag, 0.0, 0.5) for lag in (0.015, -0.1))
-    assert align.shift(notes, small) == (notes, "")
-    moved, remark = align.shift(notes, large)
+    assert align.remove_lag(notes, small) == (notes, "")
+    moved, remark = align.remove_lag(notes, large)
     assert (moved.onset.tolist(), moved.offset.tolist(), remark) == ([0.9], [1.9], "")
 
 

@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from mt3data.audio.spectrogram import (
     LogMelStream,
     SpectrogramConfig,
+    count_frames,
     log_mel,
     log_mel_float16,
     mel_matrix,
-    n_frames_of,
     pad_to_frames,
     to_float16,
 )
@@ -82,7 +82,7 @@ def test_frames_are_padded_at_their_end_only():
     ("n_samples", "frames"), [(0, 1), (1, 1), (127, 1), (128, 2), (32767, 256), (32768, 257)]
 )
 def test_a_whole_extra_frame_follows_when_the_hop_divides_the_length(n_samples, frames):
-    assert n_frames_of(n_samples) == frames
+    assert count_frames(n_samples) == frames
     assert len(pad_to_frames(noise(n_samples))) == 128 * frames
 
 

@@ -7,11 +7,11 @@ from mt3data.music.fast_tokenizer import (
     EventTable,
     encode,
     encode_notes,
-    first_step,
+    first_time_step,
     segment_start,
 )
 from mt3data.music.notes import Notes
-from mt3data.music.vocabulary import VocabularyConfig, describe
+from mt3data.music.vocabulary import VocabularyConfig, describe_tokens
 
 FRAMES = 1000  # 8 s
 TIES = VocabularyConfig()
@@ -23,7 +23,7 @@ def notes(*rows: tuple) -> Notes:
 
 
 def words(track: Notes, start: int = 0, n: int = 256, config: VocabularyConfig = TIES) -> str:
-    return ", ".join(describe(encode_notes(track, start, n, FRAMES, config), config))
+    return ", ".join(describe_tokens(encode_notes(track, start, n, FRAMES, config), config))
 
 
 def test_a_note_is_program_velocity_pitch_and_later_velocity_zero() -> None:
@@ -64,7 +64,7 @@ def test_a_program_that_the_tie_section_said_last_is_not_repeated() -> None:
 
 def test_a_shift_beyond_ten_seconds_takes_several_tokens() -> None:
     far = encode_notes(notes((23.45, 24, 60, 80, 0, 0)), 0, 3000, 4000, TIES)
-    assert describe(far, TIES)[1:4] == ["shift 1000", "shift 1000", "shift 345"]
+    assert describe_tokens(far, TIES)[1:4] == ["shift 1000", "shift 1000", "shift 345"]
 
 
 def test_the_last_segment_takes_all_events_after_the_end_of_the_audio() -> None:
@@ -130,7 +130,14 @@ def test_segment_starts_are_exact_and_the_originals_rounding_can_be_had() -> Non
 
 
 def test_the_step_of_a_frame_is_rounded_down_in_whole_numbers() -> None:
-    assert [first_step(frame, TIES) for frame in (0, 1, 2, 5, 256, 512)] == [0, 0, 1, 4, 204, 409]
+    assert [first_time_step(frame, TIES) for frame in (0, 1, 2, 5, 256, 512)] == [
+        0,
+        0,
+        1,
+        4,
+        204,
+        409,
+    ]
 
 
 @pytest.mark.parametrize(("start", "n"), [(-1, 10), (FRAMES, 10), (0, 0)])

@@ -7,9 +7,9 @@ from mt3data.music.vocabulary import (
     Codec,
     Event,
     VocabularyConfig,
+    apply_granularity,
     bin_to_velocity,
-    describe,
-    map_programs,
+    describe_tokens,
     num_embeddings,
     tokens_to_event_ids,
     velocity_to_bin,
@@ -49,11 +49,13 @@ def test_any_audible_velocity_falls_into_a_bin_above_zero() -> None:
 def test_programs_map_to_themselves_their_family_or_nothing(
     granularity: str, want: list[int]
 ) -> None:
-    assert map_programs(np.array([0, 7, 127]), granularity).tolist() == want
+    assert apply_granularity(np.array([0, 7, 127]), granularity).tolist() == want
 
 
 def test_tokens_read_as_words() -> None:
-    words = describe(np.array([1135, 1064, 1134, 15, 1133, 1300, 1400, 1]), VocabularyConfig())
+    words = describe_tokens(
+        np.array([1135, 1064, 1134, 15, 1133, 1300, 1400, 1]), VocabularyConfig()
+    )
     assert words == [
         "program 0",
         "pitch 60",

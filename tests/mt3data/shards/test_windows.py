@@ -6,7 +6,7 @@ from crowded_notes import TRACK_FRAMES, WINDOW, tracks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mt3data.audio.spectrogram import log_mel, n_frames_of
+from mt3data.audio.spectrogram import count_frames, log_mel
 from mt3data.music.fast_tokenizer import EventTable, encode
 from mt3data.music.notes import Notes, trim_overlapping
 from mt3data.music.vocabulary import ENCODINGS, GRANULARITIES, VocabularyConfig
@@ -43,7 +43,7 @@ def test_a_track_window_sees_the_audio_that_follows(samples: np.ndarray) -> None
     config = WindowConfig(256, right_context="audio")
     windows = list(windows_of(samples, Notes.empty(), "t", 1, config))
     whole = log_mel(np.pad(samples, (0, 128 - len(samples) % 128)))
-    assert len(whole) == n_frames_of(len(samples)) == windows[0].track_frames
+    assert len(whole) == count_frames(len(samples)) == windows[0].track_frames
     ours = np.concatenate([w.sound["mel"][: w.valid_frames] for w in windows])
     np.testing.assert_allclose(ours, whole, atol=0.01)
     segment = next(windows_of(samples, Notes.empty(), "t", 1, WindowConfig(256))).sound["mel"]
@@ -54,7 +54,7 @@ def test_a_track_window_sees_the_audio_that_follows(samples: np.ndarray) -> None
 
 def test_frames_behind_the_end_are_zero_in_log_mel(samples: np.ndarray) -> None:
     last = list(windows_of(samples, Notes.empty(), "t", 1, WindowConfig(256)))[-1]
-    assert last.valid_frames == n_frames_of(70_000) - 512 == 35
+    assert last.valid_frames == count_frames(70_000) - 512 == 35
     assert (last.sound["mel"][35:] == 0).all()
     assert (last.sound["mel"][:35] != 0).any()
 

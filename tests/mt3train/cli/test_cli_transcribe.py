@@ -17,7 +17,7 @@ from click.testing import CliRunner, Result
 from mt3data import files as disk
 from mt3data.music.midi import read_midi
 from mt3data.music.notes import Notes
-from mt3data.music.vocabulary import EOS_ID, Event, VocabularyConfig, codec_of, num_embeddings
+from mt3data.music.vocabulary import EOS_ID, Event, VocabularyConfig, get_codec, num_embeddings
 from mt3train.cli import transcribe as cli_transcribe
 from mt3train.cli.main import main
 from mt3train.model import MT3, ModelConfig
@@ -42,7 +42,7 @@ def says(monkeypatch):
     """Makes every model say the same events in every segment."""
 
     def install(config: VocabularyConfig, *events: tuple[str, int]) -> None:
-        words = [codec_of(config).encode(Event(*event)) + 3 for event in events]
+        words = [get_codec(config).encode(Event(*event)) + 3 for event in events]
 
         def decode(self: SegmentDecoder, mels: Iterator[np.ndarray]) -> Iterator[DecodedSegment]:
             for index, _ in enumerate(mels):

@@ -15,11 +15,16 @@ from mt3data.music.vocabulary import (
     NUM_SPECIAL_IDS,
     Codec,
     VocabularyConfig,
-    describe,
+    describe_tokens,
     tokens_to_event_ids,
 )
 from mt3data.shards.reader import pad_tokens
-from mt3train.data.merge_targets import merge, merge_targets, say_all, say_changes
+from mt3train.data.merge_targets import (
+    merge,
+    merge_targets,
+    remove_redundant_state_changes,
+    repeat_state_before_every_note,
+)
 
 GOLDEN = Path(__file__).resolve().parents[3] / "tests" / "golden"
 CASES = json.loads((GOLDEN / "merge.json").read_text())
@@ -80,7 +85,7 @@ def test_mixes_do_not_know_of_each_other():
 
 def said(*tracks, config=TIES):
     targets = [encode_notes(track, 0, 256, 1000, config) for track in tracks]
-    return ", ".join(describe(target_of(targets, config), config))
+    return ", ".join(describe_tokens(target_of(targets, config), config))
 
 
 def test_each_note_of_a_mix_has_its_own_program():
@@ -104,7 +109,7 @@ def test_a_mix_of_one_keeps_its_target():
 def test_held_notes_of_a_mix_come_in_a_tie_section_each_from_last_to_first():
     first, second = notes((0.1, 5, 60, 80, 1, 0)), notes((0.2, 5, 50, 80, 2, 0))
     targets = [encode_notes(track, 200, 20, 1000, TIES) for track in (first, second)]
-    assert ", ".join(describe(target_of(targets, TIES), TIES)) == (
+    assert ", ".join(describe_tokens(target_of(targets, TIES), TIES)) == (
         "program 2, pitch 50, tie, program 1, pitch 60, tie, EOS"
     )
 
@@ -172,6 +177,6 @@ def test_all_is_said_as_in_the_original_before_it_leaves_out_repeats(name, first
     track_frames = len(part["input_state_event_indices"])
     target = encode_notes(track, first, 100, track_frames, config)
     ids = tokens_to_event_ids(target, config)
-    found = say_all(ids, np.zeros(len(ids), int), config)
+    found = repeat_state_before_every_note(ids, np.zeros(len(ids), int), config)
     assert found[0].tolist() == in_full(part, first, 100, Codec(config).first["tie"])
-    assert say_changes(*found, config)[0].tolist() == ids.tolist()
+    assert remove_redundant_state_changes(*found, config)[0].tolist() == ids.tolist()

@@ -8,7 +8,7 @@ from test_tokens import notes
 
 from mt3data.errors import UserError
 from mt3data.music.fast_tokenizer import encode_notes
-from mt3data.music.vocabulary import VocabularyConfig, describe
+from mt3data.music.vocabulary import VocabularyConfig, describe_tokens
 from mt3data.shards.reader import Batch, pad_tokens
 from mt3train.data.mixing import MixedShards, mix
 
@@ -31,7 +31,7 @@ def test_a_mix_is_the_sum_of_its_crops_divided_by_its_peak():
     assert mixed.audio.dtype == np.float32 and mixed.mel is None
     assert mixed.keys == ["k0+k1", "k2", "k3"]
     assert (mixed.n_frames.tolist(), mixed.start_frames.tolist()) == ([2, 3, 4], [0, 20, 30])
-    assert ", ".join(describe(mixed.tokens[0], TIES)) == (
+    assert ", ".join(describe_tokens(mixed.tokens[0], TIES)) == (
         "tie, tie, shift 50, velocity 1, drum 36, drum 38, EOS"
     )
 

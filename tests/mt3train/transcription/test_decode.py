@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mt3data.music.vocabulary import EOS_ID, VocabularyConfig, codec_of
+from mt3data.music.vocabulary import EOS_ID, VocabularyConfig, get_codec
 from mt3train.model import MT3, ModelConfig
 from mt3train.transcription.cached_decoder import CachedDecoder
 from mt3train.transcription.decode import DecodedSegment, DecodingConfig, SegmentDecoder
@@ -121,7 +121,7 @@ def test_programs_that_are_not_chosen_are_never_emitted():
     """The model prefers program 40 at every position; the filter allows bass and no drums."""
     torch.manual_seed(0)
     model = MT3(replace(CONFIG, vocab_size=1536)).eval()
-    program = codec_of(VocabularyConfig()).first["program"] + 3
+    program = get_codec(VocabularyConfig()).first["program"] + 3
     weight = model.decoder.logits_dense.weight.data
     weight[program + 40] = weight[program + 33] = 3 * weight[program + 40]
     weight[program + 40] *= 1.1

@@ -3,7 +3,7 @@
 import pytest
 
 from mt3data.errors import UserError
-from mt3data.music.vocabulary import VocabularyConfig, codec_of
+from mt3data.music.vocabulary import VocabularyConfig, get_codec
 from mt3train.transcription.programs import ProgramFilter
 
 TIES = VocabularyConfig()
@@ -12,7 +12,7 @@ TIES = VocabularyConfig()
 def test_instruments_are_families_programs_and_drums():
     chosen = ProgramFilter.parse("Piano, 33,drums")
     assert chosen == ProgramFilter(frozenset([*range(8), 33]), True)
-    first = codec_of(TIES).first["program"] + 3
+    first = get_codec(TIES).first["program"] + 3
     allowed = {t - first for t in range(first, first + 128)} - {
         t - first for t in chosen.forbidden(TIES)
     }

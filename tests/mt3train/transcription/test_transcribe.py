@@ -15,7 +15,7 @@ import torch
 from mt3data.audio.spectrogram import SpectrogramConfig, log_mel
 from mt3data.errors import UserError
 from mt3data.music.notes import Notes
-from mt3data.music.vocabulary import EOS_ID, Event, VocabularyConfig, codec_of
+from mt3data.music.vocabulary import EOS_ID, Event, VocabularyConfig, get_codec
 from mt3train.model import MT3, ModelConfig
 from mt3train.transcription import transcribe as module
 from mt3train.transcription.decode import DecodedSegment, DecodingConfig, SegmentDecoder
@@ -44,7 +44,7 @@ def noise(n_samples: int) -> np.ndarray:
 
 
 def tokens(*events: tuple[str, int]) -> list[int]:
-    return [codec_of(TIES).encode(Event(*event)) + 3 for event in events] + [EOS_ID]
+    return [get_codec(TIES).encode(Event(*event)) + 3 for event in events] + [EOS_ID]
 
 
 @pytest.fixture
