@@ -104,7 +104,9 @@ def train_together(
         model = MT3(info.model).to(device, dtype).train()
         freeze(model, config.freeze)
         parameters = [p for p in model.parameters() if p.requires_grad]
-        optimizer = make_optimizer(model, optim.name, optim.lr, optim.weight_decay)
+        optimizer = make_optimizer(
+            model, optim.name, optim.lr, optim.weight_decay, bf16=precision == "bf16"
+        )
         settings = {"optim.name": optim.name, "freeze": config.freeze}
         restored = resume(run, info, settings, model, optimizer)
         if restored is None and config.init_checkpoint:

@@ -69,20 +69,26 @@ def pad_to_frames(samples: np.ndarray, hop: int = 128) -> np.ndarray:
     return np.pad(samples, (0, count_frames(len(samples), hop) * hop - len(samples)))
 
 
-def log_mel(samples: np.ndarray, config: SpectrogramConfig = SpectrogramConfig()) -> np.ndarray:
-    """Log-mel spectrogram of one segment or of one track, zero-padded at its end as in MT3.
+def log_mel(
+    samples: np.ndarray,
+    config: SpectrogramConfig = SpectrogramConfig(),
+    n_frames: int | None = None,
+) -> np.ndarray:
+    """Computes the log-mel spectrogram of one segment or one track, zero-padded at its end as in MT3.
 
     Args:
         samples: mono audio at config.sample_rate, shape (n_samples,), floating point in [-1, 1].
+        n_frames: number of frames to compute; None: ceil(n_samples / hop).
     Returns:
-        Natural log of mel magnitudes, shape (ceil(n_samples / hop), n_mels), float32.
+        Natural log of mel magnitudes, shape (n_frames, n_mels), float32.
     Raises:
         ValueError: samples are not one-dimensional, or are integers.
 
     Source: mt3/spectral_ops.py compute_logmel.
     """
     samples = _as_float32(samples)
-    n_frames = math.ceil(len(samples) / config.hop)
+    if n_frames is None:
+        n_frames = math.ceil(len(samples) / config.hop)
     return _transform(_pad_end(samples, n_frames, config), n_frames, config)
 
 

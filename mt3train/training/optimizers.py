@@ -8,10 +8,12 @@ large matrices), clipped to an RMS of 1 and multiplied by the parameter's own RM
 import difflib
 import fnmatch
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import torch
+import torch.distributed as dist
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mt3data.errors import UserError
@@ -20,27 +22,7 @@ from mt3train.model import MT3
 MIN_DIM_SIZE_TO_FACTOR = 128  # t5x/adafactor.py: smaller matrices keep the full second moment
 
 
-class _Optimizer(torch.optim.Optimizer):
-    """Updates every parameter by itself, from its gradient and its state."""
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
-        """As `torch.optim.Optimizer.step`; gradients are left as they are."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._update(parameter, parameter.grad, group)
-        return loss
-
-    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        raise NotImplementedError
-
-
-class Adafactor(_Optimizer):
+class Adafactor(torch.optim.Optimizer):
     """Adafactor without momentum, equal to T5X's to float32 rounding.
 
     Differences from torch.optim.Adafactor: torch factors every matrix, this one those with both
@@ -78,6 +60,14 @@ class Adafactor(_Optimizer):
         }
         super().__init__(params, defaults)
 
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """Updates all parameters that have gradients. Gradients keep their values."""
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    self._update(parameter, parameter.grad, group)
+
     def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
@@ -106,22 +96,26 @@ def _rms(x: Tensor) -> Tensor:
     return x.square().mean().sqrt_()
 
 
-class Muon(_Optimizer):
-    """Momentum made orthogonal for matrices, Adam for the rest.
+class Muon(torch.optim.Optimizer):
+    """Updates matrices by their orthogonalized momentum, all other parameters by Adam.
 
-    A matrix moves along the nearest orthogonal matrix to its momentum, so that all directions of it
-    learn equally fast. The update's size is that of Adam's, so both go by one rate. In training the
-    demo weights it had AdamW's loss of step 400 at step 325 (benchmarks/weights_notes.md). torch has a
-    Muon from 2.9 on, for matrices alone: the rest would want a second optimiser, and a second state.
+    Orthogonalizing lets a matrix learn equally fast in every direction. The size of an update is that
+    of Adam, so one learning rate serves both. In training the demo weights it had AdamW's loss of step
+    400 at step 325 (benchmarks/weights_notes.md). torch has a Muon from 2.9 on, for matrices alone: the
+    rest would need a second optimizer with a second state.
+
+    Matrices of one shape are orthogonalized in one batched product. Where torch.distributed runs, each
+    process orthogonalizes its share of them and all of them gather the results.
 
     Args:
-        params: float32 or float64 parameters.
+        params: float32 or float64 parameters, the same on all processes.
         lr: root mean square of an update's values, over 0.2.
-        weight_decay: each update first takes lr * weight_decay of a parameter away.
+        weight_decay: each update first removes lr * weight_decay of a parameter.
         by_adam: matrices among params that are no maps between layers, such as embeddings.
+        bf16: orthogonalize in bfloat16, which is faster where the processor multiplies it natively.
 
-    Source: Jordan et al. 2024, Muon: an optimizer for hidden layers in neural networks; its size: Liu
-    et al. 2025, Muon is scalable for LLM training, section 2.2.
+    Source: Jordan et al. 2024, Muon: an optimizer for hidden layers in neural networks; size of an
+    update: Liu et al. 2025, Muon is scalable for LLM training, section 2.2.
     """
 
     def __init__(
@@ -130,21 +124,48 @@ class Muon(_Optimizer):
         lr: float = 1e-3,
         weight_decay: float = 0.0,
         by_adam: Iterable[Tensor] = (),
+        bf16: bool = False,
     ) -> None:
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay})
         self._by_adam = {id(parameter) for parameter in by_adam}
+        self._bf16 = bf16
 
-    def _update(self, parameter: Tensor, gradient: Tensor, group: dict[str, Any]) -> None:
-        parameter.mul_(1 - group["lr"] * group["weight_decay"])
-        by_adam = parameter.ndim != 2 or id(parameter) in self._by_adam
-        update = (self._adam if by_adam else self._orthogonal)(parameter, gradient)
-        parameter.sub_(update, alpha=group["lr"])
+    @torch.no_grad()
+    def step(self) -> None:  # type: ignore[override]
+        """Updates all parameters that have gradients. Gradients keep their values."""
+        for group in self.param_groups:
+            parameters = [p for p in group["params"] if p.grad is not None]
+            matrices = [p for p in parameters if p.ndim == 2 and id(p) not in self._by_adam]
+            updates = dict(zip(map(id, matrices), self._orthogonal(matrices), strict=True))
+            for parameter in parameters:
+                update = updates.get(id(parameter))
+                if update is None:
+                    update = self._adam(parameter, parameter.grad)
+                parameter.mul_(1 - group["lr"] * group["weight_decay"])
+                parameter.sub_(update, alpha=group["lr"])
 
-    def _orthogonal(self, parameter: Tensor, gradient: Tensor) -> Tensor:
-        state = self._state(parameter, "momentum")
-        momentum = state["momentum"].lerp_(gradient, 0.05)
-        looked_ahead = gradient.lerp(momentum, 0.95)
-        return newton_schulz(looked_ahead).mul_(0.2 * max(parameter.shape) ** 0.5)
+    def _orthogonal(self, matrices: list[nn.Parameter]) -> list[Tensor]:
+        """Returns the update of every matrix."""
+        wide = []  # looked-ahead momenta, each with at least as many columns as rows
+        for parameter in matrices:
+            gradient = parameter.grad
+            assert gradient is not None
+            momentum = self._state(parameter, "momentum")["momentum"].lerp_(gradient, 0.05)
+            looked_ahead = gradient.lerp(momentum, 0.95)
+            wide.append(looked_ahead.mT if _is_tall(parameter) else looked_ahead)
+        by_shape: dict[torch.Size, list[int]] = {}
+        for index, matrix in enumerate(wide):
+            by_shape.setdefault(matrix.shape, []).append(index)
+        for indices in by_shape.values():
+            stacked = torch.stack([wide[index] for index in indices])
+            if self._bf16:
+                stacked = stacked.bfloat16()
+            for index, done in zip(indices, _newton_schulz_of_all(stacked), strict=True):
+                wide[index] = done.to(matrices[index].dtype)
+        return [
+            (matrix.mT if _is_tall(parameter) else matrix) * (0.2 * max(parameter.shape) ** 0.5)
+            for parameter, matrix in zip(matrices, wide, strict=True)
+        ]
 
     def _adam(self, parameter: Tensor, gradient: Tensor) -> Tensor:
         state = self._state(parameter, "momentum", "squares")
@@ -162,19 +183,40 @@ class Muon(_Optimizer):
         return state
 
 
-def newton_schulz(matrix: Tensor) -> Tensor:
-    """The matrix with all its singular values near 1 (0.7 to 1.2), by five Newton-Schulz steps.
+def _is_tall(matrix: Tensor) -> bool:
+    return matrix.shape[0] > matrix.shape[1]
 
-    Directions of less than about a hundredth of the largest stay smaller.
+
+def _newton_schulz_of_all(matrices_NRC: Tensor) -> Tensor:
+    """Computes `newton_schulz` of N matrices, of which each process computes N / world_size."""
+    world_size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    if world_size == 1:
+        return newton_schulz(matrices_NRC)
+    n_matrices = len(matrices_NRC)
+    share = -(-n_matrices // world_size)
+    padded_NRC = F.pad(matrices_NRC, (0, 0, 0, 0, 0, share * world_size - n_matrices))
+    own_NRC = newton_schulz(padded_NRC[dist.get_rank() * share :][:share])
+    gathered = [torch.empty_like(own_NRC) for _ in range(world_size)]
+    dist.all_gather(gathered, own_NRC)
+    return torch.cat(gathered)[:n_matrices]
+
+
+def newton_schulz(matrices_NRC: Tensor) -> Tensor:
+    """Brings all singular values of every matrix near 1 (0.7 to 1.2) by five Newton-Schulz steps.
+
+    Singular values below about a hundredth of the largest remain smaller.
+
+    Args:
+        matrices_NRC: N matrices [R, C], fastest with R <= C.
 
     Source: Jordan et al. 2024, whose coefficients trade precision for speed.
     """
-    wide = matrix.mT if matrix.shape[0] > matrix.shape[1] else matrix
-    x = wide / (wide.norm() + 1e-7)
+    x = matrices_NRC / (matrices_NRC.norm(dim=(1, 2), keepdim=True) + 1e-7)
     for _ in range(5):
         squared = x @ x.mT
-        x = 3.4445 * x + (2.0315 * squared @ squared - 4.775 * squared) @ x
-    return x.mT if wide is not matrix else x
+        mixed = torch.baddbmm(squared, squared, squared, beta=-4.775, alpha=2.0315)
+        x = torch.baddbmm(x, mixed, x, beta=3.4445)
+    return x
 
 
 def freeze(model: nn.Module, patterns: str) -> None:
@@ -199,12 +241,16 @@ def freeze(model: nn.Module, patterns: str) -> None:
 
 
 def make_optimizer(
-    model: MT3, name: str, lr: float, weight_decay: float = 0.0
+    model: MT3, name: str, lr: float, weight_decay: float = 0.0, bf16: bool = False
 ) -> torch.optim.Optimizer:
-    """The optimiser `name` of the model's parameters that require gradients, at learning rate lr.
+    """Makes the optimizer `name` of the model's parameters that require gradients.
 
-    Adafactor has no weight_decay. config.py refuses other names than "adafactor", "adamw" (betas 0.9,
-    0.98) and "muon", and weight_decay with Adafactor.
+    Args:
+        model: the network.
+        name: "adafactor", "adamw" (betas 0.9, 0.98) or "muon"; config.py rejects other names.
+        lr: learning rate.
+        weight_decay: not used by Adafactor.
+        bf16: let Muon orthogonalize in bfloat16.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if name == "adafactor":
@@ -212,7 +258,7 @@ def make_optimizer(
     if name == "adamw":
         return torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay)
     words = (model.decoder.token_embedder.weight, model.decoder.logits_dense.weight)
-    return Muon(parameters, lr, weight_decay, by_adam=words)
+    return Muon(parameters, lr, weight_decay, by_adam=words, bf16=bf16)
 
 
 def learning_rate(

@@ -3,7 +3,14 @@
 import pytest
 import torch
 
-from mt3train.model import MT3, ModelConfig, SharedDropout, shift_right
+from mt3train.model import (
+    MT3,
+    ModelConfig,
+    SharedDropout,
+    is_faster_unfused,
+    shift_right,
+    unfused_attention,
+)
 from mt3train.training.loss import loss_sum
 
 TINY = ModelConfig(
@@ -112,3 +119,26 @@ def test_future_targets_and_padding_do_not_change_earlier_logits():
     changed = targets.clone()
     changed[:, 5:] = 0
     torch.testing.assert_close(model(mel, targets)[:, :6], model(mel, changed)[:, :6])
+
+
+@pytest.mark.parametrize("causal", [True, False])
+def test_unfused_attention_and_its_gradients_equal_the_fused_kernel_s(causal):
+    torch.manual_seed(0)
+    inputs = [torch.randn(2, 3, 7, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    fused = torch.nn.functional.scaled_dot_product_attention(*inputs, is_causal=causal, scale=1.0)
+    plain = unfused_attention(*inputs, causal)
+    torch.testing.assert_close(plain, fused, rtol=1e-4, atol=1e-5)
+    slopes = torch.randn(2, 3, 7, 8, dtype=torch.float64)
+    ours, theirs = (torch.autograd.grad(x, inputs, slopes) for x in (plain, fused))
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
+
+
+def test_attention_is_unfused_only_in_bf16_training_on_a_cpu_at_small_sizes():
+    def heads(length, dtype=torch.bfloat16):
+        return torch.empty(1, 1, length, 1, dtype=dtype)
+
+    assert is_faster_unfused(heads(512), heads(512))
+    assert not is_faster_unfused(heads(513), heads(512))
+    assert not is_faster_unfused(heads(8, torch.float32), heads(8, torch.float32))
+    with torch.no_grad():
+        assert not is_faster_unfused(heads(8), heads(8))
