@@ -22,10 +22,10 @@ def notes(*rows: tuple) -> Notes:
 
 def both(reference: Notes, estimate: Notes, name: str) -> tuple[float, float]:
     """One score in scoring mt3 and in scoring corrected."""
-    paper, fixed = (
+    mt3, corrected = (
         transcription_scores(reference, estimate, scoring=p) for p in ("mt3", "corrected")
     )
-    return paper[name], fixed[name]
+    return mt3[name], corrected[name]
 
 
 def test_two_of_three_notes_found_and_one_invented():
@@ -61,11 +61,11 @@ def test_drums_count_by_onset_and_in_no_pitched_score():
     assert math.isnan(scores["onset_f1"]) and math.isnan(scores["nondrum_full_f1"])
 
 
-def test_what_neither_side_holds_is_0_in_the_paper_and_nan_here():
+def test_what_neither_side_holds_is_0_in_scoring_mt3_and_nan_here():
     assert set(transcription_scores(notes(), notes(), scoring="mt3").values()) == {0.0}
-    fixed = transcription_scores(notes(), notes())
-    assert tuple(sorted(fixed)) == tuple(sorted(SCORES))
-    assert all(math.isnan(value) for value in fixed.values())
+    corrected = transcription_scores(notes(), notes())
+    assert tuple(sorted(corrected)) == tuple(sorted(SCORES))
+    assert all(math.isnan(value) for value in corrected.values())
 
 
 @pytest.mark.parametrize("there", [0, 1])
@@ -77,24 +77,24 @@ def test_every_score_is_0_when_one_side_is_empty(there):
     assert math.isnan(scores["leakage"])
 
 
-def test_quiet_frames_of_the_reference_do_not_count_in_the_paper():
+def test_quiet_frames_of_the_reference_do_not_count_in_scoring_mt3():
     quiet = notes((0, 1, 60, 0, 0, 20, 1), (1, 2, 64, 0, 0, 90, 1))
     assert both(quiet, quiet, "frame_precision") == (pytest.approx(0.5, abs=0.01), 1)
 
 
-def test_of_instrument_0_the_paper_sees_one_program_only():
+def test_of_instrument_0_scoring_mt3_sees_one_program_only():
     band = notes((0, 1, 60, 0, 0), (0, 1, 48, 33, 0))
     missed = notes((0, 1, 48, 33, 0))
     assert both(band, missed, "frame_recall") == (1, 0.5)
 
 
-def test_short_notes_get_longer_before_the_papers_tolerances():
+def test_short_notes_get_longer_before_the_tolerances_of_scoring_mt3():
     reference, estimate = notes((0, 0.06, 60, 0, 0)), notes((0, 0.01, 60, 0, 0))
     assert both(reference, estimate, "tolerance_0.02_f1") == (1, 0)
     assert both(reference, estimate, "tolerance_0.05_f1") == (1, 1)
 
 
-def test_drums_of_another_program_are_other_drums_in_the_paper():
+def test_drums_of_another_program_are_other_drums_in_scoring_mt3():
     reference, estimate = notes((0, 1, 36, 40, 1)), notes((0, 1, 36, 0, 1))
     assert both(reference, estimate, "drum_f1") == (0, 1)
     assert both(reference, estimate, "program_flat_f1") == (0, 1)

@@ -85,7 +85,7 @@ def test_intervals_leave_out_what_is_no_number_and_are_the_same_each_time():
     assert interval(np.array([0.25])) == (0.25, 0.25)
 
 
-def test_json_has_both_profiles_the_published_numbers_and_every_track():
+def test_json_has_both_scorings_the_published_numbers_and_every_track():
     found = json.loads(json.dumps(to_json({"slakh": TWO}, "test"), allow_nan=False))["slakh"]
     assert found["corrected"]["drum_f1"] == {"mean": 0.5, "interval": [0.5, 0.5]}
     assert found["mt3"]["drum_f1"]["mean"] == 0
@@ -93,10 +93,10 @@ def test_json_has_both_profiles_the_published_numbers_and_every_track():
         "onset_f1": 0.759, "onset_offset_f1": 0.573, "program_full_f1": 0.545,
     }  # fmt: skip
     assert [track["track"] for track in found["tracks"]] == ["a", "b"]
-    assert found["tracks"][1]["scores"]["drum_f1"] is None
+    assert found["tracks"][1]["scores"]["corrected"]["drum_f1"] is None
 
 
-def test_csv_has_a_line_for_each_track_profile_and_score():
+def test_csv_has_a_line_for_each_track_scoring_and_score():
     rows = list(csv.DictReader(io.StringIO(to_csv({"slakh": TWO}))))
     assert len(rows) == 2 * 2 * 7
     wanted = {
