@@ -5,7 +5,7 @@ where offsets count, these differ by at most a fifth of the reference note's len
 are rounded to 0.1 ms before they are compared, so that 50 ms is within 50 ms.
 
 Notes are matched pitch by pitch. Because only equal pitches pair, that gives the very pairs that
-mir_eval finds over all notes at once (tests/mt3train/evaluation/test_matching.py), but its tables grow with the square of
+mir_eval finds over all notes at once (tests/mt3train/evaluation/test_note_matching.py), but its tables grow with the square of
 the number of notes: for 10,000 notes against 10,000, 3.2 GB and 18 s become 3 MB and 0.1 s.
 """
 
