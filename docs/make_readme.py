@@ -3,13 +3,12 @@
     python docs/make_readme.py
 
 writes the text between `<!-- made: NAME -->` and `<!-- end -->` anew: the table of datasets, from
-the manifests, and the scores of the demo weights, from scores.json. `--picture` draws the picture,
+the manifests, and the scores of the demo weights, from their model card. `--picture` draws the picture,
 too, which wants the extra `synth`. tests/repository/test_readme.py holds the texts.
 """
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 import tempfile
@@ -17,30 +16,25 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from mt3data.datasets.listing import markdown
+from mt3data.datasets.manifest import load, names
+from mt3train.weights.pretrained import CARD, FOLDER
+
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT / "benchmarks"))
-
-from weights_card import scores  # noqa: E402
-
-from mt3data.datasets.listing import markdown  # noqa: E402
-from mt3data.datasets.manifest import load, names  # noqa: E402
-from mt3train.weights.pretrained import FOLDER, SCORES  # noqa: E402
-
 README = ROOT / "README.md"
 PICTURE = ROOT / "docs" / "readme.png"
 MADE = re.compile(r"(<!-- made: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-NO_WEIGHTS = "The demo weights are not in this version; `--checkpoint` names other weights.\n"
 SEED, START, SECONDS = 1, 4.0, 8.0  # of a composed piece
 COLOURS = 128  # of the picture's file
 
 
 def parts() -> dict[str, str]:
     """The parts of README.md that are made, by name."""
-    file = FOLDER / SCORES
-    weights = scores(json.loads(file.read_text(encoding="utf-8"))) if file.is_file() else NO_WEIGHTS
+    card = (FOLDER / CARD).read_text(encoding="utf-8")
+    weights = card.partition("\n## Scores\n\n")[2].partition("\n### ")[0]
     return {
         "datasets": "\n".join(markdown(load(name) for name in names())) + "\n",
-        "weights": weights.removeprefix("\n## Scores\n\n"),
+        "weights": weights,
     }
 
 

@@ -101,7 +101,7 @@ class Muon(torch.optim.Optimizer):
 
     Orthogonalizing lets a matrix learn equally fast in every direction. The size of an update is that
     of Adam, so one learning rate serves both. In training the demo weights it had AdamW's loss of step
-    400 at step 325 (benchmarks/weights_notes.md). torch has a Muon from 2.9 on, for matrices alone: the
+    400 at step 325 (the model card, mt3train/weights/README.md). torch has a Muon from 2.9 on, for matrices alone: the
     rest would need a second optimizer with a second state.
 
     Matrices of one shape are orthogonalized in one batched product. Where torch.distributed runs, each
