@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 from click.testing import CliRunner, Result
-from test_cli_transcribe import record
 
 from mt3data.music.vocabulary import VocabularyConfig, num_embeddings
 from mt3train.cli.main import main
@@ -13,6 +14,11 @@ from mt3train.model import MT3, ModelConfig
 from mt3train.weights import pretrained as demo_weights
 from mt3train.weights.checkpoint import CheckpointInfo, checksum, load_model, save_weights
 from mt3train.weights.pretrained import CARD, FOLDER, MAX_BYTES, WEIGHTS
+
+
+def record(path: Path) -> Path:
+    soundfile.write(path, np.random.default_rng(0).normal(0, 0.1, 8000), 16000)
+    return path
 
 
 def run(*words: object) -> Result:
