@@ -34,7 +34,7 @@ SCHEMA = 1  # of the metadata
 METADATA_KEY = "mt3kit"
 WEIGHTS, OPTIMIZER = ".safetensors", ".optimizer.safetensors"
 BEST = "best.safetensors"
-# Checkpoints written before version 0.2 call it "right_context".
+# Checkpoints written before version 0.2 have the key "edge" with these values.
 RIGHT_CONTEXT_OF_EDGE = {"segment": "zeros", "track": "audio"}
 HALF_MAX = torch.finfo(torch.float16).max  # 65,504
 
@@ -203,8 +203,7 @@ def read_weights(file: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
             model=ModelConfig(**metadata["model"]),
             spectrogram=SpectrogramConfig(**metadata["spectrogram"]),
             vocabulary=VocabularyConfig(**metadata["vocabulary"]),
-            right_context=metadata.get("right_context")
-            or RIGHT_CONTEXT_OF_EDGE[metadata["right_context"]],
+            right_context=metadata.get("right_context") or RIGHT_CONTEXT_OF_EDGE[metadata["edge"]],
             frames=metadata["frames"],
             max_target_length=metadata["max_target_length"],
         )
