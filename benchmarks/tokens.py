@@ -16,8 +16,13 @@ from pathlib import Path
 
 import numpy as np
 
-from mt3data.music.events import EventTable
-from mt3data.music.fast_tokenizer import encode, encode_crops, encode_many, encode_notes
+from mt3data.music.fast_tokenizer import (
+    EventTable,
+    encode,
+    encode_crops,
+    encode_many,
+    encode_notes,
+)
 from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import VocabularyConfig
 

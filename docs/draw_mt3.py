@@ -14,7 +14,7 @@ from PIL import Image
 from toy_mt3 import Toy
 
 from mt3data.audio.spectrogram import mel_bin
-from mt3data.music.fast_tokenizer import segment_start
+from mt3data.music.tokenizer import segment_start
 from mt3data.music.vocabulary import describe_tokens, get_codec
 
 matplotlib.use("Agg")

@@ -27,10 +27,10 @@ from mt3data.audio.spectrogram import log_mel, pad_to_frames
 from mt3data.datasets.adapters import slakh
 from mt3data.datasets.manifest import load
 from mt3data.music.detokenizer import decode_segments
-from mt3data.music.events import NONE, EventTable
-from mt3data.music.fast_tokenizer import FRAMES_PER_SECOND, encode_many, segment_start
+from mt3data.music.fast_tokenizer import NONE, EventTable, encode_many
 from mt3data.music.midi import midi_bytes, read_midi
 from mt3data.music.notes import Notes, shift_times
+from mt3data.music.tokenizer import FRAMES_PER_SECOND, segment_start
 from mt3data.music.vocabulary import describe_tokens, get_codec
 from mt3data.shards.windows import Window, WindowConfig, windows_of
 from mt3data.synth import render

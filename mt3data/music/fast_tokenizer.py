@@ -1,21 +1,8 @@
-"""Notes to tokens, for any crop of a track.
+"""Tokenizes many segments at once. It gives the tokens of `tokenizer.py`, which is to be read first.
 
-A target tells the events of one segment in time order. It begins with the *tie section*, which lists
-the notes held over from before the segment as (program, pitch) and closes with a `tie` token. Then
-come groups of events, each group behind a shift that gives its time in 10 ms steps *from the start of
-the segment*: a note says program, velocity bin, pitch; a note-off has velocity bin 0; a drum hit says
-velocity and drum. Programs and velocities are said only where they change. EOS ends the target.
-
-How this differs from MT3, and what it changes:
-
-- A segment that starts after the last event of its track gets an empty tie section. The original
-  repeats the state from before the track's last step, so that notes which have ended are declared
-  tied (mt3/run_length_encoding.py, the loop after the last event forgets the state index).
-- A track without notes gives the target of a silent segment, `tie EOS`; the original raises.
-- `segment_start` is exact. The original rounds a float32 time down to 10 ms, which puts one segment
-  in nine 10 ms early; `rounding="float32"` and `"float64"` reproduce it for comparison.
-- The original walks every 10 ms of a track in Python; here events are columns and a crop is a slice,
-  or many crops of many tracks are cut in one go.
+The onsets and offsets of a track become columns in time order (`EventTable`). For each onset they
+say from which event to which the note is held. A segment is then a slice of the columns, and its tie
+section is found by two binary searches, so many segments of many tracks are encoded without a loop.
 
 Source: mt3/note_sequences.py and mt3/run_length_encoding.py.
 """
@@ -23,11 +10,12 @@ Source: mt3/note_sequences.py and mt3/run_length_encoding.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
-from mt3data.music.events import DRUM_KEY, NONE, PART_STEPS, EventTable
-from mt3data.music.notes import COLUMNS, Notes
+from mt3data.music.notes import COLUMNS, Notes, validate
+from mt3data.music.tokenizer import FRAMES_PER_SECOND
 from mt3data.music.vocabulary import (
     EOS_ID,
     NUM_SPECIAL_IDS,
@@ -35,42 +23,111 @@ from mt3data.music.vocabulary import (
     VocabularyConfig,
     apply_granularity,
     get_codec,
+    velocity_to_bin,
 )
 
-FRAMES_PER_SECOND = 125  # 16 kHz in hops of 128 samples
+NONE = -1  # the program of a drum, and what a target says before its first program or velocity
+PART_STEPS = 1 << 40  # between parts of a table: further than any step of a track
+DRUM_KEY = 1 << 14  # above 128 * program + pitch of any pitched note
 
 
-def first_time_step(frame: int, config: VocabularyConfig) -> int:
-    """The step in which a frame begins: floor(time * steps_per_second), in whole numbers.
+@dataclass(frozen=True)
+class EventTable:
+    """All onsets and offsets of a track (or window) in time order, ready to be cut.
 
-    A segment owns the events from its first frame's step up to the step of the frame after its
-    last, so an event may lie up to 10 ms before the segment's first frame.
+    Row i of the first four columns is event i. The `tie_` columns describe, for each onset of a
+    pitched note, when the model's state calls that pitch and program held: before event j exactly
+    if tie_after < j <= tie_until. That state is kept per (pitch, program), so overlapping equal
+    notes are one, and the first note-off ends it.
+
+    Several tracks or windows may share a table, as its parts: they stand one after the other, their
+    steps PART_STEPS apart, and know nothing of each other.
     """
-    return int(_first_time_steps(np.asarray(frame), config))
+
+    config: VocabularyConfig
+    step: np.ndarray  # quantised time + part * PART_STEPS
+    program: np.ndarray  # -1 where none is said: drums, and every note in the onsets encoding
+    velocity_bin: np.ndarray  # 0 for a note-off
+    pitch_id: np.ndarray  # codec id of the pitch or drum
+    tie_after: np.ndarray
+    tie_until: np.ndarray
+    tie_key: np.ndarray  # 128 * program + pitch, int16
+    tie_part: np.ndarray
+
+    @staticmethod
+    def of(notes: Notes, config: VocabularyConfig, part: np.ndarray | None = None) -> EventTable:
+        """The events of notes in the order of the original.
+
+        Equal times are ordered offsets first, then by (is_drum, program, pitch); times are
+        compared before they are quantised, and quantised with banker's rounding.
+
+        Args:
+            notes: in any order.
+            config: decides what is said.
+            part: the number of the part to which each note belongs; None: all are one.
+        Raises:
+            ValueError: see `notes.validate`.
+
+        Source: mt3/note_sequences.py note_sequence_to_onsets_and_offsets_and_programs.
+        """
+        validate(notes)
+        part = np.zeros(len(notes), np.int64) if part is None else part
+        if config.encoding == "onsets":
+            return EventTable._of_onsets(notes, config, part)
+        # One number for (is_drum, program, pitch); 16 bits, which numpy sorts in linear time.
+        key = (notes.is_drum * DRUM_KEY + 128 * notes.program + notes.pitch).astype(np.int16)
+        order = np.argsort(key, kind="stable")
+        pitched = order[key[order] < DRUM_KEY]
+        time = np.concatenate([notes.offset[pitched], notes.onset[order]])
+        bins = velocity_to_bin(notes.velocity[order], config.num_velocity_bins)
+        velocity_bin = np.concatenate([np.zeros(len(pitched), np.int64), bins])
+        note = np.concatenate([pitched, order])
+        in_order = _by_part_and_time(part[note], time)
+        note, velocity_bin, codec = note[in_order], velocity_bin[in_order], get_codec(config)
+        key, part = key[note], part[note]
+        is_drum = key >= DRUM_KEY
+        step = np.rint(time[in_order] * config.steps_per_second).astype(np.int64)
+        return EventTable(
+            config,
+            step + part * PART_STEPS,
+            np.where(is_drum, NONE, apply_granularity(key // 128, config.granularity)),
+            velocity_bin,
+            key % 128 + np.where(is_drum, codec.first["drum"], codec.first["pitch"]),
+            *held_intervals(key, part, velocity_bin),
+        )
+
+    @staticmethod
+    def _of_onsets(notes: Notes, config: VocabularyConfig, part: np.ndarray) -> EventTable:
+        # Drums become ordinary pitches here; mt3/note_sequences.py note_sequence_to_onsets.
+        order = np.argsort(notes.pitch, kind="stable")
+        order = order[_by_part_and_time(part[order], notes.onset[order])]
+        notes, part, none = notes[order], part[order], np.zeros(0, np.int64)
+        nothing = np.full(len(notes), NONE)
+        step = np.rint(notes.onset * config.steps_per_second).astype(np.int64)
+        word = notes.pitch + get_codec(config).first["pitch"]
+        return EventTable(
+            config, step + part * PART_STEPS, nothing, nothing, word, none, none, none, none
+        )
 
 
-def _first_time_steps(frames: np.ndarray, config: VocabularyConfig) -> np.ndarray:
-    return frames * config.steps_per_second // FRAMES_PER_SECOND
+def _by_part_and_time(part: np.ndarray, time: np.ndarray) -> np.ndarray:
+    """The order of events by part, then by time; equal ones stay as they stand."""
+    by_time = np.argsort(time, kind="stable")
+    part = part[by_time]
+    return by_time[np.argsort(part, kind="stable")] if part.any() else by_time
 
 
-def segment_start(frame: int, config: VocabularyConfig, rounding: str = "exact") -> float:
-    """Time in seconds that shift 0 means in a segment which starts at this frame.
-
-    Args:
-        frame: first frame of the segment.
-        config: its steps_per_second sets the grid.
-        rounding: "exact"; or "float32" (mt3/tasks.py postprocess, mt3/inference.py) and "float64"
-            (the original's notebook), which compute t - t % step in floating point and so fall one
-            step low for many frames that lie on the grid.
-    Raises:
-        ValueError: another rounding.
-    """
-    if rounding == "exact":
-        return first_time_step(frame, config) / config.steps_per_second
-    if rounding not in ("float32", "float64"):
-        raise ValueError(f"rounding={rounding!r}; expected exact, float32 or float64")
-    time = float(np.dtype(rounding).type(frame / FRAMES_PER_SECOND))
-    return time - time % (1 / config.steps_per_second)
+def held_intervals(
+    key: np.ndarray, part: np.ndarray, velocity_bin: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """For every pitched onset: its row, the row of its key's next event, its key and its part."""
+    by_key = np.argsort(key, kind="stable")  # rows stand by part, so within a key they still do
+    next_of_key = np.full(len(key), len(key))
+    before, after = by_key[:-1], by_key[1:]
+    same = (key[before] == key[after]) & (part[before] == part[after])
+    next_of_key[before[same]] = after[same]
+    onsets = np.flatnonzero((key < DRUM_KEY) & (velocity_bin > 0))
+    return onsets, next_of_key[onsets], key[onsets], part[onsets]
 
 
 def encode(events: EventTable, start_frame: int, n_frames: int, track_frames: int) -> np.ndarray:
@@ -116,7 +173,11 @@ def encode_many(
                 f"track of {track} frames"
             )
     config, codec, crops = events.config, get_codec(events.config), np.arange(len(start_frame))
-    bounds = _first_time_steps(np.stack([start_frame, start_frame + n_frames]), config)
+    bounds = (
+        np.stack([start_frame, start_frame + n_frames])
+        * config.steps_per_second
+        // FRAMES_PER_SECOND
+    )
     bounds[1, start_frame + n_frames >= track_frames] = PART_STEPS
     bounds += PART_STEPS * part
     begin, end = np.searchsorted(events.step, bounds)

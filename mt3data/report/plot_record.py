@@ -12,9 +12,9 @@ import numpy as np
 from mt3data.audio.load import from_int16
 from mt3data.audio.spectrogram import SpectrogramConfig, log_mel, mel_bin
 from mt3data.errors import UserError
-from mt3data.music.fast_tokenizer import FRAMES_PER_SECOND
 from mt3data.music.midi import DRUMS, instrument_name
 from mt3data.music.notes import Notes
+from mt3data.music.tokenizer import FRAMES_PER_SECOND
 from mt3data.music.vocabulary import VocabularyConfig, describe_tokens
 from mt3data.shards.format import read_build_manifest, read_npy
 from mt3data.shards.index import ShardSet

@@ -17,9 +17,9 @@ import numpy as np
 
 from mt3data.align.lag import MIN_CONFIDENCE
 from mt3data.audio.spectrogram import SpectrogramConfig
-from mt3data.music.fast_tokenizer import FRAMES_PER_SECOND
 from mt3data.music.midi import DRUMS, instrument_name
 from mt3data.music.notes import Notes
+from mt3data.music.tokenizer import FRAMES_PER_SECOND
 from mt3data.report.plot_record import mel_of
 from mt3data.shards.format import read_build_manifest, read_npy
 from mt3data.shards.index import ShardSet, open_parquet, track_rows

@@ -26,9 +26,9 @@ import numpy as np
 
 from mt3data.audio.load import to_int16
 from mt3data.audio.spectrogram import SpectrogramConfig, log_mel_float16, pad_to_frames
-from mt3data.music.events import EventTable
-from mt3data.music.fast_tokenizer import FRAMES_PER_SECOND, encode_many
+from mt3data.music.fast_tokenizer import EventTable, encode_many
 from mt3data.music.notes import Notes
+from mt3data.music.tokenizer import FRAMES_PER_SECOND
 from mt3data.music.vocabulary import VocabularyConfig
 
 SEGMENT_WINDOWS = (256, 512)  # frames of a segment in MT3 and in the ISMIR 2021 piano model

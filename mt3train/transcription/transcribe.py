@@ -32,8 +32,8 @@ from mt3data.audio.spectrogram import (
 )
 from mt3data.errors import UserError
 from mt3data.music.detokenizer import decode_segments
-from mt3data.music.fast_tokenizer import segment_start
 from mt3data.music.notes import Notes
+from mt3data.music.tokenizer import segment_start
 from mt3data.music.vocabulary import VocabularyConfig
 from mt3train.model import MT3
 from mt3train.transcription.decode import DecodingConfig, SegmentDecoder

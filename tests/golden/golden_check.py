@@ -23,9 +23,7 @@ import golden_network
 import golden_spectrogram
 import numpy as np
 
-from mt3data.music import detokenizer as detokenize
-from mt3data.music import fast_tokenizer as tokens
-from mt3data.music import midi, notes, vocabulary
+from mt3data.music import detokenizer, fast_tokenizer, midi, notes, tokenizer, vocabulary
 from mt3data.music.notes import COLUMNS, Notes
 from mt3data.music.vocabulary import VocabularyConfig
 from mt3train.data import merge_targets as merging
@@ -125,7 +123,7 @@ def _raises(function: Callable, argument: Any) -> bool:
 def check_tokens(folder: Path) -> tuple[int, float]:
     """tokens.json.gz: every variant of every segment of every sequence.
 
-    Where our rule differs from the original (module docstring of mt3data/music/fast_tokenizer.py) our own target
+    Where our rule differs from the original (module docstring of mt3data/music/tokenizer.py) our own target
     is asserted: a segment with a tie section that starts after the last event, and no notes at all.
     """
     data, cases = load(folder / "tokens.json.gz"), 0
@@ -142,13 +140,15 @@ def check_tokens(folder: Path) -> tuple[int, float]:
             track = Notes.from_columns(sequence["notes"])
             if sequence["ccs"]:
                 track = midi.apply_sustain(track, sequence["ccs"])
-            events = tokens.EventTable.of(track, config)
+            events = fast_tokenizer.EventTable.of(track, config)
             last_step = events.step[-1] if len(events.step) else -1
             track_frames = sequence["num_samples"] // 128 + 1
             segments = data["segments"][name]
             for (start, n_frames, _), target in zip(segments, targets, strict=True):
-                ours = tokens.encode(events, start, n_frames, track_frames).tolist()
-                after_the_end = tokens.first_time_step(start, config) > last_step
+                ours = fast_tokenizer.encode(events, start, n_frames, track_frames).tolist()
+                plain = tokenizer.tokenize(track, start, n_frames, track_frames, config)
+                assert ours == plain, (variant, name, start, n_frames, ours, plain)
+                after_the_end = tokenizer.first_time_step(start, config) > last_step
                 if encoding == "ties" and after_the_end:
                     assert ours == silent, (variant, name, start)
                 else:
@@ -177,11 +177,11 @@ def check_token_indices(folder: Path) -> tuple[int, float]:
             track = Notes.from_columns(sequence["notes"])
             if sequence["ccs"]:
                 track = midi.apply_sustain(track, sequence["ccs"])
-            cases += _compare_frames(tokens.EventTable.of(track, config), part)
+            cases += _compare_frames(fast_tokenizer.EventTable.of(track, config), part)
     return cases, 0.0
 
 
-def _compare_frames(events: tokens.EventTable, part: dict[str, np.ndarray]) -> int:
+def _compare_frames(events: fast_tokenizer.EventTable, part: dict[str, np.ndarray]) -> int:
     codec = vocabulary.Codec(events.config)
     tie, last_shift = codec.first["tie"], events.config.max_shift_steps
     pitches = np.concatenate([
@@ -191,11 +191,11 @@ def _compare_frames(events: tokens.EventTable, part: dict[str, np.ndarray]) -> i
     last_step = events.step[-1] if len(events.step) else -1
     for frame in range(len(starts)):
         theirs = part["targets"][starts[frame] : ends[frame]]
-        ours = tokens.encode(events, frame, 1, len(starts)).astype(np.int64)[:-1]
+        ours = fast_tokenizer.encode(events, frame, 1, len(starts)).astype(np.int64)[:-1]
         ours -= vocabulary.NUM_SPECIAL_IDS
         if events.config.encoding == "ties":
             cut = int(np.flatnonzero(ours == tie)[0])
-            if tokens.first_time_step(frame, events.config) <= last_step:
+            if tokenizer.first_time_step(frame, events.config) <= last_step:
                 state = part["state_events"][part["input_state_event_indices"][frame] :]
                 state = state[: int(np.flatnonzero(state == tie)[0])]
                 assert np.isin(ours[:cut], state).all()
@@ -251,7 +251,7 @@ def check_detokenize(folder: Path) -> tuple[int, float]:
     for case in cases:
         config = VocabularyConfig(case["num_velocity_bins"], encoding=case["spec"])
         predictions = [case["predictions"][i] for i in case["order"]]
-        decoded = detokenize.decode_segments(
+        decoded = detokenizer.decode_segments(
             [(p["start_time"], np.array(p["ids"], dtype=np.int64)) for p in predictions], config
         )
         assert (decoded.invalid, decoded.dropped) == (case["invalid"], case["dropped"]), case[
@@ -269,7 +269,7 @@ def check_start_times(folder: Path) -> tuple[int, float]:
     for key, rounding in (("start_times", "float32"), ("start_times_float64_input", "float64")):
         for n_frames, times in data[key].items():
             ours = [
-                tokens.segment_start(k * int(n_frames), VocabularyConfig(), rounding)
+                tokenizer.segment_start(k * int(n_frames), VocabularyConfig(), rounding)
                 for k in range(len(times))
             ]
             worst = max(worst, float(np.abs(np.subtract(ours, times)).max()) / 1e-9)

@@ -1,6 +1,7 @@
-"""docs/shards.md is enough to read shards and to tokenise crops, and says what builds hold.
+"""docs/shards.md is enough to read shards, and states what builds hold.
 
-`Plain` and `plain_tokens` were written from the page alone: the standard library, no numpy.
+The reader here was written from the page alone: the standard library, no numpy. The notes that it
+reads give the tokens of every window and crop by the plain definition, mt3data/music/tokenizer.py.
 """
 
 import json
@@ -19,11 +20,9 @@ import pytest
 
 from mt3data.build.plan import BuildConfig, make_plan
 from mt3data.build.run import build
-from mt3data.music.fast_tokenizer import encode_notes
 from mt3data.music.notes import Notes
+from mt3data.music.tokenizer import tokenize
 from mt3data.music.vocabulary import (
-    ENCODINGS,
-    GRANULARITIES,
     NUM_EXTRA_IDS,
     NUM_SPECIAL_IDS,
     VocabularyConfig,
@@ -93,67 +92,6 @@ def plain_records(folder: Path, split: str) -> Iterator[tuple[str, dict[str, Any
                 record = {}
 
 
-# --- a tokeniser, from the page ------------------------------------------------------------------
-
-
-def plain_tokens(
-    notes: list[tuple[float, ...]], f: int, n: int, last: int, vocabulary: dict[str, Any]
-) -> list[int]:
-    """Tokens of n frames at frame f of a track of `last` frames."""
-    v, s = vocabulary["num_velocity_bins"], vocabulary["steps_per_second"]
-    m, encoding = s * vocabulary["max_shift_seconds"], vocabulary["encoding"]
-    map_program = {"full": int, "midi_class": lambda p: p // 8 * 8, "flat": lambda p: None}
-    mapped = map_program[vocabulary["granularity"]]
-    events = []
-    for row, (onset, offset, pitch, velocity, program, is_drum, _) in enumerate(notes):
-        what = (int(is_drum), int(program), int(pitch))
-        order = (int(pitch),) if encoding == "onsets" else what
-        events.append((onset, 1, order, row, what, math.ceil(v * velocity / 127)))
-        if not is_drum and encoding != "onsets":
-            events.append((offset, 0, order, row, what, 0))
-    events.sort()
-    steps = [round(event[0] * s) for event in events]  # Python rounds halves to the even one
-    first = f * s // 125
-    end = (f + n) * s // 125 if f + n < last else math.inf
-    tokens: list[int] = []
-    said_program: int | None = None
-    said_bin: int | None = None
-
-    def say_program(program: int) -> None:
-        nonlocal said_program
-        if mapped(program) != said_program:
-            said_program = mapped(program)
-            tokens.append(m + v + 134 + said_program)
-
-    if encoding == "ties":
-        held = set()
-        for step, (*_, (is_drum, *key), bin_) in zip(steps, events, strict=True):
-            if step < first and not is_drum:
-                (held.add if bin_ else held.discard)(tuple(key))
-        for program, pitch in sorted(held):
-            say_program(program)
-            tokens.append(m + 4 + pitch)
-        tokens.append(m + v + 133)
-    before = first
-    for step, (*_, (is_drum, program, pitch), bin_) in zip(steps, events, strict=True):
-        if not first <= step < end:
-            continue
-        if step != before:
-            whole, rest = divmod(step - first, m)
-            tokens += [3 + m] * whole + [3 + rest] * (rest > 0)
-            before = step
-        if encoding == "onsets":
-            tokens.append(m + 4 + pitch)
-            continue
-        if not is_drum:
-            say_program(program)
-        if bin_ != said_bin:
-            said_bin = bin_
-            tokens.append(m + 132 + bin_)
-        tokens.append((m + v + 262 if is_drum else m + 4) + pitch)
-    return [*tokens, 1]
-
-
 # --- they find what ours find --------------------------------------------------------------------
 
 
@@ -179,55 +117,27 @@ def test_a_reader_written_from_the_page_reads_what_ours_reads(folder: Path) -> N
     assert keys == list(ours.index["key"]) == [f"demo-Track00001-p0-{i:07d}" for i in (0, 200)]
 
 
-def test_a_tokeniser_written_from_the_page_says_what_a_window_says(folder: Path) -> None:
-    vocabulary = read_build_manifest(folder)["vocabulary"]
+def test_the_notes_of_a_window_give_its_tokens(folder: Path) -> None:
+    vocabulary = VocabularyConfig(**read_build_manifest(folder)["vocabulary"])
     for _, record in plain_records(folder, "train"):
         facts, (shape, numbers) = record["json"], record["notes.npy"]
-        notes = [numbers[i : i + 7] for i in range(0, 7 * shape[0], 7)]
+        notes = Notes.from_array(np.array(numbers).reshape(shape))
         n = min(facts["frames"], facts["track_frames"] - facts["start_frame"])
-        found = plain_tokens(notes, facts["start_frame"], n, facts["track_frames"], vocabulary)
+        found = tokenize(notes, facts["start_frame"], n, facts["track_frames"], vocabulary)
         assert found == list(record["tokens.npy"][1])
 
 
-def test_random_crops_have_the_page_s_tokens(folder: Path) -> None:
+def test_the_notes_of_a_window_give_the_tokens_of_random_crops(folder: Path) -> None:
     shards = IndexedShards([folder], seed=3)
     batch = shards.batch(0, 12, frames=70)
     records = dict(plain_records(folder, "train"))
-    vocabulary = read_build_manifest(folder)["vocabulary"]
+    vocabulary = VocabularyConfig(**read_build_manifest(folder)["vocabulary"])
     for i, key in enumerate(batch.keys):
         shape, numbers = records[key]["notes.npy"]
-        notes = [numbers[j : j + 7] for j in range(0, 7 * shape[0], 7)]
+        notes = Notes.from_array(np.array(numbers).reshape(shape))
         last, start = records[key]["json"]["track_frames"], int(batch.start_frames[i])
-        found = plain_tokens(notes, start, int(batch.n_frames[i]), last, vocabulary)
+        found = tokenize(notes, start, int(batch.n_frames[i]), last, vocabulary)
         assert found == batch.tokens[i, : batch.lengths[i]].tolist()
-
-
-def crowded(seed: int) -> np.ndarray:
-    """Notes on a coarse grid, so that many overlap, coincide and end together."""
-    draw = np.random.default_rng(seed)
-    n = 60
-    onset = draw.integers(0, 40, n) * 0.045
-    length = draw.integers(1, 30, n) * 0.045
-    is_drum = draw.random(n) < 0.2
-    program = np.where(is_drum, 0, draw.choice([0, 1, 33, 40], n))
-    columns = (onset, onset + length, draw.integers(60, 63, n), draw.integers(1, 128, n), program)
-    return np.stack([*columns, is_drum, np.zeros(n)], axis=1).astype(np.float64)
-
-
-@pytest.mark.parametrize("granularity", GRANULARITIES)
-@pytest.mark.parametrize("encoding", ENCODINGS)
-@pytest.mark.parametrize("bins, steps", [(1, 100), (127, 50), (8, 250)])
-def test_it_says_what_ours_says_in_every_vocabulary(
-    bins: int, steps: int, encoding: str, granularity: str
-) -> None:
-    config = VocabularyConfig(bins, steps, 1, encoding, granularity)  # shifts of over a second
-    for seed, (start, n) in enumerate([(0, 256), (31, 100), (60, 7), (100, 156), (255, 1)]):
-        notes = crowded(seed)
-        ours = encode_notes(Notes.from_array(notes), start, n, 256, config).tolist()
-        assert (
-            plain_tokens([tuple(row) for row in notes.tolist()], start, n, 256, vars(config))
-            == ours
-        )
 
 
 # --- the page's tables are those of the code -----------------------------------------------------

@@ -6,8 +6,7 @@ from crowded_notes import TRACK_FRAMES, WINDOW, tracks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mt3data.music.events import EventTable
-from mt3data.music.fast_tokenizer import encode, encode_crops, encode_many
+from mt3data.music.fast_tokenizer import EventTable, encode, encode_crops, encode_many
 from mt3data.music.notes import Notes, trim_overlapping
 from mt3data.music.vocabulary import ENCODINGS, GRANULARITIES, VocabularyConfig
 from mt3data.shards.windows import window_notes

@@ -3,8 +3,9 @@
 import numpy as np
 
 from mt3data.music.detokenizer import NoteDecoder, decode_segments
-from mt3data.music.fast_tokenizer import encode_notes, segment_start
+from mt3data.music.fast_tokenizer import encode_notes
 from mt3data.music.notes import Notes
+from mt3data.music.tokenizer import segment_start
 from mt3data.music.vocabulary import Codec, Event, VocabularyConfig
 
 TIES = VocabularyConfig()

@@ -1,17 +1,19 @@
-"""Targets, as facts to check by hand, and where ours differ from the original's on purpose."""
+"""Targets, as facts to check by hand. The fast tokenizer gives the same."""
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from mt3data.music.fast_tokenizer import (
-    EventTable,
-    encode,
-    encode_notes,
-    first_time_step,
-    segment_start,
-)
+from mt3data.music.fast_tokenizer import EventTable, encode, encode_notes
 from mt3data.music.notes import Notes
-from mt3data.music.vocabulary import VocabularyConfig, describe_tokens
+from mt3data.music.tokenizer import first_time_step, segment_start, tokenize
+from mt3data.music.vocabulary import (
+    ENCODINGS,
+    GRANULARITIES,
+    VocabularyConfig,
+    describe_tokens,
+)
 
 FRAMES = 1000  # 8 s
 TIES = VocabularyConfig()
@@ -23,7 +25,7 @@ def notes(*rows: tuple) -> Notes:
 
 
 def words(track: Notes, start: int = 0, n: int = 256, config: VocabularyConfig = TIES) -> str:
-    return ", ".join(describe_tokens(encode_notes(track, start, n, FRAMES, config), config))
+    return ", ".join(describe_tokens(np.array(tokenize(track, start, n, FRAMES, config)), config))
 
 
 def test_a_note_is_program_velocity_pitch_and_later_velocity_zero() -> None:
@@ -32,7 +34,7 @@ def test_a_note_is_program_velocity_pitch_and_later_velocity_zero() -> None:
     )
 
 
-def test_program_and_velocity_are_said_once_until_they_change() -> None:
+def test_program_and_velocity_are_written_once_until_they_change() -> None:
     chord = notes((0.5, 9, 60, 80, 5, 0), (0.5, 9, 64, 80, 5, 0), (0.6, 9, 50, 80, 7, 0))
     assert words(chord) == (
         "tie, shift 50, program 5, velocity 1, pitch 60, pitch 64, shift 60, program 7, pitch 50, EOS"
@@ -55,7 +57,7 @@ def test_held_notes_open_the_segment_ordered_by_program_then_pitch() -> None:
     assert words(held, start=256) == "program 3, pitch 64, program 5, pitch 60, pitch 62, tie, EOS"
 
 
-def test_a_program_that_the_tie_section_said_last_is_not_repeated() -> None:
+def test_the_last_program_of_the_tie_section_is_not_repeated() -> None:
     track = notes((0.5, 3, 60, 80, 5, 0), (2.5, 5, 64, 80, 5, 0))
     assert words(track, start=256) == (
         "program 5, pitch 60, tie, shift 46, velocity 1, pitch 64, shift 96, velocity 0, pitch 60, EOS"
@@ -63,8 +65,8 @@ def test_a_program_that_the_tie_section_said_last_is_not_repeated() -> None:
 
 
 def test_a_shift_beyond_ten_seconds_takes_several_tokens() -> None:
-    far = encode_notes(notes((23.45, 24, 60, 80, 0, 0)), 0, 3000, 4000, TIES)
-    assert describe_tokens(far, TIES)[1:4] == ["shift 1000", "shift 1000", "shift 345"]
+    far = tokenize(notes((23.45, 24, 60, 80, 0, 0)), 0, 3000, 4000, TIES)
+    assert describe_tokens(np.array(far), TIES)[1:4] == ["shift 1000", "shift 1000", "shift 345"]
 
 
 def test_the_last_segment_takes_all_events_after_the_end_of_the_audio() -> None:
@@ -91,7 +93,7 @@ def test_the_other_encodings(encoding: str, want: str) -> None:
     assert words(track, start=256, config=VocabularyConfig(encoding=encoding)) == want
 
 
-def test_granularities_speak_of_families_or_not_of_programs_at_all() -> None:
+def test_granularities_write_families_or_no_programs() -> None:
     track = notes((0.5, 9, 60, 80, 5, 0), (0.6, 9, 64, 80, 13, 0))
     family = VocabularyConfig(granularity="midi_class")
     assert words(track, config=family) == (
@@ -130,17 +132,40 @@ def test_segment_starts_are_exact_and_the_originals_rounding_can_be_had() -> Non
 
 
 def test_the_step_of_a_frame_is_rounded_down_in_whole_numbers() -> None:
-    assert [first_time_step(frame, TIES) for frame in (0, 1, 2, 5, 256, 512)] == [
-        0,
-        0,
-        1,
-        4,
-        204,
-        409,
-    ]
+    steps = [first_time_step(frame, TIES) for frame in (0, 1, 2, 5, 256, 512)]
+    assert steps == [0, 0, 1, 4, 204, 409]
 
 
 @pytest.mark.parametrize(("start", "n"), [(-1, 10), (FRAMES, 10), (0, 0)])
 def test_a_crop_outside_the_track_is_refused(start: int, n: int) -> None:
     with pytest.raises(ValueError, match="inside the track of 1000 frames"):
         encode(EventTable.of(Notes.empty(), TIES), start, n, FRAMES)
+
+
+# Times on a coarse grid, so that many notes overlap, coincide and end together.
+GRID = st.integers(0, 60).map(lambda n: 0.045 * n)
+CROWDED = st.lists(
+    st.tuples(GRID, st.integers(1, 30).map(lambda n: 0.045 * n), st.integers(60, 62),
+              st.integers(1, 127), st.sampled_from([0, 1, 33, 40]), st.booleans()),
+    max_size=60,
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    crowded=CROWDED,
+    start=st.integers(0, 255),
+    n=st.integers(1, 256),
+    bins=st.sampled_from([1, 8, 127]),
+    steps=st.sampled_from([50, 100, 250]),
+    encoding=st.sampled_from(ENCODINGS),
+    granularity=st.sampled_from(GRANULARITIES),
+)
+def test_the_fast_tokenizer_gives_the_same_tokens(
+    crowded: list[tuple], start: int, n: int, bins: int, steps: int, encoding: str, granularity: str
+) -> None:
+    config = VocabularyConfig(bins, steps, 1, encoding, granularity)  # shifts of over a second
+    track = notes(*((on, on + length, *rest) for on, length, *rest in crowded))
+    assert encode_notes(track, start, n, 256, config).tolist() == tokenize(
+        track, start, n, 256, config
+    )
