@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from note_rows import notes
 
 from mt3data.music.fast_tokenizer import EventTable, encode, encode_notes
 from mt3data.music.notes import Notes
@@ -17,11 +18,6 @@ from mt3data.music.vocabulary import (
 
 FRAMES = 1000  # 8 s
 TIES = VocabularyConfig()
-
-
-def notes(*rows: tuple) -> Notes:
-    """Rows of (onset, offset, pitch, velocity, program, is_drum)."""
-    return Notes.from_array(np.array([(*row, 0) for row in rows], dtype=float).reshape(-1, 7))
 
 
 def words(track: Notes, start: int = 0, n: int = 256, config: VocabularyConfig = TIES) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_tokens import notes
+from note_rows import notes
 
 from mt3data.music.fast_tokenizer import encode_notes
 from mt3data.music.notes import Notes

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
-from test_tokens import notes
+from note_rows import notes
 
 from mt3data.errors import UserError
 from mt3data.music.fast_tokenizer import encode_notes
