@@ -1,10 +1,12 @@
-"""Targets of several sounds that are heard at once, merged into one.
+"""Merges the targets of recordings that sound at once into the target of their mix.
 
-Events are ordered by time, and within a step by the order of the parts, except that what comes before
-the first shift (the tie sections among it) is ordered from the last part to the first. Each part keeps
-the `tie` token of its own. Before merging, program and velocity are said with every note, or a note
-behind one of another part would take that one's; afterwards repeats are left out again. All this is as
-in the original, but for many mixes at a time, as columns: ids of events, and of which part or mix each is.
+MT3 writes program and velocity tokens only when they change. Before merging we repeat them in front
+of every note. After merging we remove the redundant ones. Otherwise a note that comes after a note of
+another recording would get the program of that one.
+
+The merged events are in the order of time, and within a time step in the order of the recordings.
+Only the events before the first shift, the tie sections among them, are ordered from the last
+recording to the first. Each recording keeps its own `tie` token.
 
 Source: mt3/run_length_encoding.py merge_run_length_encoded_targets,
 remove_redundant_state_changes_fn; mt3/mixing.py.
@@ -12,127 +14,105 @@ remove_redundant_state_changes_fn; mt3/mixing.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import cache
+
 import numpy as np
 
-from mt3data.music.vocabulary import EOS_ID, NUM_SPECIAL_IDS, PAD_ID, VocabularyConfig, get_codec
-
-SHIFT, PITCH, VELOCITY, TIE, PROGRAM, DRUM = range(6)  # in the order of their ids
+from mt3data.music.vocabulary import EOS_ID, NUM_SPECIAL_IDS, VocabularyConfig, get_codec
 
 
-def merge_targets(
-    tokens: np.ndarray, lengths: np.ndarray, mix_of: np.ndarray, config: VocabularyConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    """The target of each mix.
+def merge_targets(targets: Sequence[np.ndarray], config: VocabularyConfig) -> np.ndarray:
+    """Returns the target of a mix.
 
     Args:
-        tokens: targets of the parts, int16 [parts, longest], EOS last, then padding.
-        lengths: tokens of each, EOS included.
-        mix_of: which mix each part belongs to, 0 to the number of mixes - 1, none empty. Parts of
-            one mix are merged in their order here.
+        targets: of the recordings, vocabulary ids with EOS last and no padding.
         config: the vocabulary.
     Returns:
-        tokens and lengths of the mixes, int32 lengths; like the arguments.
+        Vocabulary ids, int16, EOS last.
     """
-    counts = lengths.astype(np.int64) - 1
-    ids = tokens[np.arange(tokens.shape[1]) < counts[:, None]].astype(np.int64) - NUM_SPECIAL_IDS
-    said, part = repeat_state_before_every_note(
-        ids, np.repeat(np.arange(len(counts)), counts), config
-    )
-    merged, mix = remove_redundant_state_changes(*merge(said, part, mix_of, config), config)
-    n_mixes = int(mix_of.max(initial=-1)) + 1
-    sizes = np.bincount(mix, minlength=n_mixes)
-    out = np.full((n_mixes, sizes.max(initial=0) + 1), PAD_ID, np.int16)
-    out[mix, np.arange(len(mix)) - np.repeat(np.cumsum(sizes) - sizes, sizes)] = (
-        merged + NUM_SPECIAL_IDS
-    )
-    out[np.arange(n_mixes), sizes] = EOS_ID
-    return out, (sizes + 1).astype(np.int32)
+    streams = [(target[:-1].astype(np.int64) - NUM_SPECIAL_IDS).tolist() for target in targets]
+    streams = [repeat_state_before_every_note(stream, config) for stream in streams]
+    merged = remove_redundant_state_changes(merge_events(streams, config), config)
+    return np.array([*merged, EOS_ID - NUM_SPECIAL_IDS], np.int16) + np.int16(NUM_SPECIAL_IDS)
 
 
-def repeat_state_before_every_note(
-    ids: np.ndarray, part: np.ndarray, config: VocabularyConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    """Events with program and velocity said before every note, as before repeats are left out.
+def repeat_state_before_every_note(ids: Sequence[int], config: VocabularyConfig) -> list[int]:
+    """Returns the events of a target with program and velocity in front of every note.
+
+    Drums have no program. Notes of a tie section have no velocity.
 
     Args:
-        ids: codec ids, int64 [n].
-        part: which target each is of, int64 [n], ascending.
-    Returns:
-        ids and part of all events that are then there.
+        ids: codec ids.
     """
-    kind = _kinds(ids, config)
-    program = _last(ids, kind == PROGRAM, part)
-    velocity = _last(ids, kind == VELOCITY, part)
-    is_pitch, is_note = kind == PITCH, (kind == PITCH) | (kind == DRUM)
-    if config.encoding == "ties":  # tie sections have no velocities
-        is_note &= _last(ids, kind == TIE, part) >= 0
-    rows = np.stack([program, velocity, ids], axis=1)
-    is_said = np.stack(
-        [
-            is_pitch & (program >= 0),
-            is_note & (velocity >= 0),
-            (kind != PROGRAM) & (kind != VELOCITY),
-        ],
-        axis=1,
-    )
-    return rows[is_said], np.repeat(part, is_said.sum(axis=1))
+    types, repeated = _event_types(config), []
+    program: int | None = None
+    velocity: int | None = None
+    in_tie_section = config.encoding == "ties"
+    for event_id in ids:
+        event_type = types[event_id]
+        if event_type == "program":
+            program = event_id
+        elif event_type == "velocity":
+            velocity = event_id
+        else:
+            if event_type == "pitch" and program is not None:
+                repeated.append(program)
+            if event_type in ("pitch", "drum") and velocity is not None and not in_tie_section:
+                repeated.append(velocity)
+            repeated.append(event_id)
+            in_tie_section &= event_type != "tie"
+    return repeated
 
 
-def merge(
-    ids: np.ndarray, part: np.ndarray, mix_of: np.ndarray, config: VocabularyConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    """Events of parts in the order of the mixes.
+def merge_events(streams: Sequence[Sequence[int]], config: VocabularyConfig) -> list[int]:
+    """Returns the events of several targets in the order of the mix.
 
     Args:
-        ids: codec ids, int64 [n].
-        part: which part each is of, int64 [n], ascending.
-        mix_of: which mix each part belongs to.
-    Returns:
-        ids and mix of all events; mixes ascend.
+        streams: codec ids of each target, with program and velocity in front of every note.
     """
-    is_shift = _kinds(ids, config) == SHIFT
-    begins = is_shift.copy()  # a run of shifts, which sum up to one time
-    begins[1:] &= ~is_shift[:-1] | (part[1:] != part[:-1])
-    run = np.cumsum(begins)
-    times = np.bincount(run[is_shift], ids[is_shift], minlength=len(ids) + 1).astype(np.int64)
-    step = np.where(_last(run, begins, part) >= 0, times[run], -1)
-    ids, part, step = ids[~is_shift], part[~is_shift], step[~is_shift]
-    order = np.lexsort((np.where(step < 0, -part, part), step, mix_of[part]))
-    ids, step, mix = ids[order], step[order], mix_of[part][order]
-    is_new = step >= 0
-    is_new[1:] &= (step[1:] != step[:-1]) | (mix[1:] != mix[:-1])
-    longest = config.max_shift_steps
-    n_shifts = -(-int(step.max(initial=0)) // longest)
-    shifts = [np.clip(step - k * longest, 0, longest) for k in range(n_shifts)]
-    rows = np.stack([*shifts, ids], axis=1)
-    is_said = np.stack([*(is_new & (shift > 0) for shift in shifts), ids >= 0], axis=1)
-    return rows[is_said], np.repeat(mix, is_said.sum(axis=1))
+    types = _event_types(config)
+    events: list[tuple[int, int, int]] = []  # time step, place of the stream, codec id
+    for number, stream in enumerate(streams):
+        step, after_shift = -1, False
+        for event_id in stream:
+            if types[event_id] == "shift":  # successive shifts add up to one time
+                step = event_id + (step if after_shift else 0)
+            else:
+                events.append((step, -number if step < 0 else number, event_id))
+            after_shift = types[event_id] == "shift"
+    events.sort(key=lambda event: event[:2])
+    merged: list[int] = []
+    written = -1
+    for step, _, event_id in events:
+        if step != written:
+            whole, rest = divmod(step, config.max_shift_steps)
+            merged += [config.max_shift_steps] * whole + [rest] * (rest > 0)
+            written = step
+        merged.append(event_id)
+    return merged
 
 
-def remove_redundant_state_changes(
-    ids: np.ndarray, mix: np.ndarray, config: VocabularyConfig
-) -> tuple[np.ndarray, np.ndarray]:
-    """Events of mixes without the programs and velocities that repeat the one said last.
+def remove_redundant_state_changes(ids: Sequence[int], config: VocabularyConfig) -> list[int]:
+    """Returns the events without the programs and velocities that repeat the last one.
 
     Args:
-        ids: of the events, mix after mix.
-        mix: the number of the mix to which each belongs.
-    Returns:
-        Both, for the events that stay.
+        ids: codec ids.
     """
-    kind, is_said = _kinds(ids, config), np.ones(len(ids), dtype=bool)
-    for state in (VELOCITY, PROGRAM):
-        places = np.flatnonzero(kind == state)
-        here, before = places[1:], places[:-1]
-        is_said[here] = (ids[here] != ids[before]) | (mix[here] != mix[before])
-    return ids[is_said], mix[is_said]
+    types, kept = _event_types(config), []
+    last: dict[str, int] = {}
+    for event_id in ids:
+        event_type = types[event_id]
+        if event_type in ("program", "velocity"):
+            if last.get(event_type) == event_id:
+                continue
+            last[event_type] = event_id
+        kept.append(event_id)
+    return kept
 
 
-def _kinds(ids: np.ndarray, config: VocabularyConfig) -> np.ndarray:
-    return np.searchsorted(list(get_codec(config).first.values()), ids, side="right") - 1
-
-
-def _last(ids: np.ndarray, chosen: np.ndarray, part: np.ndarray) -> np.ndarray:
-    """For each event the last chosen one of its part up to there, or -1."""
-    place = np.maximum.accumulate(np.where(chosen, np.arange(len(ids)), -1))
-    return np.where((place >= 0) & (part[place] == part), ids[place], -1)
+@cache
+def _event_types(config: VocabularyConfig) -> list[str]:
+    """Returns the event type of every codec id. The id of a shift is its number of steps."""
+    codec = get_codec(config)
+    return [codec.decode(event_id).type for event_id in range(codec.num_classes)]

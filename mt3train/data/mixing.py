@@ -20,7 +20,7 @@ import numpy as np
 
 from mt3data.errors import UserError
 from mt3data.music.vocabulary import VocabularyConfig
-from mt3data.shards.reader import Batch, IndexedShards
+from mt3data.shards.reader import Batch, IndexedShards, pad_tokens
 from mt3train.data.merge_targets import merge_targets
 
 
@@ -90,8 +90,9 @@ def mix(crops: Batch, groups: Sequence[np.ndarray], config: VocabularyConfig) ->
         crops.audio[rows].sum(axis=0, dtype=np.float32, out=mixed)
         if peak := np.abs(mixed).max(initial=0.0):
             mixed /= peak
-    group_of = np.repeat(np.arange(len(groups)), [len(rows) for rows in groups])
-    tokens, lengths = merge_targets(crops.tokens, crops.lengths, group_of, config)
+    targets = [ids[:n] for ids, n in zip(crops.tokens, crops.lengths, strict=True)]
+    merged = [merge_targets([targets[row] for row in rows], config) for rows in groups]
+    tokens, lengths = pad_tokens(merged)
     first = [group[0] for group in groups]
     n_frames = np.array([crops.n_frames[rows].max() for rows in groups], np.int32)
     keys = ["+".join(crops.keys[row] for row in rows) for rows in groups]

@@ -18,9 +18,8 @@ from mt3data.music.vocabulary import (
     describe_tokens,
     tokens_to_event_ids,
 )
-from mt3data.shards.reader import pad_tokens
 from mt3train.data.merge_targets import (
-    merge,
+    merge_events,
     merge_targets,
     remove_redundant_state_changes,
     repeat_state_before_every_note,
@@ -31,16 +30,9 @@ CASES = json.loads((GOLDEN / "merge.json").read_text())
 TIES = VocabularyConfig()
 
 
-def columns(streams):
-    """Lists of ids, of which 0 ends one, as ids and parts."""
-    whole = [stream[: stream.index(0)] if 0 in stream else stream for stream in streams]
-    sizes = [len(stream) for stream in whole]
-    return np.concatenate(whole).astype(np.int64), np.repeat(np.arange(len(whole)), sizes)
-
-
 def merged(streams, config):
-    one_mix = np.zeros(len(streams), np.int64)
-    return merge(*columns(streams), one_mix, config)[0].tolist()
+    whole = [stream[: stream.index(0)] if 0 in stream else stream for stream in streams]
+    return merge_events(whole, config)
 
 
 @pytest.mark.parametrize("case", CASES, ids=range(len(CASES)))
@@ -57,41 +49,22 @@ def test_parts_merge_by_time_and_keep_their_tie_tokens():
     ]  # fmt: skip
 
 
-def test_a_shift_beyond_the_longest_is_said_in_parts_and_one_that_says_nothing_is_dropped():
+def test_a_shift_beyond_the_longest_takes_several_and_one_without_an_event_is_dropped():
     pitch = 1061
     assert merged([[1000, 1000, 500, pitch], [1000, 7, pitch, 9]], TIES) == [
         1000, 7, pitch, 1000, 1000, 500, pitch,
     ]  # fmt: skip
 
 
-def target_of(targets, config):
-    """The target of one mix."""
-    tokens, lengths = merge_targets(*pad_tokens(targets), np.zeros(len(targets), int), config)
-    return tokens[0, : lengths[0]]
-
-
-def test_mixes_do_not_know_of_each_other():
-    cases = [case for case in CASES if case["num_velocity_bins"] == 127 and len(case["merged"])]
-    config = VocabularyConfig(127, encoding="noties")
-    targets, mix_of, alone = [], [], []
-    for number, case in enumerate(cases):
-        mix = [np.append(s[: s.index(0)] if 0 in s else s, EOS_ID - 3) + 3 for s in case["targets"]]
-        alone.append(target_of(mix, config).tolist())
-        targets, mix_of = targets + mix, mix_of + [number] * len(mix)
-    tokens, lengths = merge_targets(*pad_tokens(targets), np.array(mix_of), config)
-    assert [row[:n].tolist() for row, n in zip(tokens, lengths, strict=True)] == alone
-    assert all((row[n:] == 0).all() for row, n in zip(tokens, lengths, strict=True))
-
-
-def said(*tracks, config=TIES):
+def merged_words(*tracks, config=TIES):
     targets = [encode_notes(track, 0, 256, 1000, config) for track in tracks]
-    return ", ".join(describe_tokens(target_of(targets, config), config))
+    return ", ".join(describe_tokens(merge_targets(targets, config), config))
 
 
 def test_each_note_of_a_mix_has_its_own_program():
     piano = notes((0.5, 9, 60, 80, 0, 0), (1.0, 9, 64, 80, 0, 0))
     violin = notes((0.7, 9, 80, 80, 40, 0), (1.0, 9, 82, 80, 40, 0))
-    assert said(piano, violin) == (
+    assert merged_words(piano, violin) == (
         "tie, tie, shift 50, program 0, velocity 1, pitch 60, shift 70, program 40, pitch 80, "
         "shift 100, program 0, pitch 64, program 40, pitch 82, EOS"
     )
@@ -103,13 +76,13 @@ def test_a_mix_of_one_keeps_its_target():
                    VocabularyConfig(encoding="onsets"),
                    VocabularyConfig(granularity="midi_class")):  # fmt: skip
         target = encode_notes(track, 0, 256, 1000, config)
-        assert target_of([target], config).tolist() == target.tolist()
+        assert merge_targets([target], config).tolist() == target.tolist()
 
 
 def test_held_notes_of_a_mix_come_in_a_tie_section_each_from_last_to_first():
     first, second = notes((0.1, 5, 60, 80, 1, 0)), notes((0.2, 5, 50, 80, 2, 0))
     targets = [encode_notes(track, 200, 20, 1000, TIES) for track in (first, second)]
-    assert ", ".join(describe_tokens(target_of(targets, TIES), TIES)) == (
+    assert ", ".join(describe_tokens(merge_targets(targets, TIES), TIES)) == (
         "program 2, pitch 50, tie, program 1, pitch 60, tie, EOS"
     )
 
@@ -134,15 +107,15 @@ NOTIES = [case for case in CASES if "noties" in case["source"] and len(case["tar
 
 
 @pytest.mark.parametrize("case", NOTIES, ids=range(len(NOTIES)))
-def test_a_mix_of_golden_targets_says_every_note_of_its_parts(case):
+def test_a_mix_of_golden_targets_has_every_note_of_its_parts(case):
     config = VocabularyConfig(case["num_velocity_bins"], encoding="noties")
     streams = [stream[: stream.index(0)] if 0 in stream else stream for stream in case["targets"]]
     targets = [np.append(np.array(stream) + NUM_SPECIAL_IDS, EOS_ID) for stream in streams]
-    found = tokens_to_event_ids(target_of(targets, config), config).tolist()
+    found = tokens_to_event_ids(merge_targets(targets, config), config).tolist()
     assert onsets(found, config) == sorted(o for s in streams for o in onsets(s, config))
 
 
-def test_without_saying_all_first_some_notes_of_golden_mixes_change_program():
+def test_without_repeated_state_some_notes_of_golden_mixes_change_program():
     wrong = 0
     for case in NOTIES:
         config = VocabularyConfig(case["num_velocity_bins"], encoding="noties")
@@ -168,7 +141,7 @@ def in_full(part, first, n_frames, tie):
 
 @pytest.mark.parametrize("first", [0, 100, 200])
 @pytest.mark.parametrize("name", ["segment_crossing", "time_zero"])
-def test_all_is_said_as_in_the_original_before_it_leaves_out_repeats(name, first):
+def test_the_repeated_state_is_what_the_original_has_before_it_removes_repeats(name, first):
     sequences = json.loads(gzip.decompress((GOLDEN / "tokens.json.gz").read_bytes()))["sequences"]
     track, config = Notes.from_columns(sequences[name]["notes"]), VocabularyConfig(127)
     with np.load(GOLDEN / "token_indices.npz") as file:
@@ -176,7 +149,7 @@ def test_all_is_said_as_in_the_original_before_it_leaves_out_repeats(name, first
         part = {k.removeprefix(prefix): file[k] for k in file.files if k.startswith(prefix)}
     track_frames = len(part["input_state_event_indices"])
     target = encode_notes(track, first, 100, track_frames, config)
-    ids = tokens_to_event_ids(target, config)
-    found = repeat_state_before_every_note(ids, np.zeros(len(ids), int), config)
-    assert found[0].tolist() == in_full(part, first, 100, Codec(config).first["tie"])
-    assert remove_redundant_state_changes(*found, config)[0].tolist() == ids.tolist()
+    ids = tokens_to_event_ids(target, config).tolist()
+    found = repeat_state_before_every_note(ids, config)
+    assert found == in_full(part, first, 100, Codec(config).first["tie"])
+    assert remove_redundant_state_changes(found, config) == ids
