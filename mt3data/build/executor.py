@@ -84,7 +84,7 @@ def _run_here(
 
     workers = min(workers, len(jobs))
     pool = get_memmapping_executor(
-        workers, timeout=IDLE_SECONDS, initializer=_exit_with_parent, initargs=(os.getpid(),)
+        workers, timeout=IDLE_SECONDS, initializer=exit_with_parent, initargs=(os.getpid(),)
     )
     left, waiting = iter(jobs), set[Future[Any]]()
     try:
@@ -120,7 +120,7 @@ def _sigint_waits() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _exit_with_parent(driver: int) -> None:
+def exit_with_parent(driver: int) -> None:
     """Sees to it that a worker does not outlive its driver.
 
     After kill -9 of the driver, loky's workers would wait for more work for ever.

@@ -1,38 +1,38 @@
-"""Scores of a model on a split of a build, from its shards alone.
+"""Scores a model on a split of a build, from its shards alone.
 
-The windows of each track (of variant 0) are its input (mt3train.transcription.segments). The estimate is what
-`transcribe` would write; the reference is the track's notes before overlaps were trimmed, which
-builds keep for their evaluation splits (for a training split, the notes of its records, which are
-trimmed). Shards hold log-mel as float16 or audio as int16, so a transcription of the recording may
-differ in a rare token.
+The windows of variant 0 of each track are the input of the model (mt3train.transcription.segments).
+The estimate is what `transcribe` would write. The reference is the notes of the track before
+overlaps were trimmed, which builds keep for their evaluation splits. For a training split it is the
+trimmed notes of the records. Shards hold log-mel as float16 or audio as int16, so a transcription
+of the original recording may differ in a rare token.
 
-Every track is scored in both scorings of mt3train.evaluation.metrics: `mt3`, to stand beside published
-numbers, and `corrected`. As in the original a mean is over tracks, whatever their length; of `corrected`
-scores it leaves out tracks that have nothing to score, such as drums where there are none.
+Every track is scored in both scorings of mt3train.evaluation.metrics. `mt3` can be compared with
+published numbers, and `corrected` is the default. As in the original, a mean is over tracks,
+whatever their length. A mean of `corrected` scores ignores tracks with nothing to score, such as
+drum scores of tracks without drums.
 """
 
 import math
 import os
 import signal
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
 from itertools import islice
-from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 import numpy as np
 import torch
+from joblib import Parallel, delayed
 
+from mt3data.build.executor import exit_with_parent
 from mt3data.errors import UserError
 from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import VocabularyConfig
 from mt3data.shards.index import TrackRecords, read_tracks
 from mt3train.evaluation.leakage import InstrumentScores, instrument_scores
 from mt3train.evaluation.metrics import MEASURES, SCORES, SCORINGS, transcription_scores
-from mt3train.model import MT3
+from mt3train.model import MT3, ModelConfig
 from mt3train.transcription.decode import DecodingConfig
 from mt3train.transcription.segments import require_fit, segments_of
 from mt3train.transcription.transcribe import Transcription, transcribe_segments
@@ -46,19 +46,19 @@ NAMES = (*SCORES, *(f"program_{measure}" for measure in MEASURES))
 
 @dataclass(frozen=True)
 class TrackScores:
-    """How one track went.
+    """The scores of one track.
 
     Attributes:
         track: its short id.
         scores: scoring ("corrected", "mt3") -> name -> value, as
             mt3train.evaluation.metrics.transcription_scores returns them, and program_precision,
             _recall and _f1 at the granularity of the model. NaN if there is nothing to score.
-        instruments: counts by program, as finely as the model tells them apart.
+        instruments: counts by program, at the granularity of the model.
         n_reference: notes in the reference.
         n_estimate: notes found.
         n_segments: segments decoded.
-        invalid: events that made no sense.
-        dropped: tokens behind the end of their segment.
+        invalid: ignored invalid model outputs.
+        dropped: ignored tokens after the end of their segment.
     """
 
     track: str
@@ -83,34 +83,39 @@ def evaluate(
     done: Mapping[str, TrackScores] | None = None,
     on_track: Callable[[TrackScores], None] | None = None,
 ) -> list[TrackScores]:
-    """Score the tracks of a split; programs are compared as finely as the model tells them apart.
+    """Scores the tracks of a split. Programs are compared at the granularity of the model.
 
     Args:
-        model: the network, on the device that shall run it.
-        info: what its checkpoint says.
+        model: the network, on the device that runs it.
+        info: the metadata of its checkpoint.
         build: folder of one build.
-        split: which of its splits.
+        split: name of one of its splits.
         batch: segments decoded at once.
-        max_tracks: only the first so many.
-        workers: processes, each of which takes one track at a time; the scores are the same.
-        done: scores that an earlier run has found, by track; these tracks are not decoded again.
-        on_track: called for each track, in the order in which they are done.
+        max_tracks: score only this many tracks, the first ones.
+        workers: number of processes. Each scores one track at a time. The scores do not change.
+        done: scores of an earlier run, by track. These tracks are not decoded again.
+        on_track: called with the scores of each newly decoded track.
     Returns:
         One entry per track, in the order of the shards.
     Raises:
-        UserError: no finished build, no such split, no tracks in it, a build whose spectrograms
-            do not fit the model's (mt3train.transcription.segments), or a worker that died.
+        UserError: the build is missing or incomplete, has no such split or no tracks in it, its
+            spectrograms do not fit the model (mt3train.transcription.segments), or a worker process
+            crashed.
     """
     require_fit(Path(build), info)
     known, order = dict(done or {}), list[str]()
 
-    def undone() -> Iterator[TrackRecords]:
+    def remaining() -> Iterator[TrackRecords]:
         for records in islice(read_tracks(build, split), max_tracks):
             order.append(records.track)
             if records.track not in known:
                 yield records
 
-    for result in _scored(model, info, undone(), batch, workers):
+    if workers == 1:
+        results = (score_track(model, info, records, batch) for records in remaining())
+    else:
+        results = _score_in_processes(model, info, remaining(), batch, workers)
+    for result in results:
         known[result.track] = result
         if on_track:
             on_track(result)
@@ -120,7 +125,7 @@ def evaluate(
 
 
 def mean_scores(results: Sequence[TrackScores]) -> dict[str, float]:
-    """Mean of each `corrected` score over the tracks that have it (0.0 if none has).
+    """Averages each `corrected` score over the tracks that have it; 0.0 if none has it.
 
     Args:
         results: tracks of one or several builds; may be empty.
@@ -131,12 +136,12 @@ def mean_scores(results: Sequence[TrackScores]) -> dict[str, float]:
 
 
 def values_of(results: Sequence[TrackScores], name: str, scoring: str) -> np.ndarray:
-    """The score of a name in a scoring, of each track: float64 [tracks], NaN where there is none."""
+    """Returns one score of every track, float64 [tracks]. NaN marks a track without this score."""
     return np.array([result.scores[scoring].get(name, math.nan) for result in results], np.float64)
 
 
 def nan_mean(values: np.ndarray) -> float:
-    """The mean of the values that are numbers; NaN if none is."""
+    """Averages the values that are not NaN; NaN if all are."""
     values = values[~np.isnan(values)]
     return float(values.mean()) if len(values) else math.nan
 
@@ -148,10 +153,10 @@ def score_track(
     batch: int = 16,
     on_batch: Callable[[int], None] | None = None,
 ) -> TrackScores:
-    """The scores of one track, transcribed from its records.
+    """Transcribes one track from its records and scores the result.
 
     Args:
-        batch: segments that are decoded together.
+        batch: segments decoded at once.
         on_batch: called with the number of segments done so far.
     """
     found = transcribe_segments(
@@ -164,23 +169,22 @@ def score_track(
 def score_notes(
     track: str, reference: Notes, found: Transcription, vocabulary: VocabularyConfig
 ) -> TrackScores:
-    """The scores of what was found in one track against what is there.
+    """Scores the transcription of one track against its reference.
 
     Args:
         track: its short id.
         reference: its notes before overlaps were trimmed.
-        found: from `transcribe` or `transcribe_segments`.
-        vocabulary: of the model that found it.
+        found: the result of `transcribe` or `transcribe_segments`.
+        vocabulary: the vocabulary of the model.
     """
     granularity, scores = vocabulary.granularity, {}
     for scoring in SCORINGS:
-        scores[scoring] = transcription_scores(
+        values = transcription_scores(
             reference, found.notes, scoring=scoring, has_offsets=vocabulary.encoding != "onsets"
         )
-        for measure in MEASURES:
-            scores[scoring][f"program_{measure}"] = scores[scoring][
-                f"program_{granularity}_{measure}"
-            ]
+        scores[scoring] = values | {
+            f"program_{measure}": values[f"program_{granularity}_{measure}"] for measure in MEASURES
+        }
     return TrackScores(
         track=track,
         scores=scores,
@@ -193,59 +197,39 @@ def score_notes(
     )
 
 
-# --- several processes ---------------------------------------------------------------------------
-
-_worker: tuple[MT3, CheckpointInfo, int]  # what a worker process scores with
-
-
-def _scored(
+def _score_in_processes(
     model: MT3, info: CheckpointInfo, tracks: Iterator[TrackRecords], batch: int, workers: int
 ) -> Iterator[TrackScores]:
-    """Scores tracks, in this process or in several, in the order in which they are given."""
-    if workers == 1:
-        yield from (score_track(model, info, records, batch) for records in tracks)
-        return
-    threads = max(1, (os.cpu_count() or 1) // workers)
-    pool = ProcessPoolExecutor(
-        workers, get_context("spawn"), _begin_work, (model, info, batch, threads)
-    )
-    waiting: list[Future[TrackScores]] = []
+    """Scores tracks in several processes and yields them in the order in which they are given."""
+    # joblib writes large arrays, and not tensors, once into memory that all workers share.
+    weights = {name: tensor.cpu().numpy() for name, tensor in model.state_dict().items()}
+    device = str(next(model.parameters()).device)
+    pool = Parallel(
+        workers, return_as="generator", batch_size=1, pre_dispatch=workers + 1,
+        inner_max_num_threads=max(1, (os.cpu_count() or 1) // workers),
+        initializer=_start_worker, initargs=(os.getpid(),),
+    )  # fmt: skip
+    score = delayed(_score_in_worker)
     try:
-        for records in tracks:
-            waiting.append(pool.submit(_work, records))
-            if len(waiting) > workers:  # each holds the spectrogram of a track
-                yield waiting.pop(0).result()
-        while waiting:
-            yield waiting.pop(0).result()
-    except BrokenProcessPool as error:
+        yield from pool(
+            score(model.config, weights, device, info, records, batch) for records in tracks
+        )
+    except BrokenExecutor as error:
         raise UserError(
-            "a worker process died, perhaps for want of memory; try fewer --workers or a smaller "
-            "--batch"
+            "a worker process crashed, perhaps because memory ran out; try fewer --workers or a "
+            "smaller --batch"
         ) from error
-    except BaseException:
-        for process in pool._processes.values():  # no public way: the tracks begun are given up
-            process.terminate()
-        raise
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _begin_work(model: MT3, info: CheckpointInfo, batch: int, threads: int) -> None:
-    """Sets up a worker, which does not outlive its parent, not even after kill -9 of that."""
-    global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to the parent, too
-    parent = parent_process()
-
-    def watch() -> None:
-        if parent:
-            parent.join()
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-    torch.set_num_threads(threads)
-    _worker = model, info, batch
+def _start_worker(parent: int) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to the parent as well
+    exit_with_parent(parent)
 
 
-def _work(records: TrackRecords) -> TrackScores:
-    model, info, batch = _worker
-    return score_track(model, info, records, batch)
+def _score_in_worker(
+    config: ModelConfig, weights: Mapping[str, np.ndarray], device: str, info: CheckpointInfo,
+    records: TrackRecords, batch: int,
+) -> TrackScores:  # fmt: skip
+    model = MT3(config)
+    model.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
+    return score_track(model.to(device), info, records, batch)

@@ -115,12 +115,12 @@ def test_an_evaluation_goes_on_where_it_ended(made: Path, tmp_path: Path) -> Non
 
 
 def workers_of(parent: int) -> set[int]:
-    """Processes that multiprocessing has started for another, Linux only."""
+    """Returns the ids of the worker processes that joblib started for a process; Linux only."""
     found = set()
     for folder in Path("/proc").glob("[0-9]*"):
         try:
             parent_of = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            is_worker = b"spawn_main" in (folder / "cmdline").read_bytes()
+            is_worker = b"popen_loky_posix" in (folder / "cmdline").read_bytes()
         except OSError:  # it has ended
             continue
         if parent_of == parent and is_worker:
