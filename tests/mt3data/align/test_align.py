@@ -12,7 +12,7 @@ import pytest
 import soundfile
 
 from mt3data.align import lag as align
-from mt3data.align.warp import warp
+from mt3data.align.warp import dtw_path, warp
 from mt3data.audio.spectrogram import SpectrogramConfig, log_mel
 from mt3data.build.plan import BuildConfig, make_plan
 from mt3data.build.run import build
@@ -194,6 +194,16 @@ def test_finer_levels_stay_in_a_band_around_coarser_ones(
     warped, _, remark = warp(bands, replace(notes, onset=slower(notes.onset), offset=slower(notes.offset)), CONFIG)  # fmt: skip
     assert remark == ""
     assert np.median(np.abs(warped.onset - notes.onset)) < 0.02
+
+
+@pytest.mark.parametrize("audio_frames", [950, 1000, 1800])
+def test_labels_that_outlast_the_audio_are_still_aligned_inside_it(audio_frames: int) -> None:
+    # librosa swaps the columns of its path where the cost has more rows than columns.
+    labels = np.random.default_rng(4).normal(size=(2000, 24)).astype(np.float32)
+    path = dtw_path(labels[:audio_frames], labels, slack=24)
+    inside = np.arange(audio_frames - 30)
+    np.testing.assert_allclose(path[inside], inside, atol=1)
+    assert path.max() < audio_frames
 
 
 @pytest.mark.parametrize("stretch", [5.0, 0.2])
