@@ -1,8 +1,7 @@
-"""The README's main job, whole; and the commands of mt3train with wrong input."""
+"""The commands of mt3train with wrong input. tests/repository/test_first_page.py runs the whole demo."""
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +10,7 @@ import soundfile
 from click.testing import CliRunner, Result
 
 from mt3data.audio.spectrogram import SpectrogramConfig
-from mt3data.music.midi import read_midi, write_midi
+from mt3data.music.midi import write_midi
 from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import VocabularyConfig
 from mt3train.cli.main import main
@@ -26,15 +25,6 @@ TINY = ModelConfig(
 
 def run(*words: object) -> Result:
     return CliRunner().invoke(main, [str(word) for word in words])
-
-
-@pytest.mark.slow
-def test_the_whole_path_learns_one_piece_and_not_the_control(tmp_path: Path) -> None:
-    words = [sys.executable, "-m", "mt3train.cli.main", "demo", "--out", str(tmp_path / "run")]
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "It shows memorising, not quality." in done.stdout
-    assert len(read_midi(tmp_path / "run" / "learned.mid")[0]) >= 150
 
 
 @pytest.fixture(scope="module")
