@@ -37,10 +37,22 @@ def only_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(socket.socket, "connect", guarded_connect)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--speed", choices=builds.SPEEDS, default=builds.SPEEDS[0],
+        help="of the builds in the tests of faults, which must come out the same for each",
+    )  # fmt: skip
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    builds.speed = config.getoption("--speed")
+
+
 @pytest.fixture(scope="session")
 def long_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """13 tracks of 28 s."""
-    return builds.source_tree(tmp_path_factory.mktemp("source"))
+    """13 tracks of 28 s, or of 4 s with --speed fast."""
+    seconds = builds.FAST_SECONDS if builds.speed == "fast" else builds.SECONDS
+    return builds.source_tree(tmp_path_factory.mktemp("source"), seconds)
 
 
 @pytest.fixture(scope="session")

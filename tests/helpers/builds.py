@@ -1,7 +1,8 @@
-"""Real builds in subprocesses, and small means to disturb them."""
+"""Runs real builds in subprocesses, and disturbs them."""
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import os
@@ -11,7 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -22,24 +23,31 @@ import fakes
 import numpy as np
 import pyarrow.parquet as pq
 import soundfile
+from events import HANG_SECONDS, Pause, environment, wait_until
 
+# How fast builds are in these tests: `pytest --speed NAME`. The slow one sleeps at every MIDI file. The
+# tracks of the fast one are so short that a build ends as soon as its workers have started.
+SPEEDS = ("normal", "slow", "fast")
+SLOW_SECONDS = 0.5
 # 14 windows of 256 frames, of which 30 make a shard of 8 MiB: two tracks to a shard.
-SECONDS, NOTED_SECONDS = 28.0, 8.0
+SECONDS, FAST_SECONDS, NOTED_SECONDS = 28.0, 4.0, 8.0
 TRACKS = {f"Track{n:05d}": split for split, numbers in (
     ("train", range(1, 10)), ("validation", (1501, 1502, 1503)), ("test", (1877,)),
 ) for n in numbers}  # fmt: skip
 BAD = "Track00003"  # the track to which harm is done
+KILL_AT_BAD = f'track == "{BAD}" and os.kill(os.getpid(), signal.SIGKILL)'  # an action
 Row = Callable[[str, str], None]  # puts a row into the table of faults
 MT3DATA = [sys.executable, "-m", "mt3data.cli.main"]
 
 
-def source_tree(root: Path) -> Path:
-    """13 tracks in Slakh's layout, the mix of each long enough that a build has eight shards."""
-    folder = fakes.slakh_tree(root, "redux", TRACKS, seconds=NOTED_SECONDS)
+def source_tree(root: Path, seconds: float) -> Path:
+    """Makes 13 tracks in Slakh's layout. With 28 s each, a build has eight shards."""
+    noted = min(seconds, NOTED_SECONDS)
+    folder = fakes.slakh_tree(root, "redux", TRACKS, seconds=noted)
     for mix in sorted(folder.glob("*/*/mix.flac")):
         samples, rate = soundfile.read(mix)
         noise = np.random.default_rng(int(mix.parent.name[5:])).normal(
-            0, 0.01, round(SECONDS * rate)
+            0, 0.01, max(round(seconds * rate), len(samples))
         )
         noise[: len(samples)] += samples
         soundfile.write(mix, noise, rate)
@@ -58,30 +66,19 @@ class Build:
     root: Path
     out: Path
     process: subprocess.Popen[str]
-    started: float
 
     @property
     def folder(self) -> Path:
         return self.out / "slakh"
 
-    def end(self, timeout: float = 300) -> tuple[int, str]:
-        """Waits for the driver; its exit code, and all that it printed."""
+    def end(self) -> tuple[int, str]:
+        """Waits for the driver. Returns its exit code, and all that it printed."""
         try:
-            printed = self.process.communicate(timeout=timeout)[0]
+            printed = self.process.communicate(timeout=HANG_SECONDS)[0]
         except subprocess.TimeoutExpired:
             end_group(self.process)
             raise
-        self.seconds = time.monotonic() - self.started
         return self.process.returncode, printed
-
-    def wait_for(self, happened: Callable[[], Any], timeout: float = 120) -> Any:
-        """Waits until something has happened in a build that still runs; returns what."""
-        deadline = time.monotonic() + timeout
-        while not (what := happened()):
-            if self.process.poll() is not None or time.monotonic() > deadline:
-                raise AssertionError(f"it did not happen: {self.process.communicate()[0]}")
-            time.sleep(0.005)
-        return what
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         """Lines of the build's log of one kind."""
@@ -90,18 +87,40 @@ class Build:
         return [entry for entry in map(json.loads, lines) if entry["event"] == kind]
 
     def workers(self) -> list[int]:
-        """Processes below the driver that have a track in hand, and so a marker open."""
+        """Returns the processes below the driver that have a track in hand, and so a marker open."""
         return [pid for pid in below(self.process.pid) if _has_marker(pid)]
 
 
+speed = SPEEDS[0]  # set by tests/conftest.py
+
+
+def hooks(pause: Pause | None = None, action: str = "pass", setup: str = "") -> dict[str, str]:
+    """Returns the environment of a build at the chosen speed; see `events.environment`."""
+    folder = Path(tempfile.mkdtemp(prefix="mt3kit-hooks-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return environment(folder, pause, action, setup, SLOW_SECONDS if speed == "slow" else 0.0)
+
+
+# Setup of the tests of time limits: no limit but that of BAD counts, however slow the machine is.
+ONLY_BAD_IS_TIMED = f"""
+import faulthandler
+limit = faulthandler.dump_traceback_later
+def limit_bad(seconds, file, **options):
+    if pathlib.Path(file.name).name.startswith("{BAD}."):
+        limit(seconds, file=file, **options)
+faulthandler.dump_traceback_later = limit_bad
+"""
+
+
 def start(
-    root: Path, out: Path, *words: object, devices: Path | None = None, file_limit: int = -1
-) -> Build:
+    root: Path, out: Path, *words: object, pause: Pause | None = None, action: str = "pass",
+    setup: str = "", file_limit: int = -1,
+) -> Build:  # fmt: skip
     """Starts a build.
 
     Args:
         words: further options.
-        devices: folder of a `sitecustomize.py`, see `device`.
+        pause, action, setup: what happens in its processes, see `events.environment`.
         file_limit: bytes to which files may grow; -1: any.
     """
 
@@ -112,42 +131,15 @@ def start(
     command = [*MT3DATA, "build", "slakh", "--root", root, "--out", out, "--window", 256,
                "--no-download", *words]  # fmt: skip
     process = subprocess.Popen(
-        [str(word) for word in command], text=True, env=_environment(devices), preexec_fn=before,
+        [str(word) for word in command], text=True, env=hooks(pause, action, setup), preexec_fn=before,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
-    return Build(root, out, process, time.monotonic())
-
-
-def _environment(devices: Path | None) -> dict[str, str]:
-    paths = [str(devices), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
-    known = os.pathsep.join(path for path in paths[devices is None :] if path)
-    return os.environ | {"PYTHONPATH": known, "OMP_NUM_THREADS": "1"}
+    return Build(root, out, process)
 
 
 def run(root: Path, out: Path, *words: object, **options: object) -> tuple[int, str]:
     """Exit code and output of a whole build."""
     return start(root, out, *words, **options).end()  # type: ignore[arg-type]
-
-
-def device(folder: Path, action: str) -> Path:
-    """A test device: code that a worker runs just before it opens a MIDI file.
-
-    Python runs `sitecustomize.py` when it starts. This one listens for files that are opened;
-    `action` may use `track`, such as "Track00003", and the modules os, signal, sys, time and pathlib.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "sitecustomize.py").write_text(f"""
-import os, pathlib, signal, sys, time
-
-def listen(event, arguments):
-    path = str(arguments[0]) if event == "open" else ""
-    if path.endswith(".mid"):
-        track = pathlib.Path(path).parent.parent.name
-        {action}
-
-sys.addaudithook(listen)
-""")
-    return folder
 
 
 def digests(folder: Path) -> dict[str, str]:
@@ -230,9 +222,9 @@ class Cluster:
         processes: the scheduler first; each leads a process group.
     """
 
-    def __init__(self, folder: Path, devices: Path | None) -> None:
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self._env = folder, _environment(devices)
+        self.folder, self._env = folder, environment
         self.processes = [self._dask("scheduler", "--host", "127.0.0.1", "--port", 0)]
 
     def _dask(self, *words: object) -> subprocess.Popen[bytes]:
@@ -266,15 +258,18 @@ class Cluster:
 
 @contextmanager
 def cluster(
-    folder: Path, *options: str, workers: int = 2, devices: Path | None = None
-) -> Iterator[Cluster]:
-    """A scheduler and workers; `options` as for `Cluster.add_worker`, `devices` as for `start`."""
-    dask = Cluster(folder, devices)
+    folder: Path, *options: str, workers: int = 2, pause: Pause | None = None, action: str = "pass",
+    setup: str = "",
+) -> Iterator[Cluster]:  # fmt: skip
+    """Starts a scheduler and workers.
+
+    Args:
+        options: as for `Cluster.add_worker`.
+        pause, action, setup: what happens in the workers, as for `start`.
+    """
+    dask = Cluster(folder, hooks(pause, action, setup))
     try:
-        deadline = time.monotonic() + 60
-        while not (folder / "scheduler.json").is_file():
-            assert time.monotonic() < deadline, (folder / "dask.log").read_text()
-            time.sleep(0.05)
+        wait_until((folder / "scheduler.json").is_file, dask.processes[0])
         for _ in range(workers):
             dask.add_worker(*options)
         yield dask

@@ -23,6 +23,10 @@ HOOK = """
 import os, pathlib, re, signal, socket, sys, time
 
 IS_DRIVER = "build" in sys.orig_argv
+ROLES = ("any", "driver" if IS_DRIVER else "worker")
+if any("multiprocessing-fork" in word or "loky" in word for word in sys.orig_argv):
+    ROLES += ("spawned",)
+{setup}
 WHO, EVENT, PATTERN, ADDRESS = {point!r}
 
 def stop(path):
@@ -42,7 +46,7 @@ def listen(event, arguments):
         track = pathlib.Path(path).parent.parent.name
         time.sleep({slow!r})
         {action}
-    if event == EVENT and re.search(PATTERN, path) and WHO in ("any", "driver" if IS_DRIVER else "worker"):
+    if event == EVENT and re.search(PATTERN, path) and WHO in ROLES:
         stop(path)
 
 sys.addaudithook(listen)
@@ -56,7 +60,8 @@ class Point:
     Attributes:
         event: "open", or "os.rename" for the moment before a rename.
         pattern: regular expression for the path; for a rename, for its target.
-        who: "driver" for the process of `mt3data build`, "worker" for others, "any" for both.
+        who: "driver" for the process of `mt3data build`, "worker" for all others, "spawned" for those
+            that multiprocessing or joblib starts, "any" for all.
     """
 
     event: str
@@ -110,11 +115,16 @@ class Pause:
                     raise AssertionError(f"it ended before {self.point}: {printed}") from None
         raise AssertionError(f"nobody came to {self.point}")
 
+    def go_on(self) -> None:
+        """Lets the processes go on that were held so far. Later ones stop again."""
+        for connection in self._held:
+            connection.close()
+        self._held.clear()
+
     def release(self) -> None:
         """Lets all processes go on. None stops any more."""
         self._listener.close()
-        for connection in self._held:
-            connection.close()
+        self.go_on()
 
     def __enter__(self) -> Self:
         return self
@@ -129,7 +139,7 @@ class Pause:
 
 
 def environment(
-    folder: Path, pause: Pause | None = None, action: str = "variant", slow: float = 0.0
+    folder: Path, pause: Pause | None = None, action: str = "pass", setup: str = "", slow: float = 0
 ) -> dict[str, str]:
     """Returns the environment of a program that Python prepares with a hook of ours.
 
@@ -138,11 +148,14 @@ def environment(
         pause: where the program stops.
         action: a statement that a worker runs just before it opens a MIDI file. It may use `track`,
             such as "Track00003", and the modules os, signal, sys, time and pathlib.
-        slow: seconds that a worker sleeps at this place before.
+        setup: statements that every process runs when it starts.
+        slow: seconds that a worker sleeps before the action.
     """
     folder.mkdir(parents=True, exist_ok=True)
     point = pause.settings if pause else ("nobody", "", "", ("", 0))
-    (folder / "sitecustomize.py").write_text(HOOK.format(point=point, action=action, slow=slow))
+    (folder / "sitecustomize.py").write_text(
+        HOOK.format(point=point, action=action, setup=setup, slow=slow)
+    )
     paths = [str(folder), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     known = os.pathsep.join(path for path in paths if path)
     return os.environ | {"PYTHONPATH": known, "OMP_NUM_THREADS": "1"}

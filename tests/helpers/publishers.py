@@ -22,6 +22,7 @@ from unittest import mock
 from urllib.parse import unquote, urlsplit
 
 from click.testing import CliRunner, Result
+from events import HANG_SECONDS
 from fakes_listed import TREES
 from server import Fault, Publisher
 
@@ -74,7 +75,7 @@ def kill_in_download(web: Publisher, path: str, manifests: Path, *words: object)
     web.faults[path] = [Fault(hang_after=len(web.files[path]) // 2)]
     process = start(manifests, *words)
     try:
-        assert web.hanging.wait(30)
+        assert web.hanging.wait(HANG_SECONDS)
     finally:
         process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
@@ -82,7 +83,7 @@ def kill_in_download(web: Publisher, path: str, manifests: Path, *words: object)
 
 def kill_in_unpacking(manifests: Path, *words: object, members: int = 2) -> None:
     """Lets a command kill itself when so many members of an archive were unpacked."""
-    assert start(manifests, *words, members=members).wait(60) == -signal.SIGKILL
+    assert start(manifests, *words, members=members).wait(HANG_SECONDS) == -signal.SIGKILL
 
 
 def shards(folder: Path) -> dict[str, bytes]:

@@ -18,6 +18,8 @@ from typing import Any
 from unittest import mock
 from urllib.parse import unquote, urlsplit
 
+from events import HANG_SECONDS
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -57,6 +59,8 @@ class Publisher:
         faults: path -> faults of the next answers in order; the last one stays if `lasting`.
         requests: (path, Range or "", status) of every answer.
         hanging: set when the server is silent in the middle of a body.
+        held: paths whose answers wait for `let_go`.
+        let_go: set by the test.
     """
 
     url: str = ""
@@ -67,6 +71,8 @@ class Publisher:
     requests: list[tuple[str, str, int]] = field(default_factory=list)
     hanging: threading.Event = field(default_factory=threading.Event)
     stopped: threading.Event = field(default_factory=threading.Event)
+    held: set[str] = field(default_factory=set)
+    let_go: threading.Event = field(default_factory=threading.Event)
 
     def next_fault(self, path: str) -> Fault:
         """The fault of this answer."""
@@ -113,6 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
+        if path in self.publisher.held:
+            self.publisher.let_go.wait(HANG_SECONDS)
         fault = self.publisher.next_fault(path)
         content = self.publisher.files.get(path)
         if fault.redirect:
@@ -147,7 +155,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.close_connection = True
                 if stop == fault.hang_after:
                     self.publisher.hanging.set()
-                    self.publisher.stopped.wait(30)
+                    self.publisher.stopped.wait(HANG_SECONDS)
                 return
         self.wfile.write(body)
         self.close_connection = fault.length > len(body) or self.close_connection

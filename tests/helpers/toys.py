@@ -9,6 +9,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+from events import HANG_SECONDS
 from server import Publisher
 
 from mt3data.datasets.manifest import DatasetManifest, Source, load
@@ -16,7 +17,7 @@ from mt3data.download.dataset import DownloadOptions, download
 from mt3data.download.http import RetryPolicy
 from mt3data.download.state import STATE
 
-QUICK = RetryPolicy(retries=3, backoff_seconds=0.0, timeout_seconds=5.0)
+QUICK = RetryPolicy(retries=3, backoff_seconds=0.0, timeout_seconds=HANG_SECONDS)
 CONTENT = bytes(range(251)) * 4000  # 1 MB without a short period of a power of two
 MEMBERS = {
     f"top/{split}/{n}.wav": bytes([n]) * 150_000 for split in ("train", "test") for n in (1, 2)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from events import HANG_SECONDS
 
 from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.music.vocabulary import VocabularyConfig
@@ -33,7 +34,6 @@ MODEL = ModelConfig(
 )  # fmt: skip
 PLAIN = dataclasses.replace(MODEL, dropout_rate=0.0)
 TIMES = ("segments_per_second", "data_wait", "memory_gb", "seconds")  # differ from run to run
-SOON = 20.0  # seconds in which a run has to end
 
 
 class Made:
@@ -117,13 +117,10 @@ class World:
         for process, file in zip(self.processes, files, strict=True):
             file.unlink(missing_ok=True)
             process.start()
-        end = time.monotonic() + 60.0  # the first world waits for the server to import torch
-        while not all(file.exists() for file in files) and time.monotonic() < end:
-            time.sleep(0.01)
 
-    def codes(self, seconds: float = 60.0) -> list[int | None]:
-        """Exit codes; a process that is still there after so many seconds is killed: None."""
-        end = time.monotonic() + seconds
+    def codes(self) -> list[int | None]:
+        """Waits for the processes. Returns their exit codes, None for one that hangs and is killed."""
+        end = time.monotonic() + HANG_SECONDS
         for process in self.processes:
             process.join(max(0.0, end - time.monotonic()))
         codes = [process.exitcode for process in self.processes]
@@ -147,7 +144,7 @@ def ended(
 ) -> tuple[list[int | None], list[str]]:
     """Exit codes of a world, and what its ranks said."""
     world = World(folder, size, prepare, *arguments)
-    codes = world.codes(SOON)
+    codes = world.codes()
     return codes, [world.said(rank) for rank in range(size)]
 
 

@@ -53,7 +53,7 @@ def two_processes(shards: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     for name in RUNS:
         (run / f"{name}-said").mkdir()
         world = World(run / f"{name}-said", 2, prepare, name, shards, run)
-        assert world.codes(120.0) == [0, 0], world.said(0) + world.said(1)
+        assert world.codes() == [0, 0], world.said(0) + world.said(1)
     return run
 
 

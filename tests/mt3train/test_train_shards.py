@@ -6,6 +6,7 @@ from pathlib import Path
 
 import fakes
 import pytest
+from events import HANG_SECONDS
 from worlds import metrics
 
 import mt3train.train
@@ -38,7 +39,9 @@ def test_torchrun_with_two_processes_trains_as_one_process_does(shards, tmp_path
     arguments = ["demo.toml", f"data.train={shards}/*", *TINY]
     script = Path(mt3train.train.__file__)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    subprocess.run([*command, script, *arguments, f"run={tmp_path}/two"], check=True, timeout=120)
+    subprocess.run(
+        [*command, script, *arguments, f"run={tmp_path}/two"], check=True, timeout=HANG_SECONDS
+    )
     train(load_config([*arguments, f"run={tmp_path}/one"]))
     one, two = metrics(tmp_path / "one"), metrics(tmp_path / "two")
     assert [line["step"] for line in one] == [1, 2, 2] and one[2]["eval_loss"] > 0

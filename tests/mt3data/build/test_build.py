@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import fakes
@@ -16,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 from builds import digests
+from events import Pause, Point, environment
 
 from mt3data.build.build_folder import BuildFolder
 from mt3data.build.plan import BuildConfig, make_plan
@@ -101,7 +101,9 @@ def test_an_unfinished_build_goes_on_and_ends_with_the_same_bytes(
     assert digests(plan.folder) == digests(built)
 
 
-def test_a_build_killed_at_any_moment_goes_on(source: Path, built: Path, tmp_path: Path) -> None:
+def test_a_build_killed_before_its_shard_has_its_name_goes_on(
+    source: Path, built: Path, tmp_path: Path
+) -> None:
     code = (
         "import sys; from pathlib import Path\n"
         "from mt3data.build.run import build; from mt3data.build.plan import BuildConfig, make_plan\n"
@@ -110,12 +112,14 @@ def test_a_build_killed_at_any_moment_goes_on(source: Path, built: Path, tmp_pat
         "build(make_plan(BuildConfig('demo', root, out, windows=WindowConfig(256))))\n"
     )
     command = [sys.executable, "-c", code, str(source), str(tmp_path)]
-    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 60
-    while not list((tmp_path / "demo").glob("*.tar*")) and time.time() < deadline:
-        time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
+    with Pause(Point("os.rename", r"\.tar$")) as pause:
+        process = subprocess.Popen(
+            command, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+            env=environment(tmp_path / "hooks", pause),
+        )  # fmt: skip
+        pause.wait(process)
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
     assert not (tmp_path / "demo" / "manifest.json").exists()
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr

@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -11,21 +10,26 @@ from pathlib import Path
 import pytest
 from builds import (
     BAD,
+    KILL_AT_BAD,
+    ONLY_BAD_IS_TIMED,
     Row,
     assert_as_if_listed,
     assert_goes_on,
     cluster,
-    device,
     digests,
     end_group,
     run,
     start,
 )
+from events import Pause, Point, wait_until
 
 from mt3data.build.crash_guard import Run, environment
 from mt3data.build.executor import require_engine
 from mt3data.build.executor import run as run_tasks
 from mt3data.errors import UserError
+
+A_TRACK_IS_BEGUN = Point("open", r"/S00\.mid$", "worker")
+A_SHARD_IS_WRITTEN = Point("os.rename", r"\.tar$", "worker")
 
 pytest.importorskip("distributed", reason="needs the extra [dask]")
 
@@ -33,10 +37,13 @@ pytest.importorskip("distributed", reason="needs the extra [dask]")
 def test_kill_9_of_one_of_two_dask_workers(
     long_source: Path, undisturbed: Path, tmp_path: Path, row: Row
 ) -> None:
-    with cluster(tmp_path / "dask", "--no-nanny") as dask:
+    with (
+        Pause(A_TRACK_IS_BEGUN) as pause,
+        cluster(tmp_path / "dask", "--no-nanny", pause=pause) as dask,
+    ):
         build = start(long_source, tmp_path, "--engine", dask.address)
-        build.wait_for(lambda: dask.workers_at_work())
-        os.kill(dask.workers_at_work()[0], signal.SIGKILL)
+        os.kill(pause.wait(build.process), signal.SIGKILL)
+        pause.release()
         code, printed = build.end()
     assert code == 0, printed
     assert digests(build.folder) == digests(undisturbed)
@@ -49,11 +56,16 @@ def test_one_worker_two_workers_and_two_dask_workers_write_the_same_bytes(
 ) -> None:
     code, printed = run(long_source, tmp_path / "one", "--workers", 1)
     assert code == 0, printed
-    with cluster(tmp_path / "dask", "--nanny") as dask:
+    with (
+        Pause(A_TRACK_IS_BEGUN) as pause,
+        cluster(tmp_path / "dask", "--nanny", pause=pause) as dask,
+    ):
         build = start(long_source, tmp_path / "dask", "--engine", dask.address)
+        workers = [pause.wait(build.process) for _ in range(2)]  # both are at work
+        pause.release()
         code, printed = build.end()
     assert code == 0, printed
-    assert len({entry["pid"] for entry in build.events("shard")}) == 2
+    assert {entry["pid"] for entry in build.events("shard")} == set(workers)
     assert digests(tmp_path / "one" / "slakh") == digests(undisturbed)
     assert digests(build.folder) == digests(undisturbed)
     row("none: 1 worker, 2 workers, 2 dask workers", "equal")
@@ -64,11 +76,10 @@ def test_one_worker_two_workers_and_two_dask_workers_write_the_same_bytes(
 def test_a_track_that_always_kills_its_dask_worker(
     long_source: Path, undisturbed: Path, tmp_path: Path, row: Row, how: str
 ) -> None:
-    kill = device(tmp_path / "device", f'track == "{BAD}" and os.kill(os.getpid(), signal.SIGKILL)')
-    with cluster(tmp_path / "dask", how, devices=kill) as dask:
+    with cluster(tmp_path / "dask", how, action=KILL_AT_BAD) as dask:
         build = start(long_source, tmp_path, "--engine", dask.address)
         if how == "--no-nanny":  # both die, and no nanny begins new ones
-            build.wait_for(lambda: not dask.living(), timeout=90)
+            wait_until(lambda: not dask.living(), build.process)
             dask.add_worker(how)
         code, printed = build.end()
     assert code == 1, printed
@@ -80,9 +91,9 @@ def test_a_track_that_always_kills_its_dask_worker(
 def test_a_track_that_hangs_on_a_cluster(
     long_source: Path, undisturbed: Path, tmp_path: Path, row: Row
 ) -> None:
-    hang = device(tmp_path / "device", f'track == "{BAD}" and time.sleep(1000)')
-    with cluster(tmp_path / "dask", "--nanny", devices=hang) as dask:
-        build = start(long_source, tmp_path, "--engine", dask.address, "--track-timeout", 8)
+    hang = f'track == "{BAD}" and os.read(os.pipe()[0], 1)'
+    with cluster(tmp_path / "dask", "--nanny", action=hang, setup=ONLY_BAD_IS_TIMED) as dask:
+        build = start(long_source, tmp_path, "--engine", dask.address, "--track-timeout", 1)
         code, printed = build.end()
     assert code == 1, printed
     assert_as_if_listed(build, tmp_path, undisturbed, "hang")
@@ -94,16 +105,21 @@ def test_a_track_that_hangs_on_a_cluster(
 def test_kill_9_of_driver_or_scheduler_of_a_cluster(
     long_source: Path, undisturbed: Path, tmp_path: Path, row: Row, who: str
 ) -> None:
-    with cluster(tmp_path / "dask", "--nanny") as dask:
+    with (
+        Pause(A_SHARD_IS_WRITTEN) as pause,
+        cluster(tmp_path / "dask", "--nanny", pause=pause) as dask,
+    ):
         build = start(long_source, tmp_path, "--engine", dask.address)
-        build.wait_for(lambda: build.events("shard"))
+        pause.wait(build.process, nth=2)
         if who == "driver":
             build.process.kill()
             build.end()
+            pause.release()
             outcome = "continued on the same cluster, equal"
             assert_goes_on(long_source, tmp_path, undisturbed, "--engine", dask.address)
         else:
             end_group(dask.processes[0])
+            pause.release()
             code, printed = build.end()
             assert code == 2
             assert "the scheduler is gone" in printed or "does not answer" in printed
@@ -117,17 +133,18 @@ def test_kill_9_of_driver_or_scheduler_of_a_cluster(
 def test_ctrl_c_on_a_cluster(
     long_source: Path, undisturbed: Path, tmp_path: Path, row: Row
 ) -> None:
-    with cluster(tmp_path / "dask", "--nanny") as dask:
+    with (
+        Pause(A_SHARD_IS_WRITTEN) as pause,
+        cluster(tmp_path / "dask", "--nanny", pause=pause) as dask,
+    ):
         build = start(long_source, tmp_path, "--engine", dask.address)
-        build.wait_for(lambda: build.events("shard"))
+        pause.wait(build.process, nth=2)
         os.killpg(build.process.pid, signal.SIGINT)
         code, printed = build.end()
         assert code == 130
         assert "Traceback" not in printed
-        deadline = time.monotonic() + 30
-        while dask.workers_at_work():  # each stops at its next track at the latest
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        pause.release()
+        wait_until(lambda: not dask.workers_at_work())  # each stops at its next track at the latest
         assert_goes_on(long_source, tmp_path, undisturbed, "--engine", dask.address)
     row("Ctrl-C (dask)", "one line, exit 130, workers idle; continued, equal")
 

@@ -4,15 +4,14 @@ After each fault the same command is given again. In the end every file is byte 
 build that nobody disturbed. Where a track was quarantined, every shard without it is, and the whole
 is that of a build in which the track is listed as bad.
 
-The summary of a run of these tests has the table of faults.
+The summary of a run of these tests has the table of faults. Faults come at points of the build and
+not at times, so `--speed slow` and `--speed fast` (builds that sleep, and tiny ones) print the same.
 """
 
 import os
 import random
 import signal
 import subprocess
-import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,43 +20,66 @@ import builds
 import pytest
 from builds import (
     BAD,
+    KILL_AT_BAD,
     Row,
     assert_as_if_listed,
     assert_goes_on,
     copy_of,
-    device,
     digests,
     run,
     start,
 )
+from events import Pause, Point
 
 # --- processes that die --------------------------------------------------------------------------
 
+A_SHARD_IS_BEGUN = Point("open", r"\.tar\.tmp-", "worker")
+A_SHARD_IS_WRITTEN = Point("os.rename", r"\.tar$", "worker")
+A_TRACK_IS_READ = Point("open", rf"{BAD}/MIDI/\w+\.mid$", "worker")
+# Moments of a build, in their order, and how often each comes: once, for each track, or for each shard.
+MOMENTS = {
+    "in planning": (Point("open", r"metadata\.yaml$", "driver"), "track"),
+    "before the plan's rename": (Point("os.rename", r"/plan\.json$", "driver"), "once"),
+    "before a shard": (A_SHARD_IS_BEGUN, "shard"),
+    "in a track": (Point("open", r"/S00\.mid$", "worker"), "track"),
+    "before a shard's rename": (A_SHARD_IS_WRITTEN, "shard"),
+    "before a shard's record": (Point("open", r"\.tar\.json\.tmp-", "worker"), "shard"),
+    "before a record's rename": (Point("os.rename", r"\.tar\.json$", "worker"), "shard"),
+    "before a line of the log": (Point("open", r"/build\.log\.jsonl$", "driver"), "shard"),
+    "before the index's rename": (Point("os.rename", r"/train\.parquet$", "driver"), "once"),
+    "before the manifest's rename": (Point("os.rename", r"/manifest\.json$", "driver"), "once"),
+}
+IN_EVERY_RUN = ("in planning", "before a shard's rename", "before a record's rename")
+
 
 @pytest.mark.parametrize(
-    "seed", [0, *(pytest.param(k, marks=pytest.mark.slow) for k in range(1, 5))]
+    "moment", [m if m in IN_EVERY_RUN else pytest.param(m, marks=pytest.mark.slow) for m in MOMENTS]
 )
 def test_kill_9_of_the_driver_at_a_random_moment(
-    long_source: Path, undisturbed: Path, tmp_path: Path, row: Row, seed: int
+    long_source: Path, undisturbed: Path, tmp_path: Path, row: Row, moment: str
 ) -> None:
-    moment = random.Random(seed)
-    shards, seconds = moment.randrange(8), moment.uniform(0, 0.3)
-    build = start(long_source, tmp_path, "--workers", 2)
-    build.wait_for(lambda: build.events("start") and len(build.events("shard")) >= shards)
-    time.sleep(seconds)
-    assert build.process.poll() is None
-    build.process.kill()  # the driver alone: its workers may be at work when the next one starts
-    build.end()
+    point, how_often = MOMENTS[moment]
+    n_shards = len(list(undisturbed.glob("*.tar")))
+    most = {"once": 1, "track": len(builds.TRACKS), "shard": n_shards}[how_often]
+    nth = random.Random(moment).randint(1, most)
+    with Pause(point) as pause:
+        build = start(long_source, tmp_path, "--workers", 2, pause=pause)
+        pause.wait(build.process, nth)
+        build.process.kill()  # the driver alone: its workers may be at work when the next one starts
+        build.process.wait()
     done = len(list((build.folder / ".state").glob("*.tar.json")))
     assert not (build.folder / "manifest.json").exists()
     assert_goes_on(long_source, tmp_path, undisturbed)
-    row(f"kill -9 of the driver, seed {seed}", f"{done} of 8 shards were done; continued, equal")
+    build.end()
+    row(f"kill -9 of the driver {moment} ({nth} of {most})",
+        f"{done} of {n_shards} shards were done; continued, equal")  # fmt: skip
 
 
 @pytest.mark.slow
 def test_kill_9_of_a_worker(long_source: Path, undisturbed: Path, tmp_path: Path, row: Row) -> None:
-    build = start(long_source, tmp_path, "--workers", 2)
-    os.kill(build.wait_for(build.workers)[0], signal.SIGKILL)
+    with Pause(A_TRACK_IS_READ) as pause:
+        build = start(long_source, tmp_path, "--workers", 2, pause=pause)
+        os.kill(pause.wait(build.process), signal.SIGKILL)
     code, printed = build.end()
     assert code == 0, printed
     assert len(build.events("death")) == 1
@@ -69,8 +91,7 @@ def test_kill_9_of_a_worker(long_source: Path, undisturbed: Path, tmp_path: Path
 def test_a_track_that_always_kills_its_worker(
     long_source: Path, undisturbed: Path, tmp_path: Path, row: Row, workers: int
 ) -> None:
-    kill = device(tmp_path / "device", f'track == "{BAD}" and os.kill(os.getpid(), signal.SIGKILL)')
-    build = start(long_source, tmp_path, "--workers", workers, devices=kill)
+    build = start(long_source, tmp_path, "--workers", workers, action=KILL_AT_BAD)
     code, printed = build.end()
     assert code == 1, printed
     deaths = [entry["tracks"] for entry in build.events("death")]
@@ -85,15 +106,12 @@ def test_a_track_that_always_kills_its_worker(
 def test_workers_that_die_outside_any_track_end_the_build_in_one_line(
     long_source: Path, undisturbed: Path, tmp_path: Path, row: Row
 ) -> None:
-    folder = tmp_path / "device"
-    folder.mkdir()
-    # A worker that dies while it loads its libraries.
-    (folder / "sitecustomize.py").write_text(
-        "import os, sys\n"
-        "sys.addaudithook(lambda event, arguments: event == 'open' and"
-        " 'threadpoolctl' in str(arguments[0]) and os._exit(1))\n"
+    # A worker begins a shard before its first track.
+    setup = (
+        "sys.addaudithook(lambda event, arguments: event == 'open' and not IS_DRIVER and"
+        " '.tar.tmp-' in str(arguments[0]) and os._exit(1))"
     )
-    code, printed = run(long_source, tmp_path, "--workers", 2, devices=folder)
+    code, printed = run(long_source, tmp_path, "--workers", 2, setup=setup)
     assert code == 2
     assert "Error: workers died 3 times outside any track" in printed
     assert "Traceback" not in printed
@@ -101,20 +119,21 @@ def test_workers_that_die_outside_any_track_end_the_build_in_one_line(
     row("workers die before any track", "ended after 3 deaths with one line; continued, equal")
 
 
+HANGS = {
+    "in a system call": "os.read(os.pipe()[0], 1)",
+    "with the GIL held": '__import__("re").match("(a+)+$", 64 * "a" + "b")',  # would take years
+}
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("how", ["in a system call", "with the GIL held"])
+@pytest.mark.parametrize("how", HANGS)
 def test_a_track_that_hangs(
     long_source: Path, undisturbed: Path, tmp_path: Path, row: Row, how: str
 ) -> None:
-    root = tmp_path / "root"
-    folder, devices = copy_of(long_source, root), None
-    if how == "in a system call":  # whoever opens a FIFO waits for a writer
-        (folder / "MIDI" / "S00.mid").unlink()
-        os.mkfifo(folder / "MIDI" / "S00.mid")
-    else:  # a regular expression that would take years
-        for_years = '__import__("re").match("(a+)+$", 64 * "a" + "b")'
-        devices = device(tmp_path / "device", f'track == "{BAD}" and {for_years}')
-    build = start(root, tmp_path, "--workers", 2, "--track-timeout", 8, devices=devices)
+    build = start(
+        long_source, tmp_path, "--workers", 2, "--track-timeout", 1,
+        action=f'track == "{BAD}" and {HANGS[how]}', setup=builds.ONLY_BAD_IS_TIMED,
+    )  # fmt: skip
     code, printed = build.end()
     assert code == 1, printed
     dumps = [dump for entry in build.events("death") for dump in entry["dumps"]]
@@ -146,12 +165,13 @@ def test_a_disk_that_fills_up(
     long_source: Path, undisturbed: Path, tmp_path: Path, row: Row
 ) -> None:
     with small_disk(tmp_path / "disk", 64) as out:
-        build = start(long_source, out, "--workers", 2)
-        build.wait_for(lambda: build.events("start"))
-        ballast = out / "ballast"
-        with ballast.open("wb") as file:  # leaves 10 MB
-            free = os.statvfs(out).f_bavail * os.statvfs(out).f_frsize
-            os.posix_fallocate(file.fileno(), 0, free - (10 << 20))
+        with Pause(A_SHARD_IS_BEGUN) as pause:
+            build = start(long_source, out, "--workers", 2, pause=pause)
+            pause.wait(build.process)
+            ballast = out / "ballast"
+            with ballast.open("wb") as file:  # leaves half of what a shard needs
+                free = os.statvfs(out).f_bavail * os.statvfs(out).f_frsize
+                os.posix_fallocate(file.fileno(), 0, free - largest_shard(undisturbed) // 2)
         code, printed = build.end()
         assert code == 2, printed
         assert "cannot be written (No space left on device)" in printed
@@ -165,17 +185,22 @@ def test_a_disk_that_fills_up(
         row("ENOSPC (tmpfs of 64 MB)", "one line, exit 2; refused while full; continued, equal")
 
 
+def largest_shard(folder: Path) -> int:
+    """Returns the bytes of the largest shard of a build."""
+    return max(path.stat().st_size for path in folder.glob("*.tar"))
+
+
 def test_files_that_may_not_grow(
     long_source: Path, undisturbed: Path, tmp_path: Path, row: Row
 ) -> None:
-    limit = 3 << 20  # a shard of two tracks has 7 MB
+    limit = largest_shard(undisturbed) // 2
     code, printed = run(long_source, tmp_path, "--workers", 2, file_limit=limit)
     assert code == 2
     assert "cannot be written (File too large)" in printed
     assert "Traceback" not in printed
     assert not list(tmp_path.rglob("*.tmp-*"))
     assert_goes_on(long_source, tmp_path, undisturbed)
-    row("EFBIG (RLIMIT_FSIZE of 3 MB)", "one line, exit 2; continued, equal")
+    row("EFBIG (RLIMIT_FSIZE of half a shard)", "one line, exit 2; continued, equal")
 
 
 def test_a_folder_that_cannot_be_written(long_source: Path, row: Row) -> None:
@@ -193,9 +218,10 @@ def test_a_read_only_disk(long_source: Path, undisturbed: Path, tmp_path: Path, 
         subprocess.run(["mount", "-o", f"remount,{how}", str(tmp_path / "disk")], check=True)
 
     with small_disk(tmp_path / "disk", 64) as out:
-        build = start(long_source, out, "--workers", 2)  # half a build
-        build.wait_for(lambda: build.events("shard"))
-        builds.end_group(build.process)
+        with Pause(A_SHARD_IS_WRITTEN) as pause:
+            build = start(long_source, out, "--workers", 2, pause=pause)
+            pause.wait(build.process, nth=2)  # half a build
+            builds.end_group(build.process)
         build.end()
         remount("ro")
         code, printed = run(long_source, out, "--workers", 2)
@@ -235,21 +261,12 @@ def test_a_source_file_that_changes_during_the_build(
     whole = mix.read_bytes()
     mix.unlink()
     mix.write_bytes(whole)
-    build = start(tmp_path / "root", tmp_path, "--workers", 2)
-    build.wait_for(lambda: build.events("start"))
-    ended = threading.Event()
-
-    def append() -> None:
+    with Pause(A_TRACK_IS_READ) as pause:
+        build = start(tmp_path / "root", tmp_path, "--workers", 2, pause=pause)
+        pause.wait(build.process)
         with mix.open("ab") as file:
-            while not ended.wait(0.002):
-                file.write(b"x")
-                file.flush()
-
-    thread = threading.Thread(target=append)
-    thread.start()
+            file.write(b"x")
     code, printed = build.end()
-    ended.set()
-    thread.join()
     assert code == 1, printed
     assert f"quarantined {BAD} (source): mix.flac changed" in printed
     code, printed = run(build.root, build.out, "--workers", 2)
@@ -266,10 +283,11 @@ def test_a_source_file_that_changes_during_the_build(
 def test_two_builds_into_one_folder_at_once(
     long_source: Path, undisturbed: Path, tmp_path: Path, row: Row
 ) -> None:
-    first = start(long_source, tmp_path, "--workers", 2)
-    first.wait_for(lambda: first.events("start"))
-    code, printed = run(long_source, tmp_path, "--workers", 2)
-    assert first.process.poll() is None
+    with Pause(A_SHARD_IS_WRITTEN) as pause:
+        first = start(long_source, tmp_path, "--workers", 2, pause=pause)
+        pause.wait(first.process)
+        code, printed = run(long_source, tmp_path, "--workers", 2)
+        assert first.process.poll() is None
     assert code == 2
     assert printed == (
         f"Error: {tmp_path}/slakh: another build is at work there; wait for it or stop it\n"
@@ -282,11 +300,12 @@ def test_two_builds_into_one_folder_at_once(
 
 @pytest.mark.slow
 def test_ctrl_c(long_source: Path, undisturbed: Path, tmp_path: Path, row: Row) -> None:
-    build = start(long_source, tmp_path, "--workers", 2)
-    build.wait_for(lambda: build.events("shard"))
-    workers = build.workers()
-    os.killpg(build.process.pid, signal.SIGINT)  # as a terminal does, to workers too
-    code, printed = build.end()
+    with Pause(A_TRACK_IS_READ) as pause:
+        build = start(long_source, tmp_path, "--workers", 2, pause=pause)
+        pause.wait(build.process)
+        assert (workers := build.workers())
+        os.killpg(build.process.pid, signal.SIGINT)  # as a terminal does, to workers too
+        code, printed = build.end()
     assert code == 130
     assert printed.splitlines()[-1].startswith("interrupted; the same command continues")
     assert "Traceback" not in printed

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from events import HANG_SECONDS, wait_until
 from server import Fault, Publisher, publisher
 from toys import CONTENT, MEMBERS, UNPACKED, a_tar_gz, a_zip, files, get, manifest, source
 
@@ -169,9 +170,8 @@ def test_a_killed_download_continues_where_it_was(web: Publisher, tmp_path: Path
     web.faults["/data.csv"] = [Fault(hang_after=600_000)]
     process = child(tmp_path, source(web, "data.csv"))
     part = tmp_path / "toy" / "data.csv.part"
-    assert web.hanging.wait(20)
-    while not part.exists() or not part.stat().st_size:
-        assert process.poll() is None
+    assert web.hanging.wait(HANG_SECONDS)
+    wait_until(lambda: part.exists() and part.stat().st_size, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     there = part.stat().st_size
@@ -215,7 +215,7 @@ def test_a_killed_unpacking_continues_and_skips_what_is_there(
 def test_two_runs_at_once_do_not_collide(web: Publisher, tmp_path: Path) -> None:
     web.faults["/data.csv"] = [Fault(hang_after=600_000)]
     process = child(tmp_path, source(web, "data.csv"))
-    assert web.hanging.wait(20)
+    assert web.hanging.wait(HANG_SECONDS)
     with pytest.raises(UserError, match="another download is at work there"):
         get(tmp_path, source(web, "data.csv"))
     process.kill()

@@ -3,9 +3,12 @@
 import errno
 import hashlib
 import os
+import select
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from server import Fault, Publisher, publisher
@@ -132,13 +135,28 @@ def test_a_file_that_changed_since_the_interruption_is_begun_again(
     assert files(tmp_path / "toy") == {"data.csv": b"new" * 200_000}
 
 
-def test_a_server_that_falls_silent_is_asked_again(web: Publisher, tmp_path: Path) -> None:
+def test_a_server_that_falls_silent_is_asked_again(
+    web: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = socket.SocketIO.readinto
+
+    def time_out_in_silence(self: Any, buffer: Any) -> int | None:
+        """Raises what the socket would raise after its time limit, but at once."""
+        if self._sock.gettimeout() == 123.0:  # the client's, not the server's
+            while not select.select([self._sock], [], [], 0.01)[0]:
+                if web.hanging.is_set():
+                    web.hanging.clear()
+                    raise TimeoutError("timed out")
+        return read(self, buffer)
+
+    monkeypatch.setattr(socket.SocketIO, "readinto", time_out_in_silence)
     web.faults["/data.csv"] = [Fault(hang_after=300_000)]
     hurried = DownloadOptions(
-        retry_policy=RetryPolicy(retries=1, backoff_seconds=0.0, timeout_seconds=0.3)
+        retry_policy=RetryPolicy(retries=1, backoff_seconds=0.0, timeout_seconds=123.0)
     )
     folder = download(manifest(source(web, "data.csv")), tmp_path, hurried)
     assert files(folder) == {"data.csv": CONTENT}
+    assert web.ranges("/data.csv") == ["", "bytes=300000-"]
 
 
 def test_a_disk_that_fills_up_meanwhile_is_told(

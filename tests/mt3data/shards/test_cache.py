@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import fakes
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from events import HANG_SECONDS, wait_until
 from server import Fault, Publisher, publisher
 from toys import QUICK
 
@@ -139,8 +139,11 @@ def fetching(web: Publisher, cache: Path) -> subprocess.Popen[str]:
 
 
 def test_two_processes_at_once_fetch_every_file_once(web: Publisher, tmp_path: Path) -> None:
+    web.held.add(SHARD)
     both = [fetching(web, tmp_path) for _ in range(2)]
-    folders = [process.communicate(timeout=60)[0].strip() for process in both]
+    wait_until(lambda: [path for path, _, _ in web.requests].count("/demo/manifest.json") == 2)
+    web.let_go.set()  # not before the second process has begun
+    folders = [process.communicate(timeout=HANG_SECONDS)[0].strip() for process in both]
     assert folders[0] == folders[1]
     assert check(Path(folders[0])) == []
     asked = [path for path, _, _ in web.requests if path != "/demo/manifest.json"]
@@ -150,11 +153,10 @@ def test_two_processes_at_once_fetch_every_file_once(web: Publisher, tmp_path: P
 def test_after_a_kill_the_next_run_finishes(web: Publisher, tmp_path: Path) -> None:
     web.faults[SHARD] = [Fault(hang_after=70_000)]
     killed = fetching(web, tmp_path)
-    assert web.hanging.wait(60)
+    assert web.hanging.wait(HANG_SECONDS)
     (folder,) = [path for path in tmp_path.iterdir() if path.is_dir()]
     part = folder / f"{Path(SHARD).name}.part"
-    while not (part.is_file() and part.stat().st_size):
-        time.sleep(0.01)
+    wait_until(lambda: part.is_file() and part.stat().st_size, killed)
     os.kill(killed.pid, signal.SIGKILL)
     killed.wait()
     assert check(get(web, tmp_path)) == []

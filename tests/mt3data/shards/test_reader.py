@@ -10,6 +10,7 @@ import fakes
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from events import HANG_SECONDS
 
 from mt3data.audio.spectrogram import log_mel
 from mt3data.build.plan import BuildConfig, make_plan
@@ -287,7 +288,7 @@ def test_a_reader_goes_on_in_a_process_that_was_forked(long_track: Path) -> None
         target=lambda: theirs.send(shards.batch(0, 4, frames=64).tokens.tolist())
     )
     child.start()
-    assert ours.poll(60), "the child waits for threads that it does not have"
+    assert ours.poll(HANG_SECONDS), "the child waits for threads that it does not have"
     assert ours.recv() == want.tokens.tolist()
     child.join()
 

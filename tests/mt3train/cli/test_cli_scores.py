@@ -5,11 +5,11 @@ import io
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
+from events import Pause, Point, environment, wait_for_end
 from fakes import slakh_tree
 
 from mt3data.build.plan import BuildConfig, make_plan
@@ -114,37 +114,22 @@ def test_an_evaluation_goes_on_where_it_ended(made: Path, tmp_path: Path) -> Non
     assert json.loads(again.stdout) == json.loads(evaluate(made, "--json").stdout)
 
 
-def workers_of(parent: int) -> set[int]:
-    """Returns the ids of the worker processes that joblib started for a process; Linux only."""
-    found = set()
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            parent_of = int((folder / "stat").read_text().rsplit(")", 1)[1].split()[1])
-            is_worker = b"popen_loky_posix" in (folder / "cmdline").read_bytes()
-        except OSError:  # it has ended
-            continue
-        if parent_of == parent and is_worker:
-            found.add(int(folder.name))
-    return found
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="looks for processes in /proc")
 def test_a_killed_evaluation_leaves_no_process_and_goes_on(made: Path, tmp_path: Path) -> None:
     out = tmp_path / "scores.jsonl"
     words = ["evaluate", made / "shards", "--checkpoint", made / "tiny.safetensors", "--workers", 2,
              "--out", out]  # fmt: skip
-    driver = subprocess.Popen([sys.executable, "-m", "mt3train.cli.main", *map(str, words)])
-    deadline = time.monotonic() + 120
-    while len(workers := workers_of(driver.pid)) < 2 and driver.poll() is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    driver.kill()
-    driver.wait()
-    while any(Path(f"/proc/{worker}").exists() for worker in workers):
-        assert time.monotonic() < deadline, "workers outlived their parent"
-        time.sleep(0.2)
-    assert workers
+    # Both workers load PyTorch when the driver is killed.
+    with Pause(Point("open", r"/mt3train/(__pycache__/)?model\b.*\.pyc?$", "spawned")) as pause:
+        driver = subprocess.Popen(
+            [sys.executable, "-m", "mt3train.cli.main", *map(str, words)],
+            env=environment(tmp_path / "hooks", pause),
+        )
+        workers = [pause.wait(driver) for _ in range(2)]
+        driver.kill()
+        driver.wait()
+    wait_for_end(*workers)
     again = evaluate(made, "--workers", 2, "--out", out, "--json")
     assert json.loads(again.stdout) == json.loads(evaluate(made, "--json").stdout)
 

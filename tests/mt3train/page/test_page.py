@@ -13,6 +13,7 @@ import numpy as np
 import pretty_midi
 import pytest
 import soundfile
+from events import HANG_SECONDS
 from test_report import Page
 
 from mt3data.errors import UserError
@@ -201,7 +202,7 @@ def test_a_browser_decodes_the_recording_and_finds_nothing_to_complain_about(tmp
         [browser, "--headless=new", "--no-sandbox", "--disable-gpu", "--virtual-time-budget=4000",
          f"--user-data-dir={tmp_path / 'profile'}", "--enable-logging=stderr", "--dump-dom",
          (tmp_path / "page.html").as_uri()],
-        capture_output=True, text=True, timeout=60,
+        capture_output=True, text=True, timeout=HANG_SECONDS,
     )  # fmt: skip
     if "<html" not in done.stdout:
         pytest.skip(f"{browser} shows no page here: {done.stderr[-200:]}")

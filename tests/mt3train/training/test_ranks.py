@@ -73,9 +73,9 @@ def test_processes_meet_again_in_a_store_that_remembers_those_that_died(tmp_path
     """As under torchrun, which keeps its store when it restarts them."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
     world = World(tmp_path, 2, dying, tmp_path / "run", store_port=store.port)
-    assert world.codes(20.0)[0] == -signal.SIGKILL
+    assert world.codes()[0] == -signal.SIGKILL
     for _ in range(2):
         world = World(tmp_path, 2, plain, tmp_path / "run", {}, store_port=store.port)
-        assert world.codes(20.0) == [0, 0], world.said(0)
+        assert world.codes() == [0, 0], world.said(0)
     assert checkpoints(tmp_path / "run")[-1].name == after(6)
     assert config("").steps == 6

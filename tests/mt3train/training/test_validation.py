@@ -72,7 +72,7 @@ def pretending(rank, run, shards, stop_rank):
 @pytest.mark.parametrize("size", [1, 2])
 def test_ranks_share_the_tracks_and_wait_for_each_other(shards, tmp_path, size):
     world = World(tmp_path, size, pretending, tmp_path / "run", shards, None)
-    assert world.codes(20.0) == [0] * size, world.said(0)
+    assert world.codes() == [0] * size, world.said(0)
     (line,) = [line for line in metrics(tmp_path / "run") if "onset_f1" in line]
     assert line["onset_f1"] == line["program_f1"] == pytest.approx(0.3)
     assert line["drum_f1"] == pytest.approx(0.2)  # of the one track with drums
@@ -83,7 +83,7 @@ def test_a_run_stopped_while_tracks_are_transcribed_begins_with_them_again(shard
     run = tmp_path / "run"
     for stop_rank, n_lines in ((0, 0), (None, 1)):
         world = World(tmp_path, 2, pretending, run, shards, stop_rank)
-        assert world.codes(20.0) == [0, 0], world.said(0)
+        assert world.codes() == [0, 0], world.said(0)
         assert load_model(run)[1].step == 2
         assert len([line for line in metrics(run) if "onset_f1" in line]) == n_lines
         outcome = "done" if n_lines else "stopped, the same command goes on"
@@ -97,7 +97,7 @@ def with_one_segment(rank, run):
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_rank_without_a_segment_to_evaluate_waits_for_those_that_have_one(tmp_path, size):
     world = World(tmp_path, size, with_one_segment, tmp_path / "run")
-    assert world.codes(20.0) == [0] * size, world.said(0)
+    assert world.codes() == [0] * size, world.said(0)
     (line,) = [line for line in metrics(tmp_path / "run") if "eval_loss" in line]
     assert 6.0 < line["eval_loss"] < 9.0
 
@@ -117,7 +117,7 @@ def failing(rank, run, shards):
 
 def test_a_track_that_cannot_be_scored_ends_all_ranks(shards, tmp_path):
     world = World(tmp_path, 2, failing, tmp_path / "run", shards)
-    assert world.codes(20.0) == [2, 1], world.said(0)
+    assert world.codes() == [2, 1], world.said(0)
     told = "ValueError: 3 notes end before they begin"
     assert world.said(0).endswith(f"Error: {told} (process 1 of 2)\n")
     assert "Traceback" in world.said(1) and world.said(1).endswith(told + "\n")
