@@ -79,4 +79,4 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if rows:
         terminalreporter.section("faults that builds came through")
         for fault, outcome in rows:
-            terminalreporter.line(f"{fault:52} {outcome}")
+            terminalreporter.line(f"{fault:60} {outcome}")
