@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from events import HANG_SECONDS
 
 from mt3data import files
 from mt3data.errors import UserError
@@ -20,7 +21,7 @@ def test_a_second_run_is_refused_in_one_line(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("silently", [0.0, 600.0])
+@pytest.mark.parametrize("silently", [0.0, HANG_SECONDS])
 def test_a_run_that_waits_says_so_unless_the_other_is_soon_done(
     silently: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -44,9 +45,9 @@ def test_a_run_that_waits_says_so_unless_the_other_is_soon_done(
         monkeypatch.setattr(files, "_lock", tried)
         thread.start()
         if not silently:
-            assert trying.wait(10)
+            assert trying.wait(HANG_SECONDS)
         assert not got.is_set()
-    thread.join(10)
+    thread.join(HANG_SECONDS)
     assert got.is_set()
     said = f"{tmp_path}: another run uses this folder; waiting for it to end\n"
     assert capsys.readouterr().err == ("" if silently else said)
@@ -156,7 +157,7 @@ def test_a_pipe_is_written_into_and_not_replaced(tmp_path: Path) -> None:
     reader = threading.Thread(target=lambda: received.append(pipe.read_bytes()))
     reader.start()
     files.write_output(pipe, [b"a", b"b"], REPORT)
-    reader.join(10)
+    reader.join(HANG_SECONDS)
     assert (received, pipe.is_fifo()) == ([b"ab"], True)
 
 

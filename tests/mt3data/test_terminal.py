@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from events import HANG_SECONDS
 
 from mt3data import terminal
 
@@ -87,7 +88,7 @@ def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     """Runs a line of sh, in which `mt3data` is ours."""
     line = f'mt3data() {{ "{sys.executable}" -m mt3data.cli.main "$@"; }}; {line}'
     return subprocess.run(
-        ["sh", "-c", line], cwd=folder, capture_output=True, text=True, check=False, timeout=60,
+        ["sh", "-c", line], cwd=folder, capture_output=True, text=True, check=False, timeout=HANG_SECONDS,
         env=os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])},
     )  # fmt: skip
 
