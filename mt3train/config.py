@@ -1,7 +1,7 @@
 """Training configuration: defaults in frozen dataclasses, a TOML file over them, key=value on top.
 
-A key is `steps` or `section.key`, such as `optim.lr`; the sections are `model`, `data` and
-`optim`. An unknown key or a value of another type is an error that says what was expected.
+A key is `steps` or `section.key`, such as `optim.lr`; the sections are `model`, `data`,
+`augment` and `optim`. An unknown key or a value of another type is an error that says what was expected.
 """
 
 import dataclasses
@@ -57,6 +57,42 @@ class DataConfig:
     mix_examples: int = 0  # sum the audio of up to so many segments, see mixing.py; 0: none
 
 
+Range = tuple[float, float]  # smallest and largest value of what is drawn evenly between them
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """Random changes of training audio, see data/augment.py: each has a probability and a range.
+
+    A probability of 0 switches a change off. All need shards that store audio.
+    """
+
+    transpose: float = 0.0
+    transpose_semitones: Range = (-2.0, 2.0)  # whole semitones; labels move with the pitch
+    detune: float = 0.0
+    detune_cents: Range = (-20.0, 20.0)
+    equalize: float = 0.0
+    equalize_db: Range = (0.0, 6.0)  # standard deviation of a smooth random curve
+    reverb: float = 0.0
+    reverb_seconds: Range = (0.1, 1.0)  # time in which the sound decays by 60 dB
+    gain: float = 0.0
+    gain_db: Range = (-24.0, 3.0)
+    noise: float = 0.0
+    noise_dbfs: Range = (-85.0, -40.0)  # root mean square, relative to full scale
+
+    @property
+    def is_on(self) -> bool:
+        """Whether any change has a probability above 0."""
+        return any(getattr(self, name) > 0 for name in AUGMENTATIONS)
+
+
+AUGMENTATIONS = ("transpose", "detune", "equalize", "reverb", "gain", "noise")
+AUGMENT_LIMITS: dict[str, Range] = {
+    "transpose_semitones": (-12, 12), "detune_cents": (-100, 100), "equalize_db": (0, 24),
+    "reverb_seconds": (0.01, 10), "gain_db": (-60, 60), "noise_dbfs": (-120, 0),
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class OptimConfig:
     """How parameters are updated."""
@@ -99,6 +135,7 @@ class Config:
     transcribe_tracks: int = 8  # of every build
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
@@ -120,6 +157,23 @@ class Config:
         for key in ("model.dropout_rate", "optim.label_smoothing"):
             if not 0.0 <= values[key] < 1.0:
                 raise UserError(f"{key}={values[key]}; expected 0 to below 1")
+        for name in AUGMENTATIONS:
+            if not 0.0 <= getattr(self.augment, name) <= 1.0:
+                raise UserError(
+                    f"augment.{name}={getattr(self.augment, name)}; expected a probability, 0 to 1"
+                )
+        for name, (lowest, highest) in AUGMENT_LIMITS.items():
+            low, high = getattr(self.augment, name)
+            if not lowest <= low <= high <= highest:
+                raise UserError(
+                    f"augment.{name}=[{low:g}, {high:g}]; expected two numbers, the smaller one first,"
+                    f" within {lowest:g} to {highest:g}"
+                )
+        if any(semitones % 1 for semitones in self.augment.transpose_semitones):
+            raise UserError(
+                f"augment.transpose_semitones={list(self.augment.transpose_semitones)};"
+                " expected whole numbers"
+            )
         for build, weight in self.data.weights.items():
             if type(weight) not in (int, float) or not 0 < weight < math.inf:
                 raise UserError(f"data.weights: {build} = {weight!r}; expected a number above 0")
@@ -183,7 +237,9 @@ def _parse(text: str) -> Any:
 def _build(values: dict[str, tuple[Any, str]]) -> Config:
     defaults = Config()
     known = {k: v for k, v in _flatten(as_dict(defaults)) if k not in FROM_SHARDS}
-    parts: dict[str, dict[str, Any]] = {"": {}, "model": {}, "data": {}, "optim": {}}
+    parts: dict[str, dict[str, Any]] = {
+        "": {}, "model": {}, "data": {}, "augment": {}, "optim": {},
+    }  # fmt: skip
     for key, (value, origin) in values.items():
         if key in FROM_SHARDS:
             raise UserError(f"{origin}: {key} is no setting; it comes from the shards")
@@ -214,9 +270,15 @@ def _typed(key: str, value: Any, wanted: type, origin: str) -> Any:
         return float(value)
     if wanted is int and type(value) is float and value.is_integer():
         return int(value)  # steps=1e5
+    if (
+        wanted is tuple
+        and type(value) is list
+        and [type(v) in (int, float) for v in value] == [True] * 2
+    ):
+        return float(value[0]), float(value[1])
     if type(value) is not wanted:
         names = {bool: "true or false", int: "a whole number", float: "a number", str: "text",
-                 dict: "a table such as {slakh = 3, urmp = 1}"}  # fmt: skip
+                 dict: "a table such as {slakh = 3, urmp = 1}", tuple: "two numbers such as [-2, 2]"}  # fmt: skip
         raise UserError(f"{origin}: {key} must be {names[wanted]}, not {value!r}")
     return value
 

@@ -96,7 +96,7 @@ def train_together(
     # What is trained, on what, and from where on.
     run = Path(config.run)
     with ranks.together():
-        shards = shards or open_shards(config.data, config.seed)
+        shards = shards or open_shards(config.data, config.seed, config.augment.is_on)
         if (config.eval_every or config.transcribe_every) and evaluation is None:
             evaluation = open_evaluation(config.data, shards)
         info = checkpoint_info(config, shards)
@@ -156,7 +156,7 @@ def train_together(
     progress |= {"order": order, "settings": settings}
 
     def load(step: int) -> list[MicroBatch]:
-        return read_step(shards, step, config.batch, config, rank, world_size)
+        return read_step(shards, step, config.batch, config, rank, world_size, True)
 
     def save() -> None:
         nonlocal saved

@@ -32,14 +32,24 @@ class TrainingData(Protocol):
         """This rank's members of a global batch."""
 
 
-def open_shards(config: DataConfig, seed: int) -> TrainingData:
-    """The shards that a configuration names for training.
+def open_shards(config: DataConfig, seed: int, audio: bool = False) -> TrainingData:
+    """Opens the shards that a configuration names for training.
 
+    Args:
+        config: names the builds.
+        seed: of the order and the crops.
+        audio: read audio also where log-mel is stored, as augmentation needs it.
     Raises:
-        UserError: there are none, or a set of the mixture has no build.
+        UserError: there are none, or none with audio, or a set of the mixture has no build.
     """
     if config.reader == "webdataset":
-        return _open_streamed(config, seed)
+        streamed = _open_streamed(config, seed)
+        if audio and streamed.feature != "audio":
+            raise UserError(
+                f"augmentation changes audio, and data.reader=webdataset reads {streamed.feature} from "
+                f"{config.train}; build with --store audio, or take data.reader=indexed"
+            )
+        return streamed
     builds, temperature = mixture_builds(builds_at(config.train, config.cache), config)
     shards = IndexedShards(
         builds,
@@ -47,7 +57,7 @@ def open_shards(config: DataConfig, seed: int) -> TrainingData:
         seed=seed,
         temperature=temperature,
         weights=weights_of(builds, config),
-        feature="audio" if config.mix_examples else None,
+        feature="audio" if config.mix_examples or audio else None,
     )
     return MixedShards(shards, config.mix_examples) if config.mix_examples else shards
 

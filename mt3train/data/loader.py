@@ -20,9 +20,11 @@ from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.music.vocabulary import PAD_ID
 from mt3data.shards.reader import Batch
 from mt3train.config import Config, DataConfig
+from mt3train.data.augment import Retuning, augment_audio, frames_to_read, retune
 from mt3train.data.builds import TrainingData
 from mt3train.data.log_mel import log_mel_of_crops
 
+AUGMENT_STREAM = 4  # of random numbers; the reader and the mixing of examples have 0 to 3
 PAD_TO = 16  # lengths of targets are multiples of it, so that few shapes occur
 
 
@@ -40,6 +42,7 @@ class MicroBatch:
         n_skipped: members of the batch that were too long, told by its first micro-batch.
         frames: F.
         spectrogram: how audio becomes frames.
+        retuning: how the audio is to be changed at random; None: not at all.
     """
 
     sound: Tensor
@@ -50,18 +53,42 @@ class MicroBatch:
     n_skipped: int
     frames: int
     spectrogram: SpectrogramConfig
+    retuning: Retuning | None = None
 
 
 def read_step(
-    segments: TrainingData, step: int, global_batch: int, config: Config, rank: int, world_size: int
+    segments: TrainingData,
+    step: int,
+    global_batch: int,
+    config: Config,
+    rank: int,
+    world_size: int,
+    augment: bool = False,
 ) -> list[MicroBatch]:
-    """One rank's share of a global batch, in micro-batches; at least one."""
-    batch = segments.batch(step, global_batch, rank, world_size, config.data.frames)
-    return micro_batches(batch, config.micro_batch, config.data, segments.spectrogram)
+    """Reads one rank's share of a global batch, in micro-batches; at least one.
+
+    Args:
+        augment: change audio and labels at random, as config.augment describes.
+    """
+    data, mel = config.data, segments.spectrogram
+    if not (augment and config.augment.is_on):
+        batch = segments.batch(step, global_batch, rank, world_size, data.frames)
+        return micro_batches(batch, config.micro_batch, data, mel)
+    frames = frames_to_read(data.frames, config.augment, mel)
+    batch = segments.batch(step, global_batch, rank, world_size, frames)
+    rng = np.random.default_rng([config.seed, AUGMENT_STREAM, step, rank])
+    batch, retuning = retune(
+        batch, frames, data.frames, config.augment, mel, segments.vocabulary, rng
+    )
+    return micro_batches(batch, config.micro_batch, data, mel, retuning)
 
 
 def micro_batches(
-    batch: Batch, size: int, data: DataConfig, spectrogram: SpectrogramConfig
+    batch: Batch,
+    size: int,
+    data: DataConfig,
+    spectrogram: SpectrogramConfig,
+    retuning: Retuning | None = None,
 ) -> list[MicroBatch]:
     """One rank's members, cut into micro-batches of similar lengths and about equal cost.
 
@@ -97,6 +124,7 @@ def micro_batches(
                 n_skipped=0 if cut else n_skipped,
                 frames=data.frames,
                 spectrogram=spectrogram,
+                retuning=None if retuning is None else retuning[some],
             )
         )
     return cut
@@ -129,6 +157,8 @@ def to_device(micro: MicroBatch, device: torch.device, dtype: torch.dtype) -> tu
     targets_BL = micro.targets.to(device, non_blocking=True)
     sound = micro.sound.to(device, non_blocking=True)
     if sound.ndim == 2:
+        if micro.retuning is not None:
+            sound = augment_audio(sound, micro.retuning.to(device), micro.spectrogram.sample_rate)
         n_frames_B = micro.n_frames.to(device, non_blocking=True)
         sound = log_mel_of_crops(sound, n_frames_B, micro.frames, micro.spectrogram)
     return sound.to(dtype), targets_BL

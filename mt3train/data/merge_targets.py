@@ -45,7 +45,7 @@ def repeat_state_before_every_note(ids: Sequence[int], config: VocabularyConfig)
     Args:
         ids: codec ids.
     """
-    types, repeated = _event_types(config), []
+    types, repeated = event_types(config), []
     program: int | None = None
     velocity: int | None = None
     in_tie_section = config.encoding == "ties"
@@ -71,7 +71,7 @@ def merge_events(streams: Sequence[Sequence[int]], config: VocabularyConfig) -> 
     Args:
         streams: codec ids of each target, with program and velocity in front of every note.
     """
-    types = _event_types(config)
+    types = event_types(config)
     events: list[tuple[int, int, int]] = []  # time step, place of the stream, codec id
     for number, stream in enumerate(streams):
         step, after_shift = -1, False
@@ -99,7 +99,7 @@ def remove_redundant_state_changes(ids: Sequence[int], config: VocabularyConfig)
     Args:
         ids: codec ids.
     """
-    types, kept = _event_types(config), []
+    types, kept = event_types(config), []
     last: dict[str, int] = {}
     for event_id in ids:
         event_type = types[event_id]
@@ -112,7 +112,7 @@ def remove_redundant_state_changes(ids: Sequence[int], config: VocabularyConfig)
 
 
 @cache
-def _event_types(config: VocabularyConfig) -> list[str]:
+def event_types(config: VocabularyConfig) -> list[str]:
     """Returns the event type of every codec id. The id of a shift is its number of steps."""
     codec = get_codec(config)
     return [codec.decode(event_id).type for event_id in range(codec.num_classes)]

@@ -82,6 +82,22 @@ def test_mixes_have_more_tokens_than_their_crops_and_evaluation_has_none(two_pro
     )
 
 
+def test_augmented_training_continues_to_the_bit_and_evaluates_plain_crops(shards, tmp_path):
+    changes = ["transpose", "detune", "equalize", "reverb", "gain", "noise"]
+    plain = [*TINY, f"data.train={shards}/audio", "optim.lr=0", "eval_every=2"]
+    options = [*plain, *(f"augment.{name}=1" for name in changes)]
+    train(load_config([*plain, "steps=2", f"run={tmp_path}/plain"]))
+    for run, steps in (("whole", 2), ("parts", 1), ("parts", 2)):
+        train(load_config([*options, f"steps={steps}", f"run={tmp_path}/{run}"]))
+    whole, parts, without = (metrics(tmp_path / run) for run in ("whole", "parts", "plain"))
+    losses = [
+        [line["loss"] for line in lines if "loss" in line] for lines in (whole, parts, without)
+    ]
+    assert losses[0] == losses[1]
+    assert all(ours != theirs for ours, theirs in zip(losses[0], losses[2], strict=True))
+    assert whole[-1]["eval_loss"] == without[-1]["eval_loss"]
+
+
 def test_a_run_that_goes_on_with_other_shares_says_that_the_order_is_another(
     shards, tmp_path, capsys
 ):

@@ -108,6 +108,8 @@ def test_several_builds_are_read_in_proportion_or_not_at_all(shards, tmp_path):
         open_shards(both, 0)
     data = DataConfig(train=both.train, reader="webdataset", temperature=1.0)
     assert open_shards(data, 0).n_records == 20
+    with pytest.raises(UserError, match="webdataset reads mel from .* build with --store audio"):
+        open_shards(data, 0, audio=True)
 
 
 def test_a_build_on_a_server_is_streamed_or_copied(shards, tmp_path):
