@@ -19,6 +19,7 @@ import pytest
 
 import mt3data
 import mt3train
+from mt3data.errors import install_hint
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -209,6 +210,19 @@ def test_constraints_pin_every_dependency_that_set_up_installs() -> None:
 
 def plain(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def test_one_function_says_what_to_install_and_extras_that_it_names_are_declared() -> None:
+    texts = {
+        path: path.read_text("utf-8") for name in PACKAGES for path in (ROOT / name).rglob("*.py")
+    }
+    assert [path.name for path, text in texts.items() if "pip install" in text] == ["errors.py"]
+    named = {
+        extra for text in texts.values() for extra in re.findall(r"install_hint\('(\w+)'\)", text)
+    }
+    assert named and named <= set(PROJECT["optional-dependencies"])
+    assert "pip install '.[dask]'" in install_hint("dask")
+    assert "pip install '.'" in install_hint()
 
 
 def test_the_citation_names_the_paper() -> None:
