@@ -111,6 +111,7 @@ def evaluate(
             if records.track not in known:
                 yield records
 
+    results: Iterator[TrackScores]
     if workers == 1:
         results = (score_track(model, info, records, batch) for records in remaining())
     else:

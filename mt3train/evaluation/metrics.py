@@ -27,7 +27,12 @@ import numpy as np
 
 from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import apply_granularity
-from mt3train.evaluation import frames as pianoroll
+from mt3train.evaluation.frames import (
+    VELOCITY_ABOVE,
+    frame_counts,
+    notes_of_mt3_roll,
+    with_minimum_length,
+)
 from mt3train.evaluation.leakage import confusion, leakage
 from mt3train.evaluation.note_matching import Counts, count
 
@@ -95,10 +100,7 @@ def transcription_scores(
     for granularity in GRANULARITIES:
         found |= _program_counts(reference, estimate, granularity)
     if like_mt3:  # the frame scores have changed the notes by now
-        pitched = (
-            pianoroll.with_minimum_length(pitched[0], False),
-            pianoroll.with_minimum_length(pitched[1], False),
-        )
+        pitched = with_minimum_length(pitched[0], False), with_minimum_length(pitched[1], False)
     for tolerance in TOLERANCES:
         found[f"tolerance_{tolerance}"] = count(*pitched, offsets=True, tolerance=tolerance)
     nothing = 0.0 if like_mt3 else float("nan")
@@ -123,11 +125,11 @@ def _part_counts(
     if with_offsets:
         counts["onset_offset_velocity"] = count(reference, estimate, offsets=True, velocity=True)
     if like_mt3:
-        rolls = [pianoroll.original_pianoroll(n, are_drums) for n in (reference, estimate)]
-        counts["frame"] = pianoroll.frame_counts(*rolls, above=pianoroll.VELOCITY_ABOVE)
+        rolls = [notes_of_mt3_roll(notes, are_drums) for notes in (reference, estimate)]
+        counts["frame"] = frame_counts(*rolls, above=VELOCITY_ABOVE)
     else:
-        longer = (pianoroll.with_minimum_length(n, are_drums) for n in (reference, estimate))
-        counts["frame"] = pianoroll.frame_counts(*map(pianoroll.pianoroll, longer))
+        rolls = [with_minimum_length(notes, are_drums) for notes in (reference, estimate)]
+        counts["frame"] = frame_counts(*rolls)
     return counts
 
 

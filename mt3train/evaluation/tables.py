@@ -1,8 +1,8 @@
-"""Results of an evaluation: tables for people, JSON and CSV for programs, and a file that resumes.
+"""Prints and stores the results of an evaluation: tables, JSON, CSV, and a file that resumes.
 
-Means are over tracks. Their 95 % intervals are bootstrapped: tracks are drawn with replacement, as
-many as there are, RESAMPLES times. They say how much a mean owes to the choice of tracks, and
-nothing about other training runs or other datasets.
+Means are over tracks. Their 95 % intervals are bootstrapped: RESAMPLES times, as many tracks as
+there are get drawn with replacement. An interval states how much a mean depends on the choice of
+tracks. It states nothing about other training runs or other datasets.
 """
 
 import csv
@@ -40,13 +40,16 @@ PUBLISHED = {
     ("slakh", "test"): (0.759, 0.573, 0.545), ("urmp", "validation"): (0.770, 0.578, 0.498),
 }  # fmt: skip
 RESAMPLES = 2000
+START = b'{"build": '  # of every line of a results file
 
 
 def interval(values: np.ndarray) -> tuple[float, float]:
-    """The 95 % bootstrap interval of the mean of the values that are numbers; NaN without any.
+    """Returns the 95 % bootstrap interval of the mean of the values that are not NaN.
 
     Args:
-        values: a score of each track, shape (n_tracks,).
+        values: one score of each track, shape (n_tracks,). NaN is ignored.
+    Returns:
+        Lower and upper end. Both are NaN if all values are.
     """
     values = values[~np.isnan(values)]
     if not len(values):
@@ -56,11 +59,8 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
-# --- for people ----------------------------------------------------------------------------------
-
-
 def track_table(results: Sequence[TrackScores]) -> str:
-    """The scores of each track in scoring "corrected" and their means; "-" where there is nothing."""
+    """Formats the `corrected` F1 of each track and their means. "-" marks a missing score."""
     width = max(len("mean of tracks"), *(len(result.track) for result in results))
     headings = "".join(f"{heading:>9}" for heading in TRACK_COLUMNS)
     lines = [f"{'F1':{width}}{headings}{'notes':>8}{'found':>8}{'invalid':>9}{'dropped':>9}"]
@@ -76,10 +76,10 @@ def track_table(results: Sequence[TrackScores]) -> str:
 
 
 def dataset_table(results: Results, split: str) -> str:
-    """The paper's table of results: datasets across, metrics down, the published numbers beside them.
+    """Formats the table of the paper: one column per dataset, one row per metric.
 
-    Ours are in scoring "mt3", with their 95 % intervals; published numbers stand under datasets
-    that bear the name of the paper's, where the split is that of the paper.
+    Our values are in scoring "mt3", with their 95 % intervals. Published values stand below ours for
+    builds that have the name of a dataset of the paper, if the split is that of the paper.
     """
     lines = [f"{'':22}" + "".join(f"{name:>24}" for name in results)]
     for place, (metric, score) in enumerate(PAPER_ROWS.items()):
@@ -91,8 +91,8 @@ def dataset_table(results: Results, split: str) -> str:
         lines.append(f"{metric:22}" + "".join(f"{cell:>24}" for cell in cells))
         published = [PUBLISHED.get((name, split)) for name in results]
         if any(published):
-            told = (f"{row[place]:.3f}" if row else "-" for row in published)
-            lines.append(f"{'  MT3, published':22}" + "".join(f"{cell:>24}" for cell in told))
+            cells = [f"{row[place]:.3f}" if row else "-" for row in published]
+            lines.append(f"{'  MT3, published':22}" + "".join(f"{cell:>24}" for cell in cells))
     return "\n".join(lines)
 
 
@@ -100,33 +100,30 @@ def _cell(value: float) -> str:
     return f"{'-':>9}" if math.isnan(value) else f"{value:9.3f}"
 
 
-# --- for programs --------------------------------------------------------------------------------
-
-
 def to_json(results: Results, split: str) -> dict[str, Any]:
-    """Results by build: means and intervals in both scorings, published numbers, and every track."""
-    return {
-        name: {
+    """Collects means, intervals, published values and every track of each build, for JSON."""
+    found = {}
+    for build, tracks in results.items():
+        summary: dict[str, Any] = {
             scoring: {
-                score: {"mean": _or_null(nan_mean(values)), "interval": [*map(_or_null, ends)]}
-                for score in tracks[0].scores[scoring]
-                for values in [values_of(tracks, score, scoring)]
-                for ends in [interval(values)]
+                name: {
+                    "mean": _none_if_nan(nan_mean(values)),
+                    "interval": [_none_if_nan(end) for end in interval(values)],
+                }
+                for name in tracks[0].scores[scoring]
+                for values in [values_of(tracks, name, scoring)]
             }
             for scoring in SCORINGS
         }
-        | {
-            "published": dict(
-                zip(PAPER_ROWS.values(), PUBLISHED.get((name, split), ()), strict=False)
-            )
-        }
-        | {"tracks": [to_record(track) for track in tracks]}
-        for name, tracks in results.items()
-    }
+        published = PUBLISHED.get((build, split), ())
+        summary["published"] = dict(zip(PAPER_ROWS.values(), published, strict=False))
+        summary["tracks"] = [to_record(track) for track in tracks]
+        found[build] = summary
+    return found
 
 
 def to_csv(results: Results) -> str:
-    """Results, a line for each track and score: build, track, scoring, score, value (empty: none)."""
+    """Formats one CSV line for each track and score. An empty value marks a missing score."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(["build", "track", "scoring", "score", "value"])
@@ -140,16 +137,16 @@ def to_csv(results: Results) -> str:
 
 
 def to_record(result: TrackScores) -> dict[str, Any]:
-    """A track's scores as JSON can hold them: null for NaN."""
+    """Converts the scores of a track for JSON, which has null for NaN."""
     scores = {
-        scoring: {name: _or_null(value) for name, value in values.items()}
+        scoring: {name: _none_if_nan(value) for name, value in values.items()}
         for scoring, values in result.scores.items()
     }
     return asdict(result) | {"scores": scores}
 
 
 def from_record(record: Mapping[str, Any]) -> TrackScores:
-    """The scores of which `to_record` made a record."""
+    """Converts a record of `to_record` back."""
     instruments = [
         InstrumentScores(
             one["program"], Counts(**one["onset"]),
@@ -165,61 +162,69 @@ def from_record(record: Mapping[str, Any]) -> TrackScores:
     return TrackScores(**{**record, "scores": scores, "instruments": instruments})
 
 
-def _or_null(value: float) -> float | None:
+def _none_if_nan(value: float) -> float | None:
     return None if math.isnan(value) else value
 
 
-# --- a file that resumes -------------------------------------------------------------------------
+def identity(
+    model: MT3, info: CheckpointInfo, build_manifest: Mapping[str, Any], split: str
+) -> str:
+    """Hashes all that scores depend on: weights, settings of the checkpoint, build and split.
 
-
-def identity(model: MT3, info: CheckpointInfo, manifest: Mapping[str, Any], split: str) -> str:
-    """What results depend on, as a hash: weights, vocabulary, longest target, build and split."""
-    weights, vocabulary = checksum(model.state_dict()), asdict(info.vocabulary)
-    told = [weights, vocabulary, info.max_target_length, manifest["fingerprint"], split]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    The manifest of a build holds its fingerprint and the SHA-256 of every file.
+    """
+    settings = asdict(info) | {"step": None}
+    parts = [checksum(model.state_dict()), settings, build_manifest, split]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 class ResultsFile:
-    """One JSON line for each track that was scored; each is on the disk before the next begins.
+    """A file with one JSON line for each scored track. Every line is on the disk before the next.
 
     Args:
-        path: the file, there or not.
-        ours: the `identity` of the evaluation at hand.
-        build: the name of its build.
+        path: the file. It may exist and is created by the first `add`.
+        identities: the `identity` of the evaluation of each build, by the name of the build.
     Attributes:
-        done: what the file holds under the same identity, by track.
+        done: build -> track -> scores that the file holds with these identities.
 
     Raises:
-        UserError: the file holds results of another checkpoint, build or split, or no results.
+        UserError: the file holds results of another checkpoint, split or version of a build, or
+            anything but results. It is not changed.
     """
 
-    def __init__(self, path: Path, ours: str, build: str) -> None:
-        self.path, self._ours, self._build = path, ours, build
-        self.done: dict[str, TrackScores] = {}
-        content = path.read_bytes() if path.is_file() else b""
-        whole = content[: content.rfind(b"\n") + 1]  # a kill may have cut the last line short
-        if len(whole) < len(content):
-            os.truncate(path, len(whole))
-        for number, line in enumerate(whole.splitlines(), start=1):
+    def __init__(self, path: Path, identities: Mapping[str, str]) -> None:
+        self.path, self._identities = path, identities
+        self.done: dict[str, dict[str, TrackScores]] = {build: {} for build in identities}
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: expected a file for results; name another --out")
+        content = path.read_bytes() if path.exists() else b""
+        *lines, self._torn = content.split(b"\n")
+        if not (self._torn.startswith(START) or START.startswith(self._torn)):
+            lines.append(self._torn)  # a killed run leaves the beginning of a line of ours
+        for number, line in enumerate(lines, start=1):
             try:
                 entry = json.loads(line)
-                found, same_build = entry["identity"], entry["build"] == build
-                if found == ours:
-                    self.done[entry["result"]["track"]] = from_record(entry["result"])
-            except (ValueError, KeyError, TypeError) as error:
+                build, track = entry["build"], from_record(entry["result"])
+                wanted = identities.get(build)
+                if entry["identity"] == wanted:
+                    self.done[build][track.track] = track
+            except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 raise UserError(
                     f"{path}: line {number} is no result of an evaluation; name another --out"
                 ) from error
-            if same_build and found != ours:
+            if wanted and entry["identity"] != wanted:
                 raise UserError(
                     f"{path} holds results on {build} of another checkpoint, split or version of the "
                     "build; name another --out"
                 )
 
-    def add(self, result: TrackScores) -> None:
-        """Appends one track; an OSError names the file."""
-        entry = {"build": self._build, "identity": self._ours, "result": to_record(result)}
+    def add(self, build: str, result: TrackScores) -> None:
+        """Appends the scores of a track. An OSError names the file."""
+        entry = {"build": build, "identity": self._identities[build], "result": to_record(result)}
         try:
+            if self._torn:  # the last line of a run that was killed
+                os.truncate(self.path, self.path.stat().st_size - len(self._torn))
+                self._torn = b""
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
                 file.flush()

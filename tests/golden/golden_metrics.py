@@ -12,7 +12,7 @@ import numpy as np
 from mt3data.music import detokenizer as detokenize
 from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import NUM_SPECIAL_IDS, VocabularyConfig
-from mt3train.evaluation import frames as pianoroll
+from mt3train.evaluation.frames import FRAMES_PER_SECOND, notes_of_mt3_roll, with_minimum_length
 from mt3train.evaluation.metrics import (
     GRANULARITIES,
     MEASURES,
@@ -98,6 +98,19 @@ def check_metrics(folder: Path) -> tuple[int, float]:
     return compared, worst
 
 
+def pianoroll(notes: Notes) -> np.ndarray:
+    """Sums velocities in an array, float32 [128, n_frames], without the last note's last frame.
+
+    Source: pretty_midi/instrument.py get_piano_roll.
+    """
+    n_frames = int(FRAMES_PER_SECOND * notes.offset.max()) if len(notes) else 0
+    roll = np.zeros((128, n_frames), np.float32)
+    for note in notes.to_array():
+        first, last = (int(time * FRAMES_PER_SECOND) for time in note[:2])
+        roll[int(note[2]), first:last] += note[3]
+    return roll
+
+
 def check_pianoroll(folder: Path) -> tuple[int, float]:
     """pianoroll.npz: the original's rolls, and the lengths that it gives to notes."""
     data = np.load(folder / "pianoroll.npz", allow_pickle=False)
@@ -108,9 +121,9 @@ def check_pianoroll(folder: Path) -> tuple[int, float]:
             for column in ("start", "end", "pitch", "velocity", "program", "is_drum", "instrument")
         }
         notes, are_drums = Notes.from_columns(columns), bool(data[f"{name}/is_drum_flag"])
-        longer = pianoroll.with_minimum_length(notes, are_drums)
+        longer = with_minimum_length(notes, are_drums)
         np.testing.assert_array_equal(longer.offset, data[f"{name}/end_after"])
-        roll = pianoroll.original_pianoroll(notes, are_drums)
+        roll = pianoroll(notes_of_mt3_roll(notes, are_drums))
         np.testing.assert_array_equal(roll, data[f"{name}/roll"])
         assert roll.dtype == data[f"{name}/roll"].dtype
     return len(names), 0.0

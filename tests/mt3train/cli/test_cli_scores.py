@@ -3,8 +3,11 @@
 import csv
 import io
 import json
+import shutil
+import struct
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -73,7 +76,7 @@ def test_what_neither_file_holds_has_no_score_here_and_0_in_the_paper(made: Path
     assert drums.split()[-4:] == ["-", "-", "-", "0.000"]
 
 
-def test_json_holds_both_profiles_and_the_instruments(made: Path) -> None:
+def test_json_holds_both_scorings_and_the_instruments(made: Path) -> None:
     result = run("score", made / "there.mid", made / "found.mid", "--json")
     scores = json.loads(result.stdout)
     assert (scores["leakage"], scores["mt3"]["drum_f1"]) == (0.5, 0.0)
@@ -82,7 +85,52 @@ def test_json_holds_both_profiles_and_the_instruments(made: Path) -> None:
     ]  # fmt: skip
 
 
-def test_files_of_very_different_length_are_remarked_upon(made: Path) -> None:
+def test_note_ons_without_an_end_are_reported(made: Path, tmp_path: Path) -> None:
+    file = tmp_path / "open.mid"  # two note-ons at 0 and one note-off, 96 ticks later
+    track = bytes.fromhex("00903c5a 00903e5a 60803c00 00ff2f00")
+    file.write_bytes(b"MThd" + bytes.fromhex("00000006 0000 0001 0060 4d54726b") + struct.pack(">I", len(track)) + track)  # fmt: skip
+    result = run("score", made / "there.mid", file)
+    assert result.exit_code == 0
+    assert f"{file}: ignored 1 note-on without an end" in result.stderr
+    found = json.loads(run("score", made / "there.mid", file, "--json").stdout)
+    assert found["note_ons_without_end"] == {"reference": 0, "estimate": 1}
+
+
+def test_a_note_far_from_all_others_needs_little_memory(made: Path, tmp_path: Path) -> None:
+    far = Notes([0, 86_000], [1, 86_001], [60, 60], [90] * 2, [0, 0], [0, 0], [0, 0])
+    write_midi(far, tmp_path / "far.mid")
+    tracemalloc.start()
+    result = run("score", tmp_path / "far.mid", tmp_path / "far.mid", "--json")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert result.exit_code == 0 and peak < 100e6
+    assert json.loads(result.stdout)["frame_f1"] == 1
+
+
+def test_results_of_a_build_are_not_reused_after_it_changed(made: Path, tmp_path: Path) -> None:
+    out, shards = tmp_path / "scores.jsonl", tmp_path / "shards"
+    shutil.copytree(made / "shards", shards)
+    words = ["--checkpoint", made / "tiny.safetensors", "--out", out, "--tracks", 1]
+    assert run("evaluate", shards, *words).exit_code == 0
+    stored = out.read_bytes()
+    path = shards / "slakh" / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest["shards"][-1]["sha256"] = "0" * 64  # other bytes, same fingerprint
+    path.write_text(json.dumps(manifest))
+    again = run("evaluate", shards, *words)
+    assert again.exit_code == 2 and "version of the build" in again.stderr
+    assert out.read_bytes() == stored
+
+
+def test_a_foreign_file_is_refused_before_anything_is_decoded(made: Path, tmp_path: Path) -> None:
+    out = tmp_path / "diary.txt"
+    out.write_text("dear diary")
+    result = evaluate(made, "--out", out)
+    assert result.exit_code == 2 and "line 1 is no result" in result.stderr
+    assert out.read_text() == "dear diary"
+
+
+def test_files_of_very_different_length_are_warned_of(made: Path) -> None:
     result = run("score", made / "there.mid", made / "short.mid")
     assert result.exit_code == 0
     assert "the reference ends at 3.0 s, the estimate at 1.0 s" in result.stderr
@@ -104,7 +152,7 @@ def test_results_can_be_had_as_json_and_as_csv(made: Path) -> None:
     assert {row["scoring"] for row in rows} == {"corrected", "mt3"}
 
 
-def test_an_evaluation_goes_on_where_it_ended(made: Path, tmp_path: Path) -> None:
+def test_an_evaluation_resumes_from_its_results(made: Path, tmp_path: Path) -> None:
     out = tmp_path / "scores.jsonl"
     assert evaluate(made, "--out", out, "--tracks", 1).exit_code == 0
     first = out.read_text()
@@ -138,6 +186,7 @@ def test_a_killed_evaluation_leaves_no_process_and_goes_on(made: Path, tmp_path:
     ("words", "complaint"),
     [
         (["--out", "SHARDS"], "expected a file, in a folder that exists"),
+        (["--out", "-"], "expected a file, in a folder that exists"),
         (["--out", "none/a.jsonl"], "expected a file, in a folder that exists"),
         (["--split", "tset"], "no split 'tset'"),
     ],

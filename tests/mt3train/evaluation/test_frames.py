@@ -1,14 +1,14 @@
-"""mt3train.evaluation.frames: frames that sound (the original's rolls: tests/golden/golden_metrics.py)."""
+"""mt3train.evaluation.frames: counts of frames that sound (rolls: tests/golden/golden_metrics.py)."""
+
+import tracemalloc
 
 import numpy as np
+from golden_metrics import pianoroll
+from hypothesis import given
+from hypothesis import strategies as st
 
 from mt3data.music.notes import Notes
-from mt3train.evaluation.frames import (
-    FRAMES_PER_SECOND,
-    frame_counts,
-    pianoroll,
-    with_minimum_length,
-)
+from mt3train.evaluation.frames import FRAMES_PER_SECOND, frame_counts, with_minimum_length
 from mt3train.evaluation.note_matching import Counts
 
 
@@ -24,18 +24,6 @@ def in_frames(*rows: tuple[int, int, int, int]) -> Notes:
     )
 
 
-def test_a_roll_sums_the_velocities_of_the_notes_that_sound():
-    roll = pianoroll(in_frames((0, 3, 60, 50), (1, 2, 60, 20), (2, 4, 61, 9)))
-    assert roll.shape == (128, 4)
-    assert roll[60].tolist() == [50, 70, 50, 0]
-    assert roll[61].tolist() == [0, 0, 9, 9]
-    assert roll[:60].sum() == roll[62:].sum() == 0
-
-
-def test_no_notes_make_a_roll_without_frames():
-    assert pianoroll(notes()).shape == (128, 0)
-
-
 def test_notes_last_50_ms_at_least_and_drums_exactly():
     piece = notes((0, 0.01, 60, 9), (0, 1, 61, 9))
     assert with_minimum_length(piece, are_drums=False).offset.tolist() == [0.05, 1]
@@ -43,7 +31,38 @@ def test_notes_last_50_ms_at_least_and_drums_exactly():
 
 
 def test_frames_are_compared_though_one_side_ends_earlier():
-    long, short = pianoroll(in_frames((0, 4, 60, 20))), pianoroll(in_frames((0, 3, 60, 1)))
+    long, short = in_frames((0, 4, 60, 20)), in_frames((0, 3, 60, 1))
     assert frame_counts(long, short) == Counts(3, 4, 3)
     assert frame_counts(short, long) == Counts(3, 3, 4)
     assert frame_counts(long, short, above=30) == Counts(0, 0, 3)
+
+
+def test_velocities_of_notes_that_sound_together_are_summed():
+    chord = in_frames((0, 3, 60, 20), (1, 2, 60, 20), (2, 4, 61, 9))
+    assert frame_counts(chord, chord, above=30) == Counts(1, 1, 5)
+    assert frame_counts(notes(), chord) == Counts(0, 0, 5)
+
+
+def test_a_note_after_a_day_costs_no_more_memory_than_one_at_the_start():
+    day = notes((0, 1, 60, 90), (86399, 86400, 60, 90))
+    tracemalloc.start()
+    assert frame_counts(day, day) == Counts(125, 125, 125)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1e6
+
+
+ROWS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 20), st.integers(59, 61),
+                          st.integers(0, 60)), max_size=12)  # fmt: skip
+
+
+@given(ROWS, ROWS, st.sampled_from([0, 30]))
+def test_counts_are_those_of_the_rolls_as_arrays(one, other, above):
+    pair = [
+        in_frames(*((on, on + length, *rest) for on, length, *rest in rows))
+        for rows in (one, other)
+    ]
+    wanted, found = pianoroll(pair[0]) > above, pianoroll(pair[1]) > 0
+    both = min(wanted.shape[1], found.shape[1])
+    hits = int((wanted[:, :both] & found[:, :both]).sum())
+    assert frame_counts(*pair, above=above) == Counts(hits, int(wanted.sum()), int(found.sum()))

@@ -1,9 +1,10 @@
-"""mt3train.evaluation.tables: tables, JSON, CSV, intervals, and a file that goes on where it was cut."""
+"""mt3train.evaluation.tables: tables, JSON, CSV, intervals, and a file that resumes."""
 
 import csv
 import io
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -36,16 +37,8 @@ def scored(track: str, value: float, drums: float = NAN) -> TrackScores:
     scores = dict.fromkeys(NAMES, value) | {"drum_f1": drums}
     piano = InstrumentScores(0, Counts(3, 4, 5), Counts(2, 4, 5), {33: 1})
     drum = InstrumentScores(-1, Counts(1, 1, 1), None)
-    return TrackScores(
-        track,
-        {"corrected": scores, "mt3": scores | {"drum_f1": 0.0}},
-        [piano, drum],
-        10,
-        9,
-        1,
-        0,
-        0,
-    )
+    both = {"corrected": scores, "mt3": scores | {"drum_f1": 0.0}}
+    return TrackScores(track, both, [piano, drum], 10, 9, 1, 0, 0)
 
 
 TWO = [scored("a", 0.5, drums=0.5), scored("b", 0.75)]
@@ -118,51 +111,73 @@ def test_a_track_survives_the_way_to_json_and_back():
     assert math.isnan(again.scores["corrected"]["drum_f1"])
 
 
-def records(file: ResultsFile) -> dict[str, dict]:
-    """What a file holds, NaN as None, so that it can be compared."""
-    return {track: to_record(result) for track, result in file.done.items()}
+def records(file: ResultsFile, build: str = "slakh") -> dict[str, dict]:
+    """Returns what a file holds, NaN as None, so that it can be compared."""
+    return {track: to_record(result) for track, result in file.done[build].items()}
 
 
-def test_results_go_on_where_a_kill_cut_the_file(tmp_path: Path) -> None:
+def open_results(path: Path, identity: str = "ours", build: str = "slakh") -> ResultsFile:
+    return ResultsFile(path, {build: identity})
+
+
+@pytest.mark.parametrize("cut", [1, 30, 500])
+def test_results_resume_after_a_kill_cut_the_last_line(tmp_path: Path, cut: int) -> None:
     path = tmp_path / "results.jsonl"
-    file = ResultsFile(path, "ours", "slakh")
+    file = open_results(path)
     for track in TWO:
-        file.add(track)
-    path.write_bytes(path.read_bytes()[:-30])  # inside the second track
-    again = ResultsFile(path, "ours", "slakh")
+        file.add("slakh", track)
+    path.write_bytes(path.read_bytes()[:-cut])  # inside the second line
+    again = open_results(path)
     assert records(again) == {"a": to_record(TWO[0])}
-    again.add(TWO[1])
-    whole = ResultsFile(path, "ours", "slakh")
+    again.add("slakh", TWO[1])
+    whole = open_results(path)
     assert records(whole) == {"a": to_record(TWO[0]), "b": to_record(TWO[1])}
 
 
-def test_a_file_holds_several_builds_but_one_checkpoint(tmp_path: Path) -> None:
+def test_a_file_holds_several_builds_but_one_version_of_each(tmp_path: Path) -> None:
     path = tmp_path / "results.jsonl"
-    ResultsFile(path, "ours", "slakh").add(TWO[0])
-    assert ResultsFile(path, "others", "urmp").done == {}
+    open_results(path).add("slakh", TWO[0])
+    both = ResultsFile(path, {"slakh": "ours", "urmp": "others"})
+    assert (list(both.done["slakh"]), both.done["urmp"]) == (["a"], {})
     with pytest.raises(UserError, match="holds results on slakh of another checkpoint"):
-        ResultsFile(path, "others", "slakh")
+        open_results(path, "others")
 
 
-@pytest.mark.parametrize("content", ["no json\n", "[1]\n", '{"identity": "ours", "build": "x"}\n'])
-def test_another_file_is_refused_and_kept(tmp_path: Path, content: str) -> None:
+FOREIGN = ["no json\n", "[1]\n", "null\n", '{"identity": "ours", "build": "x"}\n', "no line end",
+           '{"a": 1}', "[" * 100_000 + "\n", '{"build": "slakh", "identity": "ours", "result": 3}\n']  # fmt: skip
+
+
+@pytest.mark.parametrize("content", FOREIGN, ids=range(len(FOREIGN)))
+def test_a_foreign_file_is_refused_and_not_changed(tmp_path: Path, content: str) -> None:
     path = tmp_path / "notes.txt"
     path.write_text(content)
     with pytest.raises(UserError, match="line 1 is no result"):
-        ResultsFile(path, "ours", "slakh")
+        open_results(path)
     assert path.read_text() == content
 
 
-def test_results_depend_on_weights_vocabulary_build_and_split() -> None:
+def test_a_cut_line_after_foreign_lines_is_not_changed(tmp_path: Path) -> None:
+    path = tmp_path / "results.jsonl"
+    open_results(path).add("slakh", TWO[0])
+    content = path.read_bytes() + b'{"build": "sl'
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="another checkpoint"):
+        open_results(path, "others")
+    assert path.read_bytes() == content
+
+
+def test_results_depend_on_weights_settings_build_and_split() -> None:
     tiny = ModelConfig(emb_dim=16, num_heads=1, head_dim=8, num_encoder_layers=1,
                        num_decoder_layers=1, mlp_dim=16)  # fmt: skip
     one, other, info = MT3(tiny), MT3(tiny), CheckpointInfo()
-    build = {"fingerprint": "f"}
+    build = {"fingerprint": "f", "shards": [{"name": "test-0.tar", "sha256": "0a"}]}
     known = identity(one, info, build, "test")
-    assert identity(one, info, build, "test") == known
-    coarse = CheckpointInfo(vocabulary=VocabularyConfig(granularity="flat"))
+    assert identity(one, replace(info, step=9), build, "test") == known
     changed = {
-        identity(other, info, build, "test"), identity(one, coarse, build, "test"),
-        identity(one, info, {"fingerprint": "g"}, "test"), identity(one, info, build, "train"),
+        identity(other, info, build, "test"), identity(one, info, build, "train"),
+        identity(one, replace(info, vocabulary=VocabularyConfig(granularity="flat")), build, "test"),
+        identity(one, replace(info, frames=128), build, "test"),
+        identity(one, info, build | {"fingerprint": "g"}, "test"),
+        identity(one, info, build | {"shards": [{"name": "test-0.tar", "sha256": "0b"}]}, "test"),
     }  # fmt: skip
-    assert len(changed | {known}) == 5
+    assert len(changed | {known}) == 7
