@@ -14,18 +14,20 @@ from pathlib import Path
 import blocks
 import fresh_environment
 import pytest
+from packaging.requirements import Requirement
 from publishers import published
 from server import publisher
-from test_packaging import MODULE_OF, imported
-from test_readme import PRINTED, PUBLISHED, README, own_files
+from test_packaging import MODULE_OF, PROJECT, imported
+from test_readme import PRINTED, PUBLISHED, own_files
 
 from mt3data.music.midi import read_midi
 
 pytest.importorskip("hatchling", reason="hatchling, which builds wheels, is not installed")
 pytest.importorskip("midirenderer", reason="the renderer (extra `synth`) is not installed")
-FIRST, *LATER = blocks.blocks(blocks.PAGES[0])
+ALL = blocks.blocks(blocks.PAGES[0])
+FIRST = next(block for block in ALL if "pip install" in block.text)
 EXTRAS = fresh_environment.extras_of(FIRST.text)
-LATER = [block for block in LATER if not block.mark]
+LATER = [block for block in ALL if not block.mark]
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +77,9 @@ print(json.dumps([name for name in sys.argv[1:] if importlib.util.find_spec(name
 
 
 def test_what_the_first_command_installs_is_all_that_the_packages_import(home: Path) -> None:
-    others = fresh_environment.required({"analysis", "dask", "synth", "dev", "bench"} - EXTRAS)
-    asked_for = fresh_environment.required(EXTRAS)
-    names = {line.split(">")[0].strip() for line in set(others) - set(asked_for)}
+    every = fresh_environment.required(set(PROJECT["optional-dependencies"]))
+    others = set(every) - set(fresh_environment.required(EXTRAS))
+    names = {Requirement(line).name for line in others}
     optional = {MODULE_OF.get(name, name) for name in names}
     needed = imported() - optional
     there = json.loads(run(home, "python", "-c", IMPORT, *sorted(needed), *sorted(optional)))
@@ -93,7 +95,8 @@ def test_the_environment_has_one_gpu_that_only_the_trainer_counts(home: Path) ->
 
 @pytest.mark.slow
 def test_the_first_command_goes_the_whole_path_on_one_gpu(home: Path) -> None:
-    printed = run(home, *FIRST.text.split("&&")[-1].split())
+    (command,) = re.findall(r"\S*mt3train demo\b[^&#\n]*", "\n".join(block.text for block in ALL))
+    printed = run(home, *command.split())
     assert "--nproc_per_node=1" in printed
     assert "It shows memorising, not quality." in printed
     assert len(read_midi(home / "demo-run" / "learned.mid")[0]) >= 150
@@ -112,6 +115,5 @@ def test_every_later_block_runs_in_that_environment(served: Path) -> None:
             assert expected in run(served, "python", "-c", block.text), str(block)
 
 
-def test_the_first_page_begins_with_the_command_that_installs() -> None:
-    assert FIRST.mark == "main job" and "pip install" in FIRST.text
-    assert README.index(FIRST.text) < min(README.index(block.text) for block in LATER)
+def test_the_command_that_installs_comes_before_all_blocks_that_need_it() -> None:
+    assert all(FIRST.line < block.line for block in LATER)
