@@ -1,10 +1,9 @@
-"""Which instrument plays the notes that were found: confusions, leakage and a table.
+"""Measures which instruments notes get: confusions, leakage and a table by instrument.
 
-An estimated note that is right in onset and pitch may stand under a wrong program: it has leaked.
-Notes are first matched within each program; what both sides have left over is then matched over
-programs. So a note of two instruments in unison counts as right for each that has it. Drums have no
-pitch to be wrong about and stay with drums. MT3 has no such measure; Gardner et al. (2022) call the
-problem instrument leakage.
+An estimated note that is right in onset and pitch but has a wrong program has leaked. Notes are first
+matched within each program. The notes that remain on both sides are then matched across programs. So
+a note that two instruments play in unison is right for each of them that has it. Drums are matched
+with drums only. MT3 has no such measure. Gardner et al. (2022) call the problem instrument leakage.
 """
 
 from collections import Counter
@@ -18,37 +17,37 @@ from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import apply_granularity
 from mt3train.evaluation.note_matching import Counts, count, match
 
-Confusion = Counter[tuple[int, int]]  # (program that is right, program that was said) -> notes
+Confusion = Counter[tuple[int, int]]  # (right program, estimated program) -> notes
 
 
 @dataclass(frozen=True)
 class InstrumentScores:
-    """How the notes of one program, or drums, were found.
+    """The scores of one program, or of drums.
 
     Attributes:
-        program: 0 to 127; DRUMS.
-        onset: by onset and pitch.
-        onset_offset: by offsets, too; None for drums.
-        heard_as: its notes that stand under another program, and under which.
+        program: 0 to 127, or DRUMS.
+        onset: counts of notes matched by onset and pitch.
+        onset_offset: counts of notes matched by offset as well; None for drums.
+        mistaken_for: wrong program -> number of its notes that were found there.
     """
 
     program: int
     onset: Counts
     onset_offset: Counts | None
-    heard_as: dict[int, int] = field(default_factory=dict)
+    mistaken_for: dict[int, int] = field(default_factory=dict)
 
     @property
     def name(self) -> str:
-        """What General MIDI calls it."""
+        """The name in General MIDI."""
         return instrument_name(self.program)
 
 
 def confusion(reference: Notes, estimate: Notes, granularity: str = "full") -> Confusion:
-    """Notes found (onset within 50 ms, equal pitch), by their true and their estimated program.
+    """Counts found notes (onset within 50 ms, equal pitch) by right and estimated program.
 
     Args:
-        reference, estimate: drums are left out.
-        granularity: how finely programs are told apart: "full", "midi_class" or "flat".
+        reference, estimate: notes; drums are ignored.
+        granularity: of programs, "full", "midi_class" or "flat".
     """
     reference, estimate = (_pitched(notes, granularity) for notes in (reference, estimate))
     found: Confusion = Counter()
@@ -65,41 +64,38 @@ def confusion(reference: Notes, estimate: Notes, granularity: str = "full") -> C
 
 
 def leakage(found: Confusion) -> float:
-    """Share of the notes found that stand under a wrong program; NaN where none was found."""
+    """Returns the share of found notes that have a wrong program; NaN if none was found."""
     total = sum(found.values())
-    wrong = sum(n for (right, said), n in found.items() if right != said)
+    wrong = sum(n for (right, estimated), n in found.items() if right != estimated)
     return wrong / total if total else float("nan")
 
 
 def instrument_scores(
     reference: Notes, estimate: Notes, granularity: str = "full"
 ) -> list[InstrumentScores]:
-    """One entry for each program of either side, those with most notes in the reference first.
+    """Scores each program of either side. Those with most notes in the reference come first.
 
     Programs are compared at a granularity of the vocabulary: "full", "midi_class" or "flat".
     """
-    heard_as: dict[int, Counter[int]] = {}
-    for (right, said), n in confusion(reference, estimate, granularity).items():
-        if right != said:
-            heard_as.setdefault(right, Counter())[said] += n
+    found = confusion(reference, estimate, granularity)
     drums = reference[reference.is_drum], estimate[estimate.is_drum]
     reference, estimate = (_pitched(notes, granularity) for notes in (reference, estimate))
     scores = []
     for program in np.union1d(reference.program, estimate.program).tolist():
         part = reference[reference.program == program], estimate[estimate.program == program]
+        wrong = {p: n for (right, p), n in found.items() if right == program and p != program}
         scores.append(
             InstrumentScores(
-                program, count(*part, offsets=False), count(*part, offsets=True),
-                dict(heard_as.get(program, {})),
+                program, count(*part, offsets=False), count(*part, offsets=True), wrong
             )
-        )  # fmt: skip
+        )
     if any(map(len, drums)):
         scores.append(InstrumentScores(DRUMS, count(*drums, offsets=False), None))
     return _in_order(scores)
 
 
 def pooled(tracks: Iterable[Sequence[InstrumentScores]]) -> list[InstrumentScores]:
-    """The instruments of several tracks, all notes of each taken together."""
+    """Merges the instruments of several tracks by adding their counts."""
     whole: dict[int, InstrumentScores] = {}
     for one in (each for track in tracks for each in track):
         before = whole.get(one.program)
@@ -111,18 +107,18 @@ def pooled(tracks: Iterable[Sequence[InstrumentScores]]) -> list[InstrumentScore
                 one.program,
                 before.onset + one.onset,
                 offsets,
-                dict(Counter(before.heard_as) + Counter(one.heard_as)),
+                dict(Counter(before.mistaken_for) + Counter(one.mistaken_for)),
             )
         whole[one.program] = one
     return _in_order(whole.values())
 
 
 def instrument_table(scores: Sequence[InstrumentScores]) -> list[str]:
-    """Lines for a terminal: notes there and found, F1, and what most of its notes are mistaken for."""
+    """Formats one line per instrument: notes in reference and estimate, F1, most frequent mistakes."""
     lines = [f"{'instrument':26}{'notes':>8}{'found':>8}{'onset':>8}{'+offset':>9}  mistaken for"]
     for one in scores:
         offset = f"{one.onset_offset.scores()[2]:9.3f}" if one.onset_offset else f"{'-':>9}"
-        wrong = [f"{instrument_name(p)} {n}" for p, n in Counter(one.heard_as).most_common(2)]
+        wrong = [f"{instrument_name(p)} {n}" for p, n in Counter(one.mistaken_for).most_common(2)]
         lines.append(
             f"{one.name:26}{one.onset.n_reference:8}{one.onset.n_estimate:8}"
             f"{one.onset.scores()[2]:8.3f}{offset}  {', '.join(wrong)}".rstrip()
@@ -135,6 +131,6 @@ def _in_order(scores: Iterable[InstrumentScores]) -> list[InstrumentScores]:
 
 
 def _pitched(notes: Notes, granularity: str) -> Notes:
-    """Notes with a length, without drums, their programs mapped."""
+    """Removes drums and notes of zero length, and applies the granularity to programs."""
     notes = notes[~notes.is_drum & (notes.onset != notes.offset)]
     return replace(notes, program=apply_granularity(notes.program, granularity))

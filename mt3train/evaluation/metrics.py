@@ -1,23 +1,25 @@
-"""Scores of an estimate against a reference, under short names, in two scorings.
+"""Scores an estimate against a reference, in two scorings.
 
-`mt3` returns, to 1e-9, what MT3's own code returns (tests/golden/metrics.json). `corrected`, the
-default, differs where that code does something that no one would want:
+`mt3` reproduces MT3's scoring code to 1e-9 (tests/golden/metrics.json), so its values can be compared
+with published ones. `corrected`, the default, differs where that code makes a mistake:
 
-    frame        mt3: frames of the reference count where velocities sum to more than 30, those of
-                 the estimate where they exceed 0, so that a quiet piece scores below 1 against
-                 itself; of notes with instrument 0 only one program's are seen.
+    frame        mt3: a frame of the reference counts if its velocities sum to more than 30, and a
+                 frame of the estimate if they sum to more than 0. So a quiet piece scores below 1
+                 against itself. Of the notes with instrument 0, only those of one program count.
                  corrected: a frame sounds or not, and all notes count.
-    tolerance_*  mt3: of notes that the frame score before it made at least 50 ms long.
-                 corrected: of the notes.
-    program_*, drum   mt3: drums with different programs differ, and an estimate has program 0.
-                 corrected: a drum is a drum. A reference from MIDI may say 128 or 40.
-    all          mt3: 0 where neither side holds notes. corrected: NaN, and a mean leaves it out.
+    tolerance_*  mt3: compares notes that the frame score made at least 50 ms long.
+                 corrected: compares the notes as they are.
+    program_*, drum   mt3: drums with different programs differ, and an estimate has program 0. The
+                 program of drums in a reference from MIDI may be 128 or 40.
+                 corrected: all drums are the same instrument.
+    all          mt3: 0 if both sides are empty. corrected: NaN, and means ignore it.
 
-Scores: `onset` (50 ms, equal pitch), `onset_offset` (and offsets), `onset_velocity`,
-`onset_offset_velocity`, `frame`, `tolerance_S` (onset_offset with S seconds in place of 50 ms): of
-notes other than drums. `drum`: onsets of drums. `nondrum_G` and `program_G`: onset_offset with the
-right program, without and with drums (onsets only), summed over programs; G says how finely
-programs are told apart. Each has precision, recall and f1. `leakage` is of mt3train.evaluation.leakage.
+Scores of notes other than drums: `onset` (within 50 ms, equal pitch), `onset_offset`,
+`onset_velocity`, `onset_offset_velocity`, `frame`, and `tolerance_S` (onset_offset with S seconds in
+place of 50 ms). Score of drums: `drum` (onset). `nondrum_G` is onset_offset within each program,
+summed over programs. `program_G` adds the onsets of drums. G is the granularity of programs: full,
+midi_class or flat. Each score has precision, recall and f1. mt3train.evaluation.leakage defines
+`leakage`.
 """
 
 from collections.abc import Sequence
@@ -50,11 +52,11 @@ SCORES = (*(f"{what}_{measure}" for what in COUNTED for measure in MEASURES), "l
 
 @dataclass(frozen=True)
 class TrackSpec:
-    """A part to be scored on its own.
+    """A part of the piece that is also scored alone.
 
     Attributes:
-        name: prefix of its scores, "Bass/onset_f1".
-        program: 0 to 127; of drums it counts in scoring "mt3" only.
+        name: prefix of its scores, such as "Bass" in "Bass/onset_f1".
+        program: 0 to 127. Scoring "corrected" ignores the program of drums.
         is_drum: whether the part is drums.
     """
 
@@ -67,20 +69,20 @@ def transcription_scores(
     reference: Notes, estimate: Notes, *, scoring: str = "corrected", has_offsets: bool = True,
     tracks: Sequence[TrackSpec] = (),
 ) -> dict[str, float]:  # fmt: skip
-    """Scores of one track, in [0, 1].
+    """Scores one track. All values are in [0, 1].
 
     Args:
-        reference: the notes that are there, in any order, before overlaps are trimmed.
+        reference: the right notes in any order, before overlaps are trimmed.
         estimate: the notes that were found.
-        scoring: "corrected" or "mt3", see the module's text.
-        has_offsets: False for models that write onsets only: leaves out the scores of offsets and
-            velocities that the original leaves out for these.
-        tracks: parts to be scored on their own as well.
+        scoring: "corrected" or "mt3", as the module describes.
+        has_offsets: False for models that write only onsets. The result then lacks the scores of
+            offsets and velocities that the original does not compute for such models.
+        tracks: parts that are also scored alone.
     Returns:
-        Values by name, SCORES and for each of `tracks` its name, "/" and onset, onset_offset (not of
-        drums), ..., frame. Scoring "mt3" has no leakage.
+        Values by the names in SCORES. Scoring "mt3" has no leakage. Each of `tracks` adds "NAME/onset_f1"
+        and so on up to frame. Drums have no scores with offsets.
     Raises:
-        ValueError: a note ends before it begins, or begins before time 0; or no such scoring.
+        ValueError: a note ends before it begins or begins before time 0, or the scoring is unknown.
 
     Source: mt3/metrics.py transcription_metrics.
     """
@@ -99,7 +101,7 @@ def transcription_scores(
         found |= {f"{spec.name}/{name}": value for name, value in counts.items()}
     for granularity in GRANULARITIES:
         found |= _program_counts(reference, estimate, granularity)
-    if like_mt3:  # the frame scores have changed the notes by now
+    if like_mt3:  # MT3's frame scores changed the lengths of the notes before this point
         pitched = with_minimum_length(pitched[0], False), with_minimum_length(pitched[1], False)
     for tolerance in TOLERANCES:
         found[f"tolerance_{tolerance}"] = count(*pitched, offsets=True, tolerance=tolerance)
@@ -115,7 +117,7 @@ def transcription_scores(
 def _part_counts(
     reference: Notes, estimate: Notes, has_offsets: bool, are_drums: bool, like_mt3: bool
 ) -> dict[str, Counts]:
-    """Counts that know no programs, for notes that are all drums or all not."""
+    """Counts matches regardless of programs. The notes are all drums, or none is."""
     with_offsets = has_offsets and not are_drums
     counts = {"onset": count(reference, estimate, offsets=False)}
     if with_offsets:
@@ -134,7 +136,7 @@ def _part_counts(
 
 
 def _program_counts(reference: Notes, estimate: Notes, granularity: str) -> dict[str, Counts]:
-    """Counts over the notes of each (program, is_drum), matched on their own."""
+    """Counts matches within each (program, is_drum) and sums them."""
     reference, estimate = (_mapped(notes, granularity) for notes in (reference, estimate))
     drum, nondrum = Counts(), Counts()
     for group in np.union1d(_groups(reference), _groups(estimate)):
@@ -158,7 +160,7 @@ def _require_forward(notes: Notes, side: str) -> None:
 
 
 def _plain(notes: Notes) -> Notes:
-    """Notes that have a length; all drums are of program 0."""
+    """Removes notes of zero length and gives all drums program 0."""
     notes = notes[notes.onset != notes.offset]
     return replace(notes, program=np.where(notes.is_drum, 0, notes.program))
 
@@ -175,5 +177,5 @@ def _mapped(notes: Notes, granularity: str) -> Notes:
 
 
 def _groups(notes: Notes) -> np.ndarray:
-    """A number for each (program, is_drum), odd for drums."""
+    """Numbers each (program, is_drum). Drums get odd numbers."""
     return 2 * notes.program.astype(np.int64) + notes.is_drum

@@ -1,12 +1,13 @@
-"""Which estimated note stands for which reference note, and how many do.
+"""Matches estimated notes with reference notes and counts the matches.
 
-mir_eval finds the largest set of pairs in which onsets differ by at most 50 ms, pitches are equal and,
-where offsets count, these differ by at most a fifth of the reference note's length or 50 ms. Times
-are rounded to 0.1 ms before they are compared, so that 50 ms is within 50 ms.
+mir_eval finds the largest set of pairs whose onsets differ by at most 50 ms and whose pitches are
+equal. If offsets count, they must differ by at most a fifth of the reference note's length or 50 ms,
+whichever is larger. Times are rounded to 0.1 ms before they are compared, so 50 ms is within 50 ms.
 
-Notes are matched pitch by pitch. Because only equal pitches pair, that gives the very pairs that
-mir_eval finds over all notes at once (tests/mt3train/evaluation/test_note_matching.py), but its tables grow with the square of
-the number of notes: for 10,000 notes against 10,000, 3.2 GB and 18 s become 3 MB and 0.1 s.
+We call mir_eval once per pitch. Only equal pitches pair, so the pairs are the same as those of one
+call for all notes (tests/mt3train/evaluation/test_note_matching.py). The tables of mir_eval grow with
+the square of the number of notes. For 10,000 notes against 10,000, 3.2 GB and 18 s become 3 MB and
+0.1 s.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ VELOCITY_TOLERANCE = 0.1  # of the range of the reference's velocities
 
 @dataclass(frozen=True)
 class Counts:
-    """How many notes (or frames) are there, were found, and are both."""
+    """The number of notes or frames in the reference, in the estimate, and in both (hits)."""
 
     hits: int = 0
     n_reference: int = 0
@@ -38,7 +39,7 @@ class Counts:
         )
 
     def scores(self, nothing: float = 0.0) -> tuple[float, float, float]:
-        """Precision, recall and F1 in [0, 1]; all `nothing` where neither side holds anything."""
+        """Returns precision, recall and F1 in [0, 1], or three times `nothing` if both sides are empty."""
         if not self.n_reference and not self.n_estimate:
             return nothing, nothing, nothing
         precision = self.hits / max(1, self.n_estimate)
@@ -51,14 +52,14 @@ def count(
     reference: Notes, estimate: Notes, *, offsets: bool, velocity: bool = False,
     tolerance: float = ONSET_TOLERANCE,
 ) -> Counts:  # fmt: skip
-    """Matches and counts, whatever program or drum a note is.
+    """Matches notes and counts the pairs. Programs and drums are not compared.
 
     Args:
-        reference, estimate: in any order; notes of zero length do not count, as mir_eval refuses
-            them and the original leaves them out.
-        offsets: whether offsets count.
+        reference, estimate: notes in any order. Notes of zero length are ignored, as in the
+            original, because mir_eval refuses them.
+        offsets: whether offsets must agree, see `match`.
         velocity: whether velocities must agree, see `velocity_agrees`.
-        tolerance: of onsets, and the least of offsets, in seconds.
+        tolerance: largest difference of onsets in seconds; see `match` for offsets.
     """
     reference, estimate = (n[n.onset != n.offset] for n in (reference, estimate))
     pairs = match(reference, estimate, offsets=offsets, tolerance=tolerance)
@@ -69,12 +70,15 @@ def count(
 def match(
     reference: Notes, estimate: Notes, *, offsets: bool, tolerance: float = ONSET_TOLERANCE
 ) -> np.ndarray:
-    """Pairs (row in reference, row in estimate), int64 [n, 2], by row in reference.
+    """Finds pairs of matching notes.
 
     Args:
-        reference, estimate: all notes must have a length above zero.
-        offsets: whether offsets must agree too, within OFFSET_RATIO of the note or the tolerance.
-        tolerance: of onsets, in seconds.
+        reference, estimate: notes with lengths above zero.
+        offsets: whether offsets must agree within OFFSET_RATIO of the reference note's length or
+            `tolerance`, whichever is larger.
+        tolerance: largest difference of onsets in seconds.
+    Returns:
+        Pairs (index in reference, index in estimate), int64 [n, 2], sorted by the first.
     """
     from mir_eval.transcription import match_notes
 
@@ -94,10 +98,10 @@ def match(
 
 
 def velocity_agrees(reference: Notes, estimate: Notes, pairs: np.ndarray) -> np.ndarray:
-    """For each pair, whether the velocities agree: bool [n].
+    """Compares the velocities of each pair. Returns bool [n].
 
-    The estimate's velocities are first scaled and shifted by the line that fits them best to those
-    of the reference, so that only relative loudness counts.
+    A straight line first fits the velocities of the estimate to those of the reference, so that only
+    relative loudness counts.
 
     Source: mir_eval/transcription_velocity.py match_notes.
     """
@@ -105,8 +109,8 @@ def velocity_agrees(reference: Notes, estimate: Notes, pairs: np.ndarray) -> np.
         return np.zeros(0, bool)
     quietest, loudest = reference.velocity.min(), reference.velocity.max()
     wanted = (reference.velocity[pairs[:, 0]] - quietest) / max(1, loudest - quietest)
-    heard = estimate.velocity[pairs[:, 1]].astype(np.float64)
-    line = np.stack([heard, np.ones(len(heard))], axis=1)
+    found = estimate.velocity[pairs[:, 1]].astype(np.float64)
+    line = np.stack([found, np.ones(len(found))], axis=1)
     fitted = line @ np.linalg.lstsq(line, wanted, rcond=None)[0]
     return np.abs(fitted - wanted) < VELOCITY_TOLERANCE
 

@@ -151,7 +151,7 @@ def from_record(record: Mapping[str, Any]) -> TrackScores:
         InstrumentScores(
             one["program"], Counts(**one["onset"]),
             Counts(**one["onset_offset"]) if one["onset_offset"] else None,
-            {int(program): n for program, n in one["heard_as"].items()},
+            {int(program): n for program, n in one["mistaken_for"].items()},
         )
         for one in record["instruments"]
     ]  # fmt: skip

@@ -61,7 +61,7 @@ def test_instruments_are_counted_on_their_own_with_what_they_are_mistaken_for():
     assert piano.onset == piano.onset_offset == Counts(1, 3, 1)
     assert bass.onset == Counts(1, 1, 3)
     assert drums.onset == Counts(1, 1, 1) and drums.onset_offset is None
-    assert piano.heard_as == {33: 1} and not bass.heard_as
+    assert piano.mistaken_for == {33: 1} and not bass.mistaken_for
 
 
 def test_tracks_are_pooled_note_by_note():
@@ -69,7 +69,7 @@ def test_tracks_are_pooled_note_by_note():
     assert [one.name for one in twice] == [
         "Acoustic Grand Piano", "Drums", "Electric Bass (finger)",
     ]  # fmt: skip
-    assert twice[0].onset == Counts(4, 6, 4) and twice[0].heard_as == {33: 1}
+    assert twice[0].onset == Counts(4, 6, 4) and twice[0].mistaken_for == {33: 1}
     assert twice[1].onset == Counts(2, 2, 2)
 
 
