@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from mt3data.terminal import AT_LEAST_1, PATH, echo, plural, print_json, progress
+from mt3data.files import STDOUT
+from mt3data.terminal import AT_LEAST_1, FORCE, PATH, echo, plural, print_json, progress
 
 
 @click.command()
@@ -72,8 +73,10 @@ def info(folder: Path, as_json: bool) -> None:
 @click.command()
 @click.argument("folder", type=PATH)
 @click.argument("key")
-@click.option("-o", "--out", type=PATH, required=True, help="The picture: .png, .svg or .pdf.")
-def show(folder: Path, key: str, out: Path) -> None:
+@click.option("-o", "--out", type=PATH, required=True,
+              help="The picture: .png, .svg or .pdf; -: a PNG to standard output.")  # fmt: skip
+@FORCE
+def show(folder: Path, key: str, out: Path, force: bool) -> None:
     """Draws one record, and prints its tokens in words.
 
     The picture is its log-mel with the notes over it. KEY is the name of a record: FOLDER's index
@@ -84,14 +87,16 @@ def show(folder: Path, key: str, out: Path) -> None:
     """
     from mt3data.report.plot_record import draw_record
 
-    for line in draw_record(folder, key, out):
-        echo(line)
+    for line in draw_record(folder, key, out, force):
+        echo(line, err=out == STDOUT)
 
 
 @click.command()
 @click.argument("folder", type=PATH)
-@click.option("-o", "--out", type=PATH, required=True, help="The page, such as report.html.")
-def report(folder: Path, out: Path) -> None:
+@click.option("-o", "--out", type=PATH, required=True,
+              help="The page, such as report.html; -: standard output.")  # fmt: skip
+@FORCE
+def report(folder: Path, out: Path, force: bool) -> None:
     """Writes a page about builds, to open in a browser.
 
     FOLDER is a build, or a folder of builds. The page is one file, which loads nothing else.
@@ -102,9 +107,9 @@ def report(folder: Path, out: Path) -> None:
     from mt3data.report.page import n_windows, write_report
 
     with progress(n_windows(folder), f"report {folder.name}", "windows") as bar:
-        surveys = write_report(folder, out, lambda: bar.update(1))
+        surveys = write_report(folder, out, lambda: bar.update(1), force)
     builds = ", ".join(each.manifest["dataset"] for each in surveys)
-    echo(f"{out}: {out.stat().st_size / 1e6:.1f} MB about {builds}")
+    echo(f"{out}: a page about {builds}", err=out == STDOUT)
 
 
 def print_info(folder: Path, manifest: dict[str, Any]) -> None:

@@ -1,14 +1,14 @@
-"""What a finished build holds, counted: the numbers of its report.
+"""Counts what a finished build holds, for its report.
 
-Tracks, windows and target lengths are counted in full, from `tracks.parquet` and the index. Notes
-lie in the records, which for a large build are hundreds of gigabytes; so pitches, polyphony and
-notes per instrument are counted over at most SAMPLE windows, spread evenly over the build.
+Tracks, windows and target lengths are counted in full, from `tracks.parquet` and the index. Pitches,
+polyphony and notes per instrument need the records themselves, which for a large build are hundreds
+of gigabytes. They are counted in at most SAMPLE windows, spread evenly over the build.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,18 +16,16 @@ from typing import Any
 import numpy as np
 
 from mt3data.align.lag import MIN_CONFIDENCE
-from mt3data.audio.spectrogram import SpectrogramConfig
+from mt3data.audio.load import from_int16
+from mt3data.audio.spectrogram import SpectrogramConfig, log_mel
 from mt3data.music.midi import DRUMS, instrument_name
 from mt3data.music.notes import Notes
 from mt3data.music.tokenizer import FRAMES_PER_SECOND
-from mt3data.report.plot_record import mel_of
 from mt3data.shards.format import read_build_manifest, read_npy
-from mt3data.shards.index import ShardSet, open_parquet, track_rows
+from mt3data.shards.index import ShardSet, track_rows
 
 SAMPLE = 2000  # windows whose notes are read: half a second, or 20 s from a slow disk
-INDEX_COLUMNS = (
-    "key track start_frame frames track_frames n_notes n_tokens programs has_drums"
-).split()
+Record = tuple[ShardSet, int]  # a split, and a row of its index
 
 
 @dataclass(frozen=True)
@@ -38,9 +36,9 @@ class Instrument:
         name: "Acoustic Grand Piano", "Drums".
         program: 0 to 127; DRUMS.
         family: the class of General MIDI, "Piano"; "Drums".
-        tracks: how many have it.
-        windows: how many have it.
-        notes: how many of the sample are its.
+        tracks: number of tracks that have it.
+        windows: number of windows that have it.
+        notes: number of its notes in the sample.
     """
 
     name: str
@@ -53,13 +51,13 @@ class Instrument:
 
 @dataclass(frozen=True)
 class Sample:
-    """What was counted in the notes of some windows.
+    """Counts of the notes in some windows.
 
     Attributes:
-        windows: how many were read.
-        notes: how many begin in them, by program; drums under DRUMS.
-        pitches: how many of each pitch begin in them, drums left out; shape (128,).
-        polyphony: frames with so many notes sounding, drums left out.
+        windows: number of windows that were read.
+        notes: number of notes that begin in them, by program; drums under DRUMS.
+        pitches: number of notes of each pitch that begin in them, without drums; shape (128,).
+        polyphony: number of frames in which 0, 1, 2, ... notes sound, without drums.
     """
 
     windows: int
@@ -75,7 +73,7 @@ class Shown:
     Attributes:
         key, split, track: of the record; track is the publisher's name.
         start: seconds.
-        mel: float32 [frames, n_mels], without the padding behind the track's end.
+        mel: float32 [frames, n_mels], without the padding after the end of the track.
         notes: the notes that sound in it.
         n_tokens: length of its target.
     """
@@ -116,7 +114,7 @@ class Survey:
 
     @property
     def aligned(self) -> list[dict[str, Any]]:
-        """Rows of the tracks whose lag was measured, and surely."""
+        """The rows of tracks whose lag was measured with confidence."""
         return [
             row
             for row in self.tracks
@@ -125,102 +123,80 @@ class Survey:
 
 
 def survey(folder: Path, pictures: int, on_window: Callable[[], object] = lambda: None) -> Survey:
-    """What one build holds, counted.
+    """Counts what one build holds.
 
     Args:
         folder: the build.
-        pictures: how many windows to hand out for drawing, at most.
+        pictures: number of windows to return for drawing, at most.
         on_window: called for each window of the sample, `n_reads` times.
     Raises:
         UserError: no finished build, or one that has lost a shard.
     """
-    splits = {split: ShardSet(folder, split) for split in read_build_manifest(folder)["splits"]}
-    index = _index(folder, list(splits))
-    sample = _sample(splits, index, on_window)
+    manifest = read_build_manifest(folder)
+    splits = [ShardSet(folder, split) for split in manifest["splits"]]
+    n_tokens = np.concatenate([np.zeros(0, np.int64), *(s.index["n_tokens"] for s in splits)])
+    sample = _sample(splits, on_window)
     tracks = track_rows(folder)
     names = {row["track"]: row["name"] for row in tracks}
-    shown = [_shown(splits, index, row, names) for row in _to_show(index, pictures)]
-    return Survey(
-        read_build_manifest(folder),
-        tracks,
-        index["n_tokens"],
-        _instruments(index, sample),
-        sample,
-        shown,
-    )
+    shown = [_shown(record, names) for record in _to_show(splits, pictures)]
+    return Survey(manifest, tracks, n_tokens, _instruments(splits, sample), sample, shown)
 
 
 def n_reads(folder: Path) -> int:
-    """How many windows of a build `survey` will take for its sample."""
-    return min(
-        SAMPLE, sum(split["records"] for split in read_build_manifest(folder)["splits"].values())
-    )
+    """Returns the number of windows of a build that `survey` takes for its sample."""
+    splits = read_build_manifest(folder)["splits"].values()
+    return min(SAMPLE, sum(split["records"] for split in splits))
 
 
-def voices(notes: Notes) -> np.ndarray:
-    """The program of each note, DRUMS for those of drums."""
+def programs_of(notes: Notes) -> np.ndarray:
+    """Returns the program of each note, DRUMS for drums."""
     return np.where(notes.is_drum, DRUMS, notes.program)
 
 
-def _index(folder: Path, splits: list[str]) -> dict[str, Any]:
-    """Columns of the index of all splits; `split` and `row` name the record in its split.
+def mel_of(source: ShardSet, row: int) -> np.ndarray:
+    """Returns the log-mel of the record in a row of the index.
 
-    `track` counts `track_ids`; `pairs`, shape (2, n), are record and program for each that occurs.
+    It is computed where records hold audio instead.
+
+    Returns:
+        float32, shape (frames, n_mels), 0.0 after the end of the track.
     """
-    import pyarrow as pa
-
-    tables = []
-    for split in splits:
-        with open_parquet(folder / "index" / f"{split}.parquet") as file:
-            tables.append(file.read(columns=INDEX_COLUMNS))
-    if not tables:
-        nothing = np.zeros(0, np.int64)
-        return dict.fromkeys((*INDEX_COLUMNS, "split", "row", "track_ids"), nothing) | {
-            "pairs": np.zeros((2, 0), np.int64)
-        }
-    table = pa.concat_tables(tables)
-    columns: dict[str, Any] = {
-        name: table[name].to_numpy()
-        for name in INDEX_COLUMNS
-        if name not in ("key", "track", "programs")
-    }
-    # Of a million records few names are wanted; tracks are told apart by number.
-    tracks = table["track"].combine_chunks().dictionary_encode()
-    columns["key"], columns["track_ids"] = table["key"], sorted(tracks.dictionary.to_pylist())
-    place = {track: number for number, track in enumerate(columns["track_ids"])}
-    in_order = np.array([place[track] for track in tracks.dictionary.to_pylist()], np.int64)
-    columns["track"] = in_order[tracks.indices.to_numpy()]
-    columns["split"] = np.repeat(np.array(splits), [len(t) for t in tables])
-    columns["row"] = np.concatenate([np.arange(len(t)) for t in tables])
-    programs = table["programs"].combine_chunks()
-    columns["pairs"] = np.stack([
-        np.repeat(np.arange(len(table)), programs.value_lengths().to_numpy()),
-        programs.flatten().to_numpy().astype(np.int64),
-    ])  # fmt: skip
-    return columns
+    if "mel" in source.manifest["features"]:
+        return read_npy(source.member(row, "mel")).astype(np.float32)
+    frames, start, track_frames = (
+        int(source.index[name][row]) for name in ("frames", "start_frame", "track_frames")
+    )
+    config = SpectrogramConfig(**source.manifest["spectrogram"])
+    mel = log_mel(from_int16(read_npy(source.member(row, "audio"))), config)[:frames]
+    mel[track_frames - start :] = 0
+    return mel
 
 
-def _sample(
-    splits: dict[str, ShardSet], index: dict[str, Any], on_window: Callable[[], object]
-) -> Sample:
-    n_records = len(index["row"])
-    rows = np.unique(np.linspace(0, n_records - 1, min(SAMPLE, n_records)).astype(int))
-    notes: Counter[int] = Counter()
-    pitches, polyphony = np.zeros(128, np.int64), np.zeros(1, np.int64)
-    for row in rows:
-        found = Notes.from_array(read_npy(_member(splits, index, row, "notes")))
-        start, frames = int(index["start_frame"][row]), _real_frames(index, row)
-        first, last = start / FRAMES_PER_SECOND, (start + frames) / FRAMES_PER_SECOND
-        begun = found[(found.onset >= first) & (found.onset < last)]
-        notes.update(voices(begun).tolist())
-        pitches += np.bincount(begun.pitch[~begun.is_drum], minlength=128)
-        counts = np.bincount(sounding(found[~found.is_drum], start, frames))
-        total = np.zeros(max(len(counts), len(polyphony)), np.int64)
-        total[: len(polyphony)] += polyphony
-        total[: len(counts)] += counts
-        polyphony = total
-        on_window()
-    return Sample(len(rows), notes, pitches, polyphony)
+def _records(splits: Sequence[ShardSet]) -> list[tuple[ShardSet, int, int]]:
+    """Each split with the numbers of its first record and behind its last, over all splits."""
+    ends = np.cumsum([len(split) for split in splits]).tolist()
+    return [(split, end - len(split), end) for split, end in zip(splits, ends, strict=True)]
+
+
+def _sample(splits: Sequence[ShardSet], on_window: Callable[[], object]) -> Sample:
+    n_records = sum(map(len, splits))
+    numbers = np.unique(np.linspace(0, n_records - 1, min(SAMPLE, n_records)).astype(int))
+    programs: Counter[int] = Counter()
+    polyphony: Counter[int] = Counter()
+    pitches = np.zeros(128, np.int64)
+    for split, begin, end in _records(splits):
+        for row in (numbers[(numbers >= begin) & (numbers < end)] - begin).tolist():
+            notes, first, frames = _notes(split, row)
+            start = first / FRAMES_PER_SECOND
+            begun = notes[
+                (notes.onset >= start) & (notes.onset < start + frames / FRAMES_PER_SECOND)
+            ]
+            programs.update(programs_of(begun).tolist())
+            pitches += np.bincount(begun.pitch[~begun.is_drum], minlength=128)
+            polyphony.update(sounding(notes[~notes.is_drum], first, frames).tolist())
+            on_window()
+    counts = [polyphony[n] for n in range(max(polyphony, default=0) + 1)]
+    return Sample(len(numbers), programs, pitches, np.array(counts))
 
 
 def sounding(notes: Notes, start_frame: int, n_frames: int) -> np.ndarray:
@@ -236,59 +212,61 @@ def sounding(notes: Notes, start_frame: int, n_frames: int) -> np.ndarray:
     return np.cumsum(change)[:n_frames]
 
 
-def _instruments(index: dict[str, Any], sample: Sample) -> list[Instrument]:
+def _instruments(splits: Sequence[ShardSet], sample: Sample) -> list[Instrument]:
     import pretty_midi
 
-    record, program = index["pairs"]
-    drummed = np.flatnonzero(index["has_drums"])
-    record = np.concatenate([record, drummed])
-    program = np.concatenate([program, np.full(len(drummed), DRUMS)])
-    n_tracks = len(index["track_ids"])
-    in_tracks = np.unique((program - DRUMS) * n_tracks + index["track"][record]) // max(1, n_tracks)
-    tracks_with, windows_with = (np.bincount(each, minlength=129) for each in
-                                 (in_tracks, program - DRUMS))  # fmt: skip
-    found = []
-    for number in (np.flatnonzero(windows_with) + DRUMS).tolist():
-        family = pretty_midi.program_to_instrument_class(number) if number != DRUMS else "Drums"
-        found.append(Instrument(
-            instrument_name(number), number, family, int(tracks_with[number - DRUMS]),
-            int(windows_with[number - DRUMS]), sample.notes[number],
-        ))  # fmt: skip
+    windows: Counter[int] = Counter()
+    tracks: dict[int, set[str]] = defaultdict(set)
+    for split in splits:
+        columns = (split.index[name] for name in ("track", "programs", "has_drums"))
+        for track, programs, has_drums in zip(*columns, strict=True):
+            for program in [*programs, DRUMS] if has_drums else programs:
+                windows[program] += 1
+                tracks[program].add(track)
+    found = [
+        Instrument(
+            instrument_name(program), program,
+            "Drums" if program == DRUMS else pretty_midi.program_to_instrument_class(program),
+            len(tracks[program]), windows[program], sample.notes[program],
+        )
+        for program in windows
+    ]  # fmt: skip
     return sorted(found, key=lambda one: (-one.notes, -one.windows, one.program))
 
 
-def _to_show(index: dict[str, Any], pictures: int) -> Iterator[int]:
-    """Rows of windows with notes, spread evenly over the tracks."""
-    rows = np.flatnonzero(index["n_notes"])
-    rows = rows[
-        np.lexsort([index["start_frame"][rows], index["track"][rows], index["split"][rows]])
-    ]
-    n = min(pictures, len(rows))
-    for i in range(n):  # the middle of each of n equal parts
-        yield int(rows[(2 * i + 1) * len(rows) // (2 * n)])
+def _to_show(splits: Sequence[ShardSet], pictures: int) -> list[Record]:
+    """Windows with notes, spread evenly over the tracks."""
+    found: list[Record] = []
+    for split in sorted(splits, key=lambda split: split.split):
+        rows = np.flatnonzero(split.index["n_notes"])
+        tracks = np.array(split.index["track"][rows])
+        rows = rows[np.lexsort([split.index["start_frame"][rows], tracks])]
+        found += [(split, row) for row in rows.tolist()]
+    n = min(pictures, len(found))
+    return [
+        found[(2 * i + 1) * len(found) // (2 * n)] for i in range(n)
+    ]  # middles of n equal parts
 
 
-def _shown(
-    splits: dict[str, ShardSet], index: dict[str, Any], row: int, names: dict[str, str]
-) -> Shown:
-    split, frames = str(index["split"][row]), _real_frames(index, row)
-    source = splits[split]
-    spectrogram = SpectrogramConfig(**source.manifest["spectrogram"])
-    mel = mel_of(source, int(index["row"][row]), spectrogram)
-    start = int(index["start_frame"][row]) / FRAMES_PER_SECOND
-    notes = Notes.from_array(read_npy(_member(splits, index, row, "notes")))
-    end = start + frames / FRAMES_PER_SECOND
+def _shown(record: Record, names: dict[str, str]) -> Shown:
+    split, row = record
+    notes, first, frames = _notes(split, row)
+    start, end = first / FRAMES_PER_SECOND, (first + frames) / FRAMES_PER_SECOND
     return Shown(
-        index["key"][row].as_py(), split, names[index["track_ids"][index["track"][row]]], start,
-        mel[:frames],
-        notes[(notes.offset > start) & (notes.onset < end)], int(index["n_tokens"][row]),
+        split.index["key"][row], split.split, names[split.index["track"][row]], start,
+        mel_of(split, row)[:frames], notes[(notes.offset > start) & (notes.onset < end)],
+        int(split.index["n_tokens"][row]),
     )  # fmt: skip
 
 
-def _member(splits: dict[str, ShardSet], index: dict[str, Any], row: int, name: str) -> bytes:
-    return splits[str(index["split"][row])].member(int(index["row"][row]), name)
-
-
-def _real_frames(index: dict[str, Any], row: int) -> int:
-    """Frames of a record that are not padding behind the track's end."""
-    return int(min(index["frames"][row], index["track_frames"][row] - index["start_frame"][row]))
+def _notes(split: ShardSet, row: int) -> tuple[Notes, int, int]:
+    """The notes of a record, its first frame, and its frames without padding."""
+    index = split.index
+    start, frames, track_frames = (
+        int(index[name][row]) for name in ("start_frame", "frames", "track_frames")
+    )
+    return (
+        Notes.from_array(read_npy(split.member(row, "notes"))),
+        start,
+        min(frames, track_frames - start),
+    )

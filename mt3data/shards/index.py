@@ -153,6 +153,7 @@ class ShardSet:
 
     Attributes:
         folder: of the build.
+        split: its name.
         manifest: the content of manifest.json.
         index: columns of the split's index by name.
 
@@ -161,7 +162,7 @@ class ShardSet:
     """
 
     def __init__(self, folder: Path, split: str) -> None:
-        self.folder, self.manifest = folder, read_build_manifest(folder)
+        self.folder, self.split, self.manifest = folder, split, read_build_manifest(folder)
         if split not in self.manifest["splits"]:
             known = ", ".join(self.manifest["splits"])
             raise UserError(f"{folder} has no split {split!r}; it has {known}")

@@ -17,27 +17,27 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import html
 import json
 from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
-from string import Template
 from tempfile import TemporaryFile
 from typing import Any, BinaryIO
 
 import numpy as np
 import soundfile
+from jinja2 import PackageLoader
 
 from mt3data import __version__
 from mt3data.audio.load import audio_info, read_blocks
 from mt3data.errors import UserError
-from mt3data.files import write_atomically
+from mt3data.files import mark, write_atomically
 from mt3data.music.midi import DRUMS, instrument_name, midi_bytes
 from mt3data.music.notes import Notes
-from mt3data.report.markup import Html, document, element, style_sheet
+from mt3data.report.page import style_sheet, templates
 from mt3data.terminal import plural
 
+COMMAND = "mt3train transcribe"
 RATE = 44100  # Hz, of the recording in the page
 KBPS = 96  # its bit rate
 COMPRESSION = 0.78  # what libsndfile calls 96 kbit/s of mono at this rate
@@ -81,8 +81,8 @@ def write_page(
             _encode(recording, mp3, on_seconds)
             mp3.seek(0)
             while chunk := mp3.read(CHUNK):
-                held = Html(base64.b64encode(chunk).decode())
-                yield element("script", held, type="text/plain", class_="audio").encode() + b"\n"
+                held = base64.b64encode(chunk)
+                yield b'<script type="text/plain" class="audio">' + held + b"</script>\n"
         yield after.encode()
 
     write_atomically(path, pieces())
@@ -138,46 +138,31 @@ def clock(seconds: float) -> str:
 # --- the parts of the page -----------------------------------------------------------------------
 
 
-def _document(name: str, notes: Notes, seconds: float, about: str, has_velocity: bool) -> Html:
-    """The whole page but for the recording, whose place is marked."""
+def _document(name: str, notes: Notes, seconds: float, about: str, has_velocity: bool) -> str:
+    """Returns the whole page without the recording, whose place is marked."""
+    files = resources.files("mt3train.page")
     data = note_data(notes, seconds, has_velocity)
-    style, script = style_sheet("mt3train.page", "page.css"), "".join(map(_file, SCRIPTS))
+    style = style_sheet(files / "page.css")
+    script = "".join((files / file).read_text("utf-8") for file in SCRIPTS)
     policy = (
         f"default-src 'none'; script-src '{_digest(script)}'; style-src '{_digest(style)}'; "
         "media-src blob:; base-uri 'none'; form-action 'none'"
     )
-    heard = f"{plural(len(notes), 'note')} of {plural(len(data['voices']), 'instrument')}"
-    midi = base64.b64encode(midi_bytes(notes)).decode()
-    body = Template(_file("page.html")).substitute(
-        name=html.escape(name), about=html.escape(about), version=__version__,
-        facts=f"{clock(seconds)} · {heard if len(notes) else 'no notes were found'}",
-        download=element("a", "Download MIDI", class_="button",
-                         download=Path(name).with_suffix(".mid").name,
-                         href=f"data:audio/midi;base64,{midi}"),
-        legend=_legend(data), audio=AUDIO_HERE,
+    counts = np.bincount(data["voice"], minlength=len(data["voices"])).tolist()
+    voices = [
+        {"name": v["name"], "colour": colour_class(n, v["program"]), "notes": f"{counts[n]:,}"}
+        for n, v in enumerate(data["voices"])
+    ]
+    found = f"{plural(len(notes), 'note')} of {plural(len(voices), 'instrument')}"
+    return templates(PackageLoader("mt3train.page", "")).get_template("page.html").render(
+        title=f"{name} · notes", name=name, about=about, version=__version__, policy=policy, style=style,
+        script=script, mark=mark(COMMAND), voices=voices,
+        facts=f"{clock(seconds)} · {found if len(notes) else 'no notes were found'}",
+        midi=base64.b64encode(midi_bytes(notes)).decode(),
+        midi_name=Path(name).with_suffix(".mid").name,
         # "<" could end the element that holds it
         data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
     )  # fmt: skip
-    code = element("script", Html(script), type="module")
-    return document(f"{name} · notes", policy, style, Html(body), code)
-
-
-def _legend(data: dict[str, Any]) -> Html | None:
-    """A button to show or hide each instrument, and one to hear and see it alone."""
-    if not data["voices"]:
-        return element("p", "No notes were found in this recording.", class_="empty")
-    counts = np.bincount(data["voice"], minlength=len(data["voices"])).tolist()
-    items = []
-    for number, voice in enumerate(data["voices"]):
-        swatch = f"swatch {colour_class(number, voice['program'])}"
-        items.append(element(
-            "li", element("button", element("span", class_=swatch), f" {voice['name']} ",
-                          element("span", f"{counts[number]:,}", class_="muted"),
-                          type="button", class_="show", data_voice=number, aria_pressed="true"),
-            element("button", "solo", type="button", class_="solo", data_voice=number,
-                    aria_pressed="false", aria_label=f"{voice['name']} alone"),
-        ))  # fmt: skip
-    return element("ul", items, id="legend", aria_label="Instruments")
 
 
 def colour_class(number: int, program: int | None) -> str:
@@ -202,10 +187,6 @@ def _encode(recording: Path, mp3: BinaryIO, on_seconds: Callable[[float], object
             f"{recording}: cannot be put into a page as MP3 ({error.error_string.strip()}); make "
             "room on the disk, or leave --html out"
         ) from error
-
-
-def _file(name: str) -> str:
-    return (resources.files("mt3train.page") / name).read_text(encoding="utf-8")
 
 
 def _digest(text: str) -> str:

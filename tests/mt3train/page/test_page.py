@@ -14,7 +14,7 @@ import pretty_midi
 import pytest
 import soundfile
 from events import HANG_SECONDS
-from test_report import Page
+from html_page import Page
 
 from mt3data.errors import UserError
 from mt3data.music.midi import midi_bytes, read_midi
@@ -157,7 +157,7 @@ def test_every_instrument_has_a_colour_and_the_eleventh_is_hollow():
         "voice0", "voice9", "voice0 hollow", "voice9 hollow", "voice0",
     ]  # fmt: skip
     assert colour_class(3, None) == "drums"
-    style = page_module._file("page.css")
+    style = Path(page_module.__file__).with_name("page.css").read_text("utf-8")
     assert all(f".voice{k} {{ color" in style for k in range(page_module.COLOURS))
 
 
