@@ -21,6 +21,7 @@ import numpy as np
 import soundfile
 import soxr
 
+from mt3data.audio.containers import Part, Section, find_parts, has_second_flac_stream
 from mt3data.errors import UserError
 from mt3data.files import kind_of
 
@@ -60,11 +61,14 @@ def audio_info(path: str | Path) -> AudioInfo:
     Raises:
         UserError: the file is missing, is not audio, holds no samples, or does not say how many.
     """
-    with _open(path) as file:
-        n_samples = file.frames
-        if n_samples >= _UNKNOWN:
-            n_samples = sum(map(len, _decode(file, path, BLOCK_SECONDS)))
-        return AudioInfo(n_samples, file.samplerate, file.channels)
+    n_samples = rate = channels = 0
+    for file in _open_parts(path):
+        if file.frames >= _UNKNOWN:
+            n_samples += sum(map(len, _decode(file, path, BLOCK_SECONDS)))
+        else:
+            n_samples += file.frames
+        rate, channels = file.samplerate, max(channels, file.channels)
+    return AudioInfo(n_samples, rate, channels)
 
 
 def read_blocks(
@@ -82,15 +86,20 @@ def read_blocks(
         UserError: the file is missing, is not audio, holds no samples, ends before its header says
             it does, or holds NaN or infinite samples (the message says at which second).
     """
-    with _open(path) as file:
-        if file.samplerate == rate:
-            yield from _decode(file, path, block_seconds)
-            return
-        stream = soxr.ResampleStream(file.samplerate, rate, 1, dtype="float32", quality="HQ")
+    stream: soxr.ResampleStream | None = None
+    for file in _open_parts(path):
+        if file.format == "FLAC" and has_second_flac_stream(Path(path)):
+            raise UserError(
+                f"{path}: a second FLAC file begins inside it; expected one recording; split it or "
+                f"try {conversion(Path(path))}"
+            )
+        if stream is None and file.samplerate != rate:
+            stream = soxr.ResampleStream(file.samplerate, rate, 1, dtype="float32", quality="HQ")
         for block in _decode(file, path, block_seconds):
-            resampled = stream.resample_chunk(block)
+            resampled = stream.resample_chunk(block) if stream else block
             if len(resampled):
                 yield resampled
+    if stream:
         resampled = stream.resample_chunk(np.zeros(0, np.float32), last=True)
         if len(resampled):
             yield resampled
@@ -146,21 +155,38 @@ def conversion(path: Path) -> str:
     return f"`ffmpeg -i {shlex.quote(str(path))} converted.wav`"
 
 
-@contextmanager
-def _open(path: str | Path) -> Iterator[soundfile.SoundFile]:
+def _open_parts(path: str | Path) -> Iterator[soundfile.SoundFile]:
+    """Yields the streams of a file, open, one after the other; most files have one."""
     path = Path(path)
     require_file(path)
     if path.stat().st_size == 0:
         raise UserError(f"{path}: empty file; record or download it again")
     with _unread(path):
-        file = _sound_file(path)
-    if file.format == "MP3" and not _mp3_tells_its_length(path):
-        file.close()
-        with _streamed(path) as file:
+        parts = find_parts(path)
+    rate = 0
+    for number, part in enumerate(parts):
+        with _open_part(path, part, len(parts)) as file:
+            if number and file.samplerate != rate:
+                raise UserError(
+                    f"{path}: part {number + 1} of {len(parts)} has {file.samplerate} Hz, those "
+                    f"before it {rate} Hz; expected one rate; try {conversion(path)}"
+                )
+            rate = file.samplerate
+            yield file
+
+
+@contextmanager
+def _open_part(path: Path, part: Part, n_parts: int) -> Iterator[soundfile.SoundFile]:
+    if not part.knows_length:
+        with _streamed(path, part) as file:
             yield file
         return
+    with _unread(path):
+        if part.start or n_parts > 1:
+            file = soundfile.SoundFile(Section(path, part.start, part.end))
+        else:
+            file = soundfile.SoundFile(os.open(path, os.O_RDONLY), closefd=True)
     with file:
-        _require_whole(file, path)
         if file.frames == 0:
             raise UserError(f"{path}: 0 samples of audio; record or download the file again")
         if file.frames >= _UNKNOWN:
@@ -185,58 +211,23 @@ def _unread(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be opened ({error.strerror}); expected audio") from error
 
 
-def _sound_file(path: Path) -> soundfile.SoundFile:
-    """A file as libsndfile opens it by its name, else by a descriptor.
-
-    The name's ending tells that it is MP3 where junk precedes the first frame. But by a name, a
-    Mac's leftover "._song.mp3" is taken for a part of song.mp3 (its resource fork) and spoils it;
-    and of an MP3 file that is none, it is said that it does not exist.
-    """
-    try:
-        return soundfile.SoundFile(path)
-    except soundfile.LibsndfileError:
-        return soundfile.SoundFile(os.open(path, os.O_RDONLY), closefd=True)
-
-
-def _require_whole(file: soundfile.SoundFile, path: Path) -> None:
-    """Refuses a WAV file with fewer bytes than its header says, which libsndfile reads silently.
-
-    Sizes near 2 GiB and 4 GiB are what writers to a pipe put there, who cannot know the length.
-    libsndfile does not tell a cut OGG file from a whole one, so that goes unnoticed.
-    """
-    found = re.search(r"^\s*data\s*:\s*(\d+) \(should be (\d+)\)", file.extra_info, re.MULTILINE)
-    said, there = map(int, found.groups()) if found else (0, 0)
-    if there < said < (1 << 31) - (1 << 16):
-        raise UserError(
-            f"{path}: ends early: its header says {said:,} bytes of samples, {there:,} are there; "
-            "copy or download it again"
-        )
-
-
-def _mp3_tells_its_length(path: Path) -> bool:
-    """Whether a Xing, Info or VBRI header stands in the first frame of an MP3 file."""
-    with path.open("rb") as file:
-        head, audio = file.read(10), 0
-        if head[:3] == b"ID3":  # its size is in 4 bytes of 7 bits
-            sizes = zip(head[6:], (21, 14, 7, 0), strict=True)
-            audio = 10 + sum(byte << shift for byte, shift in sizes)
-        file.seek(audio)
-        start = file.read(4096)
-    return any(mark in start for mark in (b"Xing", b"Info", b"VBRI"))
-
-
 @contextmanager
-def _streamed(path: Path) -> Iterator[soundfile.SoundFile]:
-    """A file as libsndfile reads it from a pipe: to its end, with `frames` unknown.
+def _streamed(path: Path, part: Part) -> Iterator[soundfile.SoundFile]:
+    """Opens an MP3 stream as libsndfile reads it from a pipe: to its end, with `frames` unknown.
 
-    Where an MP3 file does not tell its length, libsndfile guesses it from the bit rate of the first
-    frames and reads no further: it ended a recording of 20 s after 5 s (tests/mt3data/audio/test_audio.py).
+    Where an MP3 file does not state its length, libsndfile estimates it from the bit rate of the
+    first frames and reads no further: it ended a recording of 20 s after 5 s
+    (tests/mt3data/audio/test_audio.py).
     """
     reader, writer = os.pipe()
 
     def feed() -> None:
-        with suppress(BrokenPipeError), os.fdopen(writer, "wb") as pipe, path.open("rb") as file:
-            shutil.copyfileobj(file, pipe)
+        with (
+            suppress(BrokenPipeError),
+            os.fdopen(writer, "wb") as pipe,
+            Section(path, part.start, part.end) as section,
+        ):
+            shutil.copyfileobj(section, pipe)
 
     thread = threading.Thread(target=feed, daemon=True)
     thread.start()

@@ -240,3 +240,156 @@ def test_a_wav_file_from_a_pipe_has_no_true_length_and_is_read_whole(tmp_path: P
     data[4:8] = data[40:44] = b"\xff\xff\xff\xff"
     path.write_bytes(data)
     assert len(audio.read_audio(path)) == 16000
+
+
+# --- files that hold more, or less, than their first header states --------------------------------
+
+
+def encoded(seconds: float, kind: str, seed: int = 0, rate: int = 44100, **options: str) -> bytes:
+    buffer = io.BytesIO()
+    soundfile.write(buffer, noise(seconds, rate, seed=seed), rate, format=kind, **options)
+    return buffer.getvalue()
+
+
+def decoded(content: bytes) -> np.ndarray:
+    return soundfile.read(io.BytesIO(content), dtype="float32")[0]
+
+
+OGG = {"vorbis": {"subtype": "VORBIS"}, "opus": {"subtype": "OPUS", "rate": 48000}}
+
+
+@pytest.mark.parametrize("codec", OGG)
+def test_all_streams_of_a_chained_ogg_file_are_read(tmp_path, codec):
+    options: dict = {"kind": "OGG", **OGG[codec]}
+    links = [encoded(seconds, seed=k, **options) for k, seconds in enumerate((1, 2, 0.5))]
+    (tmp_path / "a.ogg").write_bytes(b"".join(links))
+    rate = audio.audio_info(tmp_path / "a.ogg").rate
+    expected = np.concatenate([decoded(link) for link in links])
+    assert audio.audio_info(tmp_path / "a.ogg").n_samples == len(expected)
+    assert audio.read_audio(tmp_path / "a.ogg", rate).tobytes() == expected.tobytes()
+
+
+def test_streams_of_different_rates_are_refused(tmp_path):
+    links = [encoded(1, "OGG", rate=rate) for rate in (44100, 48000)]
+    (tmp_path / "a.ogg").write_bytes(b"".join(links))
+    with pytest.raises(UserError, match="part 2 of 2 has 48000 Hz, those before it 44100 Hz"):
+        audio.read_audio(tmp_path / "a.ogg")
+
+
+def test_an_ogg_file_that_was_cut_is_refused(tmp_path):
+    content = encoded(3, "OGG")
+    (tmp_path / "a.ogg").write_bytes(content[: len(content) // 2])
+    with pytest.raises(UserError, match=r"a\.ogg: ends within a page of Ogg"):
+        audio.audio_info(tmp_path / "a.ogg")
+
+
+def id3(content: bytes) -> bytes:
+    size = bytes(len(content) >> shift & 127 for shift in (21, 14, 7, 0))
+    return b"ID3\x03\x00\x00" + size + content
+
+
+def without_header(mp3: bytes) -> bytes:
+    """An MP3 file without the frame that gives its length."""
+    return mp3[mp3.find(b"\xff\xfb", 40) :]
+
+
+@pytest.mark.parametrize("mode", ["VARIABLE", "CONSTANT"])
+@pytest.mark.parametrize("between", [b"", id3(b"a title"), b"TAG" + bytes(125)])
+def test_all_of_an_mp3_that_was_joined_from_several_is_read(tmp_path, mode, between):
+    files = [encoded(s, "MP3", k, bitrate_mode=mode) for k, s in enumerate((2, 3, 0.2))]
+    (tmp_path / "a.mp3").write_bytes(id3(b"x") + between.join(files))
+    expected = np.concatenate([decoded(file) for file in files])
+    assert audio.audio_info(tmp_path / "a.mp3").n_samples == len(expected)
+    assert audio.read_audio(tmp_path / "a.mp3", 44100).tobytes() == expected.tobytes()
+
+
+def test_a_second_part_without_header_is_read_too(tmp_path):
+    first, second = encoded(2, "MP3"), without_header(encoded(3, "MP3", 1))
+    (tmp_path / "a.mp3").write_bytes(first + second)
+    assert audio.audio_info(tmp_path / "a.mp3").seconds == pytest.approx(5, abs=0.1)
+
+
+@pytest.mark.parametrize("tags", [id3(b"one") + id3(b"Information"), id3(b"Xing" * 2000)])
+@pytest.mark.parametrize("has_header", [True, False])
+def test_words_in_tags_are_not_taken_for_headers(tmp_path, tags, has_header):
+    samples = noise(20, 44100)
+    samples[5 * 44100 : 15 * 44100] *= 1e-3
+    buffer = io.BytesIO()
+    soundfile.write(
+        buffer, samples, 44100, format="MP3", bitrate_mode="VARIABLE", compression_level=0.5
+    )
+    content = buffer.getvalue() if has_header else without_header(buffer.getvalue())
+    (tmp_path / "a.mp3").write_bytes(tags + content)
+    assert audio.audio_info(tmp_path / "a.mp3").seconds == pytest.approx(20, abs=0.1)
+    assert len(audio.read_audio(tmp_path / "a.mp3")) == pytest.approx(20 * 16000, abs=1600)
+
+
+def test_an_mp3_followed_by_something_else_is_refused(tmp_path):
+    (tmp_path / "a.mp3").write_bytes(encoded(1, "MP3") + b"?" * 9000)
+    with pytest.raises(UserError, match=r"a\.mp3: 9,000 bytes follow"):
+        audio.audio_info(tmp_path / "a.mp3")
+    (tmp_path / "a.mp3").write_bytes(encoded(1, "MP3") + bytes(500) + b"TAG" + bytes(125))
+    assert audio.audio_info(tmp_path / "a.mp3").seconds == 1
+
+
+UNCOMPRESSED = {"WAV": 40, "AIFF": 42, "AU": 8, "W64": None, "RF64": None, "CAF": None}
+
+
+@pytest.mark.parametrize("kind", UNCOMPRESSED)
+def test_an_uncompressed_file_that_was_cut_or_joined_is_refused(tmp_path, kind):
+    content = encoded(1, kind, subtype="PCM_16")
+    path = tmp_path / "a.wav"
+    path.write_bytes(content)
+    assert len(audio.read_audio(path, 44100)) == 44100
+    for wrong, why in (
+        (content[: len(content) // 2], "ends early: .* 88,2.. bytes"),
+        (content + content, f"{len(content):,} bytes follow"),
+        (content + b"\x00\x01" * 30_000, "60,000 bytes follow"),
+    ):
+        path.write_bytes(wrong)
+        with pytest.raises(UserError, match=why):
+            audio.audio_info(path)
+
+
+@pytest.mark.parametrize("size", [3 << 30, 1 << 30, 100_000])
+@pytest.mark.parametrize("big_endian", [False, True])
+def test_a_wav_header_that_claims_more_than_there_is_is_refused(tmp_path, size, big_endian):
+    kind = "BIG" if big_endian else "LITTLE"
+    content = bytearray(encoded(1, "WAV", subtype="PCM_16", endian=kind))
+    content[40:44] = size.to_bytes(4, "big" if big_endian else "little")
+    (tmp_path / "a.wav").write_bytes(content)
+    with pytest.raises(UserError, match=rf"{size:,} bytes of samples, 88,200 are there"):
+        audio.audio_info(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("size", [0, 1000, 80_000 - 1])
+def test_a_wav_header_that_claims_less_than_there_is_is_refused(tmp_path, size):
+    content = bytearray(encoded(1, "WAV", subtype="PCM_16"))
+    content[40:44] = size.to_bytes(4, "little")
+    (tmp_path / "a.wav").write_bytes(content)
+    with pytest.raises(UserError, match="bytes follow the samples that its header describes"):
+        audio.audio_info(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("size", [0xFFFFFFFF, 0x7FFFFFFF, 0x7FFFF000, 0x80000000, 0xFFFFFFDB])
+def test_a_wav_size_that_means_unknown_is_read_to_its_end(tmp_path, size):
+    content = bytearray(encoded(1, "WAV", subtype="PCM_16"))
+    content[40:44] = size.to_bytes(4, "little")
+    (tmp_path / "a.wav").write_bytes(content)
+    assert len(audio.read_audio(tmp_path / "a.wav", 44100)) == 44100
+
+
+@pytest.mark.parametrize("padded", [True, False])
+def test_chunks_after_the_samples_are_no_lost_sound(tmp_path, padded):
+    content = encoded(1, "WAV", subtype="PCM_U8", rate=44101)  # odd, so a pad byte follows
+    assert content[-1:] == b"\x00"
+    tag = b"id3 " + (20_000).to_bytes(4, "little") + bytes(20_000)
+    (tmp_path / "a.wav").write_bytes((content if padded else content[:-1]) + tag)
+    assert len(audio.read_audio(tmp_path / "a.wav", 44101)) == 44101
+
+
+def test_a_second_flac_file_inside_one_is_refused(tmp_path):
+    content = encoded(1, "FLAC")
+    (tmp_path / "a.flac").write_bytes(content + content)
+    with pytest.raises(UserError, match=r"a\.flac: a second FLAC file begins inside it"):
+        audio.read_audio(tmp_path / "a.flac")

@@ -1,0 +1,314 @@
+"""Finds the streams of sound in a file, because libsndfile reads the first one and returns no error.
+
+An Ogg file may be a chain of streams, and MP3 files are often joined to one. Each of their streams
+is found here as a range of bytes. Uncompressed files state how many bytes of samples they have. A
+statement that differs from what is there is an error, except for the values that writers to a pipe
+use because they cannot know the length.
+
+Only headers are read, so memory does not grow with the length of a file.
+"""
+
+from __future__ import annotations
+
+import io
+import mmap
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple, NoReturn
+
+from mt3data.errors import UserError
+
+ID3_HEADER = 10  # bytes
+ID3V1_SIZE, APE_HEADER = 128, 32
+MAX_LEFTOVER = 8192  # bytes behind the sound that may be anything: padding, unknown tags
+MAX_JUNK = 1 << 16  # bytes in front of the first frame of an MP3 file
+TWO_MP3_FRAMES = 2 * 1441  # bytes, at most
+PIPE_SIZES = ((1 << 31, 1 << 16), (1 << 32, 1 << 16))  # centre and tolerance; see `_is_from_a_pipe`
+
+
+class Part(NamedTuple):
+    """One stream of sound in a file.
+
+    Attributes:
+        start, end: its bytes in the file.
+        knows_length: whether its header gives the number of samples.
+    """
+
+    start: int
+    end: int
+    knows_length: bool = True
+
+
+class Section(io.RawIOBase):
+    """The bytes [start, end) of a file, as a file of their own."""
+
+    def __init__(self, path: Path, start: int, end: int) -> None:
+        self._file, self._start, self._end = path.open("rb"), start, end
+        self._file.seek(start)
+
+    def readable(self) -> bool:
+        """Returns True."""
+        return True
+
+    def seekable(self) -> bool:
+        """Returns True."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Moves to a place in the section and returns it."""
+        origin = (self._start, self._file.tell(), self._end)[whence]
+        return self._file.seek(max(self._start, origin + offset)) - self._start
+
+    def tell(self) -> int:
+        """Returns the place in the section."""
+        return self._file.tell() - self._start
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        """Reads into `buffer` and returns the number of bytes; 0 at the end of the section."""
+        left = max(0, self._end - self._file.tell())
+        return self._file.readinto(memoryview(buffer)[:left])
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+        super().close()
+
+
+def find_parts(path: Path) -> list[Part]:
+    """Returns the streams of sound in a file that is not empty.
+
+    Returns:
+        One part for each stream, in order. A file of unknown kind is one part.
+    Raises:
+        UserError: the file ends early, or holds more than its header states.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        whole = Part(0, len(data))
+        if data[:4] == b"OggS":
+            return _ogg_streams(data, path)
+        start = _skip_tags(data, 0)
+        if _is_mp3_frame(data, start):
+            return _mp3_streams(data, start, path)
+        if data[:4] == b".snd":
+            _check_au(data, path)
+        elif data[:4] in CHUNKS:
+            _check_chunks(data, path)
+        elif path.suffix.lower() == ".mp3" and data[start : start + 4] != b"fLaC":
+            for place in range(start, min(len(data), start + MAX_JUNK)):
+                if _is_mp3_frame(data, place) and _mp3_size(data, place) is not None:
+                    return _mp3_streams(data, place, path)
+            return [Part(0, len(data), knows_length=False)]
+        return [whole]
+
+
+def has_second_flac_stream(path: Path) -> bool:
+    """Returns whether another FLAC stream begins in a FLAC file. Reads the whole file."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        marker = b"fLaC\x00\x00\x00\x22"  # and the header of its 34 bytes of stream info
+        first = data.find(marker)
+        return first >= 0 and data.find(marker, first + len(marker)) >= 0
+
+
+# --- Ogg -----------------------------------------------------------------------------------------
+
+
+def _ogg_streams(data: mmap.mmap, path: Path) -> list[Part]:
+    """Returns the links of a chain. A link begins with pages that begin a stream (flag 2)."""
+    starts, place, was_first = [], 0, False
+    while place >= 0:
+        header = data[place : place + 27]
+        n_segments = header[26] if len(header) == 27 else 0
+        sizes = data[place + 27 : place + 27 + n_segments]
+        end = place + 27 + n_segments + sum(sizes)
+        if len(header) < 27 or len(sizes) < n_segments or end > len(data):
+            raise UserError(f"{path}: ends within a page of Ogg; copy or download it again")
+        is_first = bool(header[5] & 2)
+        if is_first and not was_first:
+            starts.append(place)
+        was_first = is_first
+        place = data.find(b"OggS", end)
+    return [Part(a, b) for a, b in zip(starts, [*starts[1:], len(data)], strict=True)]
+
+
+# --- MP3 -----------------------------------------------------------------------------------------
+
+
+def _mp3_streams(data: mmap.mmap, start: int, path: Path) -> list[Part]:
+    """Returns the files of which an MP3 file was joined, by the sizes that their headers give."""
+    parts: list[Part] = []
+    while start < len(data):
+        n_bytes = _mp3_size(data, start)
+        if n_bytes is None:  # up to the end, whatever follows
+            parts.append(Part(start, len(data), knows_length=False))
+            break
+        end = start + n_bytes if n_bytes else len(data)
+        following = _skip_tags(data, min(end, len(data)))
+        left = len(data) - following
+        is_joined = _is_mp3_frame(data, following) and (
+            left > TWO_MP3_FRAMES or _mp3_size(data, following) is not None
+        )
+        if not is_joined and left > MAX_LEFTOVER:
+            _raise_leftover(path, left)
+        parts.append(Part(start, following if is_joined else len(data)))
+        if not is_joined:
+            break
+        start = following
+    return parts
+
+
+def _mp3_size(data: mmap.mmap, start: int) -> int | None:
+    """Returns the bytes of a stream by its Xing, Info or VBRI header.
+
+    Returns:
+        0 where the header does not give them; None where there is no header, so the number of
+        samples is unknown too.
+    """
+    if data[start + 36 : start + 40] == b"VBRI":
+        return int.from_bytes(data[start + 46 : start + 50])
+    for place in (start + 13, start + 21, start + 36):  # depends on version and channels
+        if data[place : place + 4] in (b"Xing", b"Info"):
+            flags = data[place + 7] if place + 7 < len(data) else 0
+            if not flags & 1:
+                return None
+            return int.from_bytes(data[place + 12 : place + 16]) if flags & 2 else 0
+    return None
+
+
+def _is_mp3_frame(data: mmap.mmap, place: int) -> bool:
+    """Returns whether the header of a frame of MPEG audio is at a place."""
+    head = data[place : place + 4]
+    return (
+        len(head) == 4
+        and head[0] == 0xFF
+        and head[1] & 0xE0 == 0xE0
+        and head[1] & 0x18 != 0x08  # version
+        and head[1] & 0x06 != 0x00  # layer
+        and head[2] & 0xF0 != 0xF0  # bit rate
+        and head[2] & 0x0C != 0x0C  # sample rate
+    )
+
+
+def _skip_tags(data: mmap.mmap, place: int) -> int:
+    """Returns the place behind all ID3 and APE tags at a place."""
+    while True:
+        if data[place : place + 3] == b"ID3" and place + ID3_HEADER <= len(data):
+            sizes = zip(data[place + 6 : place + 10], (21, 14, 7, 0), strict=True)
+            place += ID3_HEADER + sum((byte & 127) << shift for byte, shift in sizes)
+        elif data[place : place + 3] == b"TAG" and len(data) - place >= ID3V1_SIZE:
+            place += ID3V1_SIZE
+        elif data[place : place + 8] == b"APETAGEX" and len(data) - place >= APE_HEADER:
+            size, flags = struct.unpack_from("<I4xI", data, place + 12)
+            place += size + (APE_HEADER if flags >> 29 & 1 else 0)  # bit 29: this is the header
+        else:
+            return min(place, len(data))
+
+
+# --- uncompressed files --------------------------------------------------------------------------
+
+
+class Layout(NamedTuple):
+    """How a kind of file stores its chunks: (id, size) headers, each followed by its content."""
+
+    header: str  # struct format of id and size
+    first: int  # place of the first chunk
+    align: int
+    samples: bytes  # beginning of the id of the chunk that holds the samples
+    counts_header: bool = False  # whether the size includes the header
+
+
+CHUNKS = {
+    b"RIFF": Layout("<4sI", 12, 2, b"data"),
+    b"RIFX": Layout(">4sI", 12, 2, b"data"),
+    b"RF64": Layout("<4sI", 12, 2, b"data"),
+    b"BW64": Layout("<4sI", 12, 2, b"data"),
+    b"FORM": Layout(">4sI", 12, 2, b"SSND"),
+    b"riff": Layout("<16sQ", 40, 8, b"data", counts_header=True),
+    b"caff": Layout(">4sQ", 8, 1, b"data"),
+}  # fmt: skip
+
+
+def _check_chunks(data: mmap.mmap, path: Path) -> None:
+    """Raises a UserError unless the samples are as long as stated and only chunks follow them."""
+    kind = bytes(data[:4])
+    layout, long_size = CHUNKS[kind], 0
+    for chunk in _chunks(data, layout.first, layout, layout.align):
+        name, start, size = chunk
+        if name == b"ds64":  # the sizes of RF64
+            long_size = int.from_bytes(data[start + 8 : start + 16], "little")
+        if name.startswith(layout.samples):
+            break
+    else:
+        return  # libsndfile reports what is missing
+    if kind in (b"RF64", b"BW64") and size == 0xFFFFFFFF:
+        size = long_size
+    there = len(data) - start
+    if size > there:
+        if not _is_from_a_pipe(size, kind):
+            _raise_cut(path, size, there)
+        return
+    left = there - size
+    for align in (layout.align, 1):  # some writers do not pad a chunk of odd size
+        place = start + size + -size % align
+        for name, begin, n_bytes in _chunks(data, place, layout, align):
+            if n_bytes > len(data) - begin or not _is_name(name):
+                break
+            place = begin + n_bytes
+        left = min(left, len(data) - place)
+    if left > MAX_LEFTOVER:
+        _raise_leftover(path, left)
+
+
+def _chunks(
+    data: mmap.mmap, place: int, layout: Layout, align: int
+) -> Iterator[tuple[bytes, int, int]]:
+    """Yields the id of every chunk from a place on, where its content begins, and its size."""
+    head = struct.calcsize(layout.header)
+    while place + head <= len(data):
+        name, size = struct.unpack_from(layout.header, data, place)
+        size = max(0, size - head) if layout.counts_header else size
+        yield name, place + head, size
+        place += head + size + -size % align
+
+
+def _check_au(data: mmap.mmap, path: Path) -> None:
+    """Raises a UserError unless the samples of an AU file are as long as its header states."""
+    if len(data) < 24:
+        return
+    offset, size = struct.unpack_from(">4xII", data)
+    there = max(0, len(data) - offset)
+    if size == 0xFFFFFFFF:  # unknown
+        return
+    if size > there:
+        _raise_cut(path, size, there)
+    if there - size > MAX_LEFTOVER:
+        _raise_leftover(path, there - size)
+
+
+def _raise_cut(path: Path, size: int, there: int) -> NoReturn:
+    raise UserError(
+        f"{path}: ends early: its header says {size:,} bytes of samples, {there:,} are there; copy "
+        "or download it again"
+    )
+
+
+def _raise_leftover(path: Path, n_bytes: int) -> NoReturn:
+    raise UserError(
+        f"{path}: {n_bytes:,} bytes follow the samples that its header describes; expected one "
+        "recording whose header gives its length; export it again"
+    )
+
+
+def _is_from_a_pipe(size: int, kind: bytes) -> bool:
+    """Returns whether a size is one that writers to a pipe use, who cannot know the length.
+
+    They write nearly 2^31 or 2^32, less a header. CAF has -1.
+    """
+    if kind == b"caff":
+        return size == (1 << 64) - 1
+    return any(abs(size - centre) <= tolerance for centre, tolerance in PIPE_SIZES)
+
+
+def _is_name(name: bytes) -> bool:
+    """Returns whether bytes can be the id of a chunk, and not the beginning of another file."""
+    return name[:4] not in CHUNKS and len(name) >= 4 and all(32 <= byte < 127 for byte in name[:4])
