@@ -1,12 +1,14 @@
-"""Training configuration: defaults in frozen dataclasses, a TOML file over them, key=value on top.
+"""Defines every setting of a training run.
 
-A key is `steps` or `section.key`, such as `optim.lr`; the sections are `model`, `data`,
-`augment` and `optim`. An unknown key or a value of another type is an error that says what was expected.
+Defaults are in frozen dataclasses. A TOML file overrides them, and key=value overrides the file. A key
+is `steps` or `section.key`, such as `optim.lr`. The sections are `model`, `data`, `augment` and `optim`.
+An unknown key or a value of another type is an error that names what was expected.
 """
 
 import dataclasses
 import difflib
 import math
+import os
 import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -16,45 +18,49 @@ from typing import Any
 from mt3data.errors import UserError
 from mt3train.model import MAX_POSITIONS, ModelConfig
 
+COMMAND_LINE = "command line"
 CONFIGS = Path(__file__).parent / "configs"
 INFINITY = math.inf
+COUNT = 10**9  # more than any run needs of anything that is counted
 RANGES: dict[str, tuple[float, float]] = {  # smallest and largest value, both allowed
-    "seed": (0, 2**32 - 1), "steps": (1, INFINITY), "batch": (1, INFINITY),
-    "micro_batch": (1, INFINITY), "threads": (0, INFINITY), "log_every": (1, INFINITY),
-    "save_every": (1, INFINITY), "keep_checkpoints": (1, INFINITY), "eval_every": (0, INFINITY),
-    "eval_segments": (1, INFINITY), "transcribe_every": (0, INFINITY), "transcribe_tracks": (1, INFINITY),
-    "model.emb_dim": (4, INFINITY),
-    "model.num_heads": (1, INFINITY), "model.head_dim": (1, INFINITY),
-    "model.num_encoder_layers": (1, INFINITY), "model.num_decoder_layers": (1, INFINITY),
-    "model.mlp_dim": (1, INFINITY), "data.frames": (1, MAX_POSITIONS),
+    "seed": (0, 2**32 - 1), "steps": (1, COUNT), "batch": (1, 10**6), "micro_batch": (1, 10**6),
+    "threads": (0, os.cpu_count() or 1), "log_every": (1, COUNT), "save_every": (1, COUNT),
+    "keep_checkpoints": (1, COUNT), "eval_every": (0, COUNT), "eval_segments": (1, COUNT),
+    "transcribe_every": (0, COUNT), "transcribe_tracks": (1, COUNT),
+    "model.emb_dim": (4, 2**15), "model.num_heads": (1, 2**10), "model.head_dim": (1, 2**12),
+    "model.num_encoder_layers": (1, 2**10), "model.num_decoder_layers": (1, 2**10),
+    "model.mlp_dim": (1, 2**17), "data.frames": (1, MAX_POSITIONS),
     "data.max_target_length": (1, MAX_POSITIONS), "data.temperature": (1e-3, INFINITY),
-    "data.mix_examples": (0, INFINITY), "optim.lr": (0, INFINITY), "optim.warmup_steps": (0, INFINITY),
+    "data.mix_examples": (0, 1000), "optim.lr": (0, INFINITY), "optim.warmup_steps": (0, COUNT),
     "optim.weight_decay": (0, INFINITY), "optim.clip_norm": (0, INFINITY),
     "optim.z_loss": (0, INFINITY),
 }  # fmt: skip
-FROM_SHARDS = ("model.vocab_size", "model.n_mels")  # no settings of a run
-TABLES = ("data.weights",)  # keys whose values are tables
+PATHS = ("run", "init_checkpoint", "data.train", "data.eval", "data.cache")  # where ~ is the home
+FROM_SHARDS = ("model.vocab_size", "model.n_mels")  # facts of the shards, not settings
+TABLES = ("data.weights",)  # keys with a table as value
 PRECISIONS = ("auto", "bf16", "fp16", "float32", "float64")
 
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Which segments are read."""
+    """Which segments are read. `train` and `eval` name builds: one, a pattern, several with commas.
 
-    train: str = "shards/*"  # a build, a pattern of builds, or several of these with commas;
-    # also addresses of builds, see `cache`
+    Addresses of builds need `cache` or reader="webdataset".
+    """
+
+    train: str = "shards/*"
     split: str = "train"
-    eval: str = ""  # as `train`, of the evaluation loss; empty: those of `train`
+    eval: str = ""  # empty: the builds of `train`
     eval_split: str = "validation"
     frames: int = 256  # length of a segment
     max_target_length: int = 1024  # segments with more tokens, EOS included, are skipped
-    mixture: str = ""  # of manifests/mixtures: only its sets, at its temperature; empty: all builds
+    mixture: str = ""  # of manifests/mixtures: only its datasets, at its temperature; empty: all
     temperature: float = 10 / 3  # of the mixture of datasets, where `mixture` names none
-    weights: dict[str, float] = field(default_factory=dict)  # share of each build, by its folder's
-    # name, in place of a temperature: {slakh = 3, urmp = 1}; empty: by temperature
-    reader: str = "indexed"  # or "webdataset": shards read front to back, see streamed.py
-    cache: str = ""  # folder for copies of the builds that are named by address
-    mix_examples: int = 0  # sum the audio of up to so many segments, see mixing.py; 0: none
+    # Share of each build by the name of its folder, in place of a temperature: {slakh = 3, urmp = 1}
+    weights: dict[str, float] = field(default_factory=dict)
+    reader: str = "indexed"  # or "webdataset", which reads shards front to back; see streaming.py
+    cache: str = ""  # folder for copies of builds that are named by address
+    mix_examples: int = 0  # largest number of segments summed into one, see mixing.py; 0: none
 
 
 Range = tuple[float, float]  # smallest and largest value of what is drawn evenly between them
@@ -100,36 +106,35 @@ class OptimConfig:
     name: str = "adafactor"  # or "adamw", "muon"
     lr: float = 1e-3
     warmup_steps: int = 0
-    decay: str = "constant"  # or "cosine", to a tenth at the last step
-    weight_decay: float = 0.0  # not of adafactor
-    clip_norm: float = 0.0  # largest norm of the mean-token gradient; 0: no clipping
+    decay: str = "constant"  # or "cosine", which falls to a tenth at the last step
+    weight_decay: float = 0.0  # Adafactor has none
+    clip_norm: float = (
+        0.0  # largest norm of the gradient of the mean loss per token; 0: no clipping
+    )
     z_loss: float = 1e-4  # weight of log(Z)^2 in the loss
     label_smoothing: float = 0.0  # share of the target that all other tokens get
 
 
 @dataclass(frozen=True)
 class Config:
-    """One training run; the defaults reproduce MT3's."""
+    """One training run. The defaults reproduce MT3's."""
 
-    run: str = "runs/mt3"  # folder of checkpoints and metrics; an unfinished run there continues
+    run: str = "runs/mt3"  # folder of checkpoints and metrics; an unfinished run there is resumed
     init_checkpoint: str = ""  # weights of a new run: a checkpoint, or the folder of a run
     seed: int = 0
     steps: int = 1_000_000
     batch: int = 256  # segments per update, over all processes
-    micro_batch: int = (
-        16  # what one process runs at once: as much as so many of the longest segments
-    )
+    # One process runs as many segments at once as need the memory of this many longest ones.
+    micro_batch: int = 16
     precision: str = "auto"  # bf16 where the processor multiplies it natively, float32 elsewhere
     threads: int = 0  # of every process on a CPU; 0: torch's choice
     deterministic: bool = False  # bit-identical resume on a GPU too, slower
     compile: bool = False  # torch.compile
-    freeze: str = ""  # parameters that stay as they are: names with wildcards, "encoder.*,..."
+    freeze: str = ""  # parameters without updates: names with wildcards, "encoder.*,..."
     log_every: int = 100  # steps per line of metrics.jsonl
     save_every: int = 5000
-    keep_checkpoints: int = (
-        3  # newest checkpoints; the best weights are kept besides, as best.safetensors
-    )
-    eval_every: int = 5000  # 0: never
+    keep_checkpoints: int = 3  # newest ones; best.safetensors is kept besides
+    eval_every: int = 5000  # steps; 0: never
     eval_segments: int = 5120
     transcribe_every: int = 0  # steps between transcriptions of evaluation tracks; 0: never
     transcribe_tracks: int = 8  # of every build
@@ -149,7 +154,7 @@ class Config:
             raise UserError(
                 "optim.weight_decay is for optim.name='adamw' and 'muon'; Adafactor has none"
             )
-        values = dict(_flatten(as_dict(self)))
+        values = dict(_flatten(dataclasses.asdict(self)))
         for key, (low, high) in RANGES.items():
             if not low <= values[key] <= high or math.isinf(values[key]):
                 expected = f"at least {low:g}" if math.isinf(high) else f"{low:g} to {high:.12g}"
@@ -182,11 +187,11 @@ class Config:
 
 
 def load_config(arguments: Sequence[str] = ()) -> Config:
-    """The configuration of a command line: at most one TOML file, then key=value overrides.
+    """Returns the configuration of a command line: at most one TOML file, then key=value overrides.
 
     Args:
-        arguments: such as ["demo.toml", "steps=100", "optim.lr=1e-3"]. A file that is not there is
-            looked for among the package's own; no file means the package's mt3.toml.
+        arguments: such as ["demo.toml", "steps=100", "optim.lr=1e-3"]. A file that does not exist is
+            looked for in mt3train/configs. Without a file it is mt3.toml of that folder.
     Raises:
         UserError: an unknown key, a value of the wrong type, a missing or malformed file.
     """
@@ -196,19 +201,14 @@ def load_config(arguments: Sequence[str] = ()) -> Config:
     path = _find(files[0] if files else "mt3.toml")
     try:
         tree = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, nested without end
         raise UserError(f"{path} is not a TOML file: {error}") from None
     values = {key: (value, str(path)) for key, value in _flatten(tree)}
     for argument in arguments:
         key, is_override, text = argument.partition("=")
         if is_override:
-            values[key] = (_parse(text), "command line")
+            values[key] = (text, COMMAND_LINE)
     return _build(values)
-
-
-def as_dict(config: Config) -> dict[str, Any]:
-    """The configuration as plain dictionaries under the keys that it is given by, for JSON."""
-    return dataclasses.asdict(config)
 
 
 def _find(name: str) -> Path:
@@ -227,22 +227,15 @@ def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
             yield prefix + key, value
 
 
-def _parse(text: str) -> Any:
-    try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
-        return text  # data.train=shards/* needs no quotes
-
-
 def _build(values: dict[str, tuple[Any, str]]) -> Config:
     defaults = Config()
-    known = {k: v for k, v in _flatten(as_dict(defaults)) if k not in FROM_SHARDS}
+    known = {k: v for k, v in _flatten(dataclasses.asdict(defaults)) if k not in FROM_SHARDS}
     parts: dict[str, dict[str, Any]] = {
         "": {}, "model": {}, "data": {}, "augment": {}, "optim": {},
     }  # fmt: skip
     for key, (value, origin) in values.items():
         if key in FROM_SHARDS:
-            raise UserError(f"{origin}: {key} is no setting; it comes from the shards")
+            raise UserError(f"{origin}: {key} is not a setting; it comes from the shards")
         if key not in known:
             raise UserError(f"{origin}: unknown key {key}; {_hint(key, list(known))}")
         section, _, name = key.rpartition(".")
@@ -252,7 +245,7 @@ def _build(values: dict[str, tuple[Any, str]]) -> Config:
 
 
 def _hint(key: str, known: list[str]) -> str:
-    """What may have been meant by a key that is not known."""
+    """Suggests a known key in place of an unknown one."""
     section, dot, name = key.rpartition(".")
     own = {k.removeprefix(section + "."): k for k in known if dot and k.startswith(section + ".")}
     if own:  # compared without the section, which would make all its keys look alike
@@ -266,6 +259,8 @@ def _hint(key: str, known: list[str]) -> str:
 
 
 def _typed(key: str, value: Any, wanted: type, origin: str) -> Any:
+    if origin == COMMAND_LINE:
+        value = _parse(value, wanted)
     if wanted is float and type(value) is int:
         return float(value)
     if wanted is int and type(value) is float and value.is_integer():
@@ -280,7 +275,19 @@ def _typed(key: str, value: Any, wanted: type, origin: str) -> Any:
         names = {bool: "true or false", int: "a whole number", float: "a number", str: "text",
                  dict: "a table such as {slakh = 3, urmp = 1}", tuple: "two numbers such as [-2, 2]"}  # fmt: skip
         raise UserError(f"{origin}: {key} must be {names[wanted]}, not {value!r}")
+    if key in PATHS:
+        parts = str(value).split(",")
+        return ",".join(os.path.expanduser(part) for part in parts)  # noqa: PTH111 (keeps "shards/")
     return value
+
+
+def _parse(text: str, wanted: type) -> Any:
+    """Reads a value of the command line as TOML does. Text needs no quotes there."""
+    try:
+        value = tomllib.loads(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
+        return text
+    return text if wanted is str and type(value) is not str else value  # run=2024
 
 
 def _one_of(key: str, value: str, choices: tuple[str, ...]) -> None:

@@ -1,9 +1,12 @@
 """What a run trains and evaluates on: which builds, in which shares, and how they are read."""
 
+import dataclasses
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.errors import UserError
@@ -11,7 +14,7 @@ from mt3data.music.vocabulary import VocabularyConfig
 from mt3data.shards.compatibility import describe_difference
 from mt3data.shards.format import find_builds, read_build_manifest
 from mt3data.shards.reader import Batch, IndexedShards
-from mt3train.config import DataConfig
+from mt3train.config import Config, DataConfig
 from mt3train.data.mixing import MixedShards
 from mt3train.data.streaming import StreamedShards
 
@@ -153,11 +156,13 @@ def mixture_builds(builds: list[Path], config: DataConfig) -> tuple[list[Path], 
 
 
 def open_evaluation(config: DataConfig, like: TrainingData) -> TrainingData | None:
-    """The shards of the evaluation loss, in a fixed order; None if no build has that split.
+    """Opens the shards of the evaluation, in a fixed order.
 
     Args:
         config: names builds and split.
         like: the shards of training.
+    Returns:
+        None if no build has a record in that split.
     Raises:
         UserError: the builds are not made as those of training.
     """
@@ -165,9 +170,7 @@ def open_evaluation(config: DataConfig, like: TrainingData) -> TrainingData | No
         builds = builds_at(config.eval, config.cache)
     else:
         builds = mixture_builds(builds_at(config.train, config.cache), config)[0]
-    builds = [
-        build for build in builds if config.eval_split in read_build_manifest(build)["splits"]
-    ]
+    builds = [build for build in builds if _n_records(build, config.eval_split)]
     if not builds:
         return None
     shards = IndexedShards(builds, config.eval_split, seed=0, feature=like.feature)
@@ -180,3 +183,33 @@ def open_evaluation(config: DataConfig, like: TrainingData) -> TrainingData | No
             raise UserError(f"{apart}; give data.eval a build with the settings of data.train")
     shards.batch(0, 1, frames=config.frames)  # better now than after hours
     return shards
+
+
+def data_order(config: Config, data: TrainingData) -> dict[str, Any]:
+    """Returns all settings that decide which segments a step reads, and in which order.
+
+    The shards of each build are stated by a checksum. A build on a server has none.
+    """
+    source, changes = (
+        config.data,
+        dataclasses.asdict(config.augment) if config.augment.is_on else {},
+    )
+    builds = {build.name: _checksum_of_shards(build) for build in data.builds}
+    order = {
+        "seed": config.seed, "batch": config.batch, "records": data.n_records, "builds": builds,
+        "data.split": source.split, "data.reader": source.reader,
+        "data.mix_examples": source.mix_examples, "data.temperature": source.temperature,
+        "data.weights": source.weights, "augment": changes,
+    }  # fmt: skip
+    return json.loads(json.dumps(order))  # as a checkpoint holds it
+
+
+def _n_records(build: Path, split: str) -> int:
+    return read_build_manifest(build)["splits"].get(split, {"records": 0})["records"]
+
+
+def _checksum_of_shards(build: Path) -> str | None:
+    if not build.is_dir():
+        return None
+    digests = [entry["sha256"] for entry in read_build_manifest(build)["shards"]]
+    return hashlib.sha256(" ".join(digests).encode()).hexdigest()[:12]

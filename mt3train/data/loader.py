@@ -1,16 +1,17 @@
-"""From a batch to the device: micro-batches, padding, log-mel, reading one step ahead.
+"""Makes micro-batches of a batch, pads them, moves them to the device, and reads one step ahead.
 
-The original pads every target to 1,024 tokens. Here a rank's members are sorted by length and cut
+The original pads every target to 1,024 tokens. Here a rank's segments are sorted by length and cut
 into micro-batches that cost about the same, each padded to its longest member. Losses are summed
 over tokens, and padding has weight 0, so the gradient is the same up to rounding.
 """
 
+from __future__ import annotations
+
 import bisect
-import concurrent.futures
 import dataclasses
+import queue
 import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import torch
@@ -39,7 +40,7 @@ class MicroBatch:
         targets: token ids int64 [B, L], EOS last, then 0.
         keys: the records' names.
         n_tokens: number of targets that count.
-        n_skipped: members of the batch that were too long, told by its first micro-batch.
+        n_skipped: segments of the batch that were too long; the first micro-batch has their number.
         frames: F.
         spectrogram: how audio becomes frames.
         retuning: how the audio is to be changed at random; None: not at all.
@@ -54,6 +55,13 @@ class MicroBatch:
     frames: int
     spectrogram: SpectrogramConfig
     retuning: Retuning | None = None
+
+    def pin_memory(self) -> MicroBatch:
+        """Copies the tensors to page-locked memory, from which a GPU copies without waiting."""
+        tensors = {
+            name: getattr(self, name).pin_memory() for name in ("sound", "n_frames", "targets")
+        }
+        return dataclasses.replace(self, **tensors)
 
 
 def read_step(
@@ -70,17 +78,18 @@ def read_step(
     Args:
         augment: change audio and labels at random, as config.augment describes.
     """
-    data, mel = config.data, segments.spectrogram
-    if not (augment and config.augment.is_on):
+    data, mel, retuning = config.data, segments.spectrogram, None
+    if augment and config.augment.is_on:
+        frames = frames_to_read(data.frames, config.augment, mel)
+        batch = segments.batch(step, global_batch, rank, world_size, frames)
+        rng = np.random.default_rng([config.seed, AUGMENT_STREAM, step, rank])
+        batch, retuning = retune(
+            batch, frames, data.frames, config.augment, mel, segments.vocabulary, rng
+        )
+    else:
         batch = segments.batch(step, global_batch, rank, world_size, data.frames)
-        return micro_batches(batch, config.micro_batch, data, mel)
-    frames = frames_to_read(data.frames, config.augment, mel)
-    batch = segments.batch(step, global_batch, rank, world_size, frames)
-    rng = np.random.default_rng([config.seed, AUGMENT_STREAM, step, rank])
-    batch, retuning = retune(
-        batch, frames, data.frames, config.augment, mel, segments.vocabulary, rng
-    )
-    return micro_batches(batch, config.micro_batch, data, mel, retuning)
+    micros = micro_batches(batch, config.micro_batch, data, mel, retuning)
+    return [micro.pin_memory() for micro in micros] if torch.cuda.is_available() else micros
 
 
 def micro_batches(
@@ -90,14 +99,14 @@ def micro_batches(
     spectrogram: SpectrogramConfig,
     retuning: Retuning | None = None,
 ) -> list[MicroBatch]:
-    """One rank's members, cut into micro-batches of similar lengths and about equal cost.
+    """Cuts one rank's segments into micro-batches of similar lengths and about equal cost.
 
-    Cost is counted in positions, frames and padded targets together. A micro-batch has at most as
-    many as `size` segments padded to data.max_target_length would have, which bounds its memory;
-    the shorter its targets, the more segments it holds. Longest targets come first.
+    Cost is counted in positions: frames plus padded targets. A micro-batch has at most as many
+    positions as `size` segments padded to data.max_target_length, which bounds its memory. The
+    shorter its targets, the more segments it holds. The longest targets come first.
 
-    Members with more than data.max_target_length tokens, EOS included, are left out and counted.
-    If none remains, one stays without its tokens: no rank may lack work while others wait for it.
+    Segments with more than data.max_target_length tokens, EOS included, are left out and counted.
+    If none remains, one stays without its tokens, because other ranks wait for this rank's gradients.
     """
     fits = batch.lengths <= data.max_target_length
     lengths = np.where(fits, batch.lengths, 0).astype(np.int64)
@@ -131,12 +140,12 @@ def micro_batches(
 
 
 def cut_by_cost(padded: Sequence[int], frames: int, budget: int) -> list[slice]:
-    """Cut rows into as few parts as a budget allows, the dearest part as cheap as can be.
+    """Cuts rows into as few parts as a budget allows, and makes the most expensive part cheap.
 
     Args:
         padded: length of each row's targets, longest first.
-        frames: what each row costs besides.
-        budget: largest number of rows times (frames + longest target) of a part; a single row may
+        frames: added to the cost of each row.
+        budget: largest number of rows times (frames + longest target) of a part. A single row may
             cost more.
     """
 
@@ -153,7 +162,7 @@ def cut_by_cost(padded: Sequence[int], frames: int, budget: int) -> list[slice]:
 
 
 def to_device(micro: MicroBatch, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """What the network takes: log-mel frames [B, F, M] in dtype, and targets [B, L], on a device."""
+    """Returns the network's input on a device: log-mel frames [B, F, M] in dtype, targets [B, L]."""
     targets_BL = micro.targets.to(device, non_blocking=True)
     sound = micro.sound.to(device, non_blocking=True)
     if sound.ndim == 2:
@@ -164,50 +173,50 @@ def to_device(micro: MicroBatch, device: torch.device, dtype: torch.dtype) -> tu
     return sound.to(dtype), targets_BL
 
 
-class Ahead:
-    """Calls load(step) in a thread for the step after the one asked for, up to the `last`.
+class Prefetcher:
+    """Calls load(step) for one step after the other in a thread, one step ahead of `get`.
 
-    `load` must depend on the step alone. The thread is a daemon: a run that has to end does not
-    wait for a disk that does not answer.
+    The thread is a daemon: a run that has to end does not wait for a disk that does not answer.
+
+    Args:
+        load: its result must depend on the step alone.
+        steps: in which order.
     """
 
-    def __init__(self, load: Callable[[int], list[MicroBatch]], last: int) -> None:
-        self._load, self._last = load, last
-        self._next: tuple[int, Future[list[MicroBatch]]] | None = None
+    def __init__(self, load: Callable[[int], list[MicroBatch]], steps: Iterable[int]) -> None:
+        self._batches: queue.SimpleQueue[list[MicroBatch] | BaseException] = queue.SimpleQueue()
+        self._wanted, self._is_closed = threading.Semaphore(1), False
+        self._thread = threading.Thread(target=self._run, args=(load, steps), daemon=True)
+        self._thread.start()
 
-    def wait(self, step: int, seconds: float | None = None) -> list[MicroBatch] | None:
-        """What load(step) returns, or None if it is not there yet; its exceptions are raised here.
+    def get(self, timeout: float | None = None) -> list[MicroBatch] | None:
+        """Returns the batch of the next step; None if it is not there after `timeout` seconds.
 
-        Args:
-            step: the same as before, if that was not there, or any other.
-            seconds: how long to wait; None: until it is there.
+        Raises:
+            BaseException: what `load` raised.
         """
-        if self._next is None or self._next[0] != step:
-            self._begin(step)
-        assert self._next is not None
-        future = self._next[1]
-        concurrent.futures.wait([future], seconds)
-        if not future.done():
+        try:
+            batch = self._batches.get(timeout=timeout)
+        except queue.Empty:
             return None
-        if step < self._last and future.exception() is None:
-            self._begin(step + 1)
-        return future.result()
-
-    def _begin(self, step: int) -> None:
-        if self._next is not None:  # one load at a time
-            concurrent.futures.wait([self._next[1]])
-        future: Future[list[MicroBatch]] = Future()
-
-        def run() -> None:
-            try:
-                future.set_result(self._load(step))
-            except BaseException as error:  # whatever it is, wait() raises it
-                future.set_exception(error)
-
-        self._next = (step, future)
-        threading.Thread(target=run, name="next-batch", daemon=True).start()
+        if isinstance(batch, BaseException):
+            raise batch
+        self._wanted.release()
+        return batch
 
     def close(self) -> None:
-        """Give the thread a moment to end; what it reads is not wanted any more."""
-        if self._next is not None:
-            concurrent.futures.wait([self._next[1]], timeout=1.0)
+        """Ends the thread, or leaves it behind if it does not end within a second."""
+        self._is_closed = True
+        self._wanted.release()
+        self._thread.join(timeout=1.0)
+
+    def _run(self, load: Callable[[int], list[MicroBatch]], steps: Iterable[int]) -> None:
+        for step in steps:
+            self._wanted.acquire()
+            if self._is_closed:
+                return
+            try:
+                self._batches.put(load(step))
+            except BaseException as error:  # whatever it is, get() raises it
+                self._batches.put(error)
+                return

@@ -1,10 +1,11 @@
-"""The processes that train together: how they start, add up, agree, and end.
+"""Connects the processes (ranks) that train together, on one machine or several.
 
-No rank may wait for another that has given up. So whatever all must do alike is decided by numbers
-summed over all of them: that a signal stops the run, that one of them failed, that all have their
-batch. These sums are of few numbers and on the host (gloo); gradients are DDP's affair.
+A rank must never wait for another that has given up. So every `all_reduce` of numbers also adds up
+two flags: a rank failed, and a rank received a signal. All ranks see the same sums at the same place,
+raise the same error there, or stop after the same update. These numbers are reduced on the host
+(gloo). Gradients are reduced by DistributedDataParallel.
 
-Without RANK and WORLD_SIZE in the environment (torchrun sets them) there is one process, and
+Without RANK and WORLD_SIZE in the environment, which torchrun sets, there is one process, and
 nothing here communicates.
 """
 
@@ -14,8 +15,7 @@ import threading
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -24,178 +24,243 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from mt3data.errors import UserError
-from mt3data.terminal import is_path_error, path_error_message
-from mt3train.training.device import own_device
+from mt3data.terminal import is_path_error, one_line, path_error_message
+from mt3train.config import Config
+from mt3train.data.loader import MicroBatch, Prefetcher
 
-# A rank waits for the others no longer than a step, a checkpoint, a compilation or a batch being
-# decoded takes. It need not be short: a process that died is noticed by its closed connection.
-PATIENCE = timedelta(minutes=30)
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # clusters announce an end with these
+# Longer than a step, a checkpoint, a compilation or the transcription of a track takes. It need not
+# be short: the closed connection of a process that crashed is noticed at once.
+TIMEOUT = timedelta(minutes=30)
+# Clusters announce the end of a job with SIGTERM or SIGUSR1, a closed terminal with SIGHUP.
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+MAX_VALUES = 5  # numbers of an all-reduce; a fixed size, so that a rank that failed can join any
 
 
-class Stopped(Exception):
-    """A signal to one of the ranks ends the run: every rank raises it, at the same place."""
-
-
-@dataclass
 class Ranks:
     """This process among those that train together.
 
     Attributes:
-        rank: 0 writes files and speaks.
+        rank: number of this process; rank 0 writes files and messages.
         world_size: number of processes.
-        device: what this one computes on.
-        caught: signals that it got.
-        interrupted: whether the run was stopped by SIGINT (Ctrl-C), to any rank.
+        device: what this process computes on.
+        signals: the signals that this process received.
+        stop: whether any rank had received a signal at the last `all_reduce`.
+        interrupted: whether one of these signals was SIGINT (Ctrl-C).
     """
 
-    rank: int = 0
-    world_size: int = 1
-    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
-    caught: list[int] = field(default_factory=list)
-    interrupted: bool = False
-    _ended: bool = False
+    def __init__(self, rank: int = 0, world_size: int = 1, device: str | torch.device = "cpu"):
+        self.rank, self.world_size, self.device = rank, world_size, torch.device(device)
+        self.signals: list[int] = []
+        self.stop = self.interrupted = self._has_failed = False
 
-    def sum(self, *values: float) -> list[float]:
-        """The values summed over all ranks, on the host."""
-        if self.world_size == 1:
-            return list(values)
-        total = torch.tensor(values, dtype=torch.float64)
-        dist.all_reduce(total)
-        return total.tolist()
+    def all_reduce(self, *values: float) -> list[float]:
+        """Sums up to five values over all ranks and updates `stop`.
+
+        Raises:
+            UserError: another rank failed; its message.
+        """
+        n_failed, sums = self._all_reduce(False, values)
+        if n_failed:
+            raise UserError(self._first_failure(None))
+        return sums
 
     def gather(self, value: Any) -> list[Any]:
-        """Every rank's value, in their order."""
+        """Returns the values of all ranks, in their order. No rank may fail just before."""
         values = [value] * self.world_size
         if self.world_size > 1:
             dist.all_gather_object(values, value)
         return values
 
-    def meet(self, *values: float, error: Exception | None = None) -> list[float]:
-        """The values summed over all ranks, if none of them failed and no signal came.
+    def next_batch(self, batches: Prefetcher) -> tuple[list[MicroBatch], float, float]:
+        """Waits until all ranks have read their part of a batch, or until one received a signal.
 
-        Args:
-            error: what this rank failed with.
-        Raises:
-            Stopped: a signal came, to whichever rank.
-            Exception: `error` itself; on the other ranks a UserError that tells it.
+        Returns:
+            This rank's micro-batches, and the target tokens and skipped segments of all ranks.
         """
-        flags = error is not None, len(self.caught), self.caught.count(signal.SIGINT)
-        n_failed, n_signals, n_interrupts, *sums = self.sum(*flags, *values)
-        if n_failed:
-            self._fail(error)
-        if n_signals:
-            self._ended, self.interrupted = True, n_interrupts > 0
-            raise Stopped
-        return sums
+        batch: list[MicroBatch] = []
+        while True:
+            batch = batch or batches.get(timeout=1.0) or []
+            n_ready, n_tokens, n_skipped = self.all_reduce(
+                bool(batch), sum(m.n_tokens for m in batch), sum(m.n_skipped for m in batch)
+            )
+            if self.stop or n_ready == self.world_size:
+                return batch, n_tokens, n_skipped
 
-    def pace(self) -> None:
-        """Meet the others after a piece of work, with more to come; see `sharing`."""
-        self.meet(1.0)
+    def raise_with_records(self, what: str, keys: list[str]) -> NoReturn:
+        """Raises UserError on every rank: `what` was seen, in the records with the keys of all."""
+        named = [key for share in self.gather(keys) for key in share]
+        more = f" and {len(named) - 16} more" if len(named) > 16 else ""
+        raise UserError(f"{what}, nothing was updated; records: {', '.join(named[:16])}{more}")
 
-    @contextmanager
-    def sharing(self) -> Iterator[None]:
-        """Each rank does its share in the body and calls pace() after every piece of it.
+    def announce(self, error: Exception) -> None:
+        """Makes the next `all_reduce` of the other ranks raise an error of this rank."""
+        if self.world_size > 1 and not self._has_failed:
+            with suppress(RuntimeError):  # the others may have crashed
+                self._all_reduce(True, ())
+                self._first_failure(user_message(error) or one_line(repr(error)))
 
-        So none waits long for another, though their shares differ, and a signal is soon heard. A
-        rank that is through with its own meets the others until they are, too.
-        """
-        error: Exception | None = None
-        try:
-            yield
-        except Exception as failure:
-            if self._ended:  # raised by meet, on all ranks
-                raise
-            error = failure
-        while self.meet(0.0, error=error)[0]:
-            pass
+    def _all_reduce(self, failed: bool, values: tuple[float, ...]) -> tuple[float, list[float]]:
+        flags = float(failed), len(self.signals), self.signals.count(signal.SIGINT)
+        padding = [0.0] * (MAX_VALUES - len(values))
+        total = torch.tensor([*flags, *values, *padding], dtype=torch.float64)
+        if self.world_size > 1:
+            dist.all_reduce(total)
+        n_failed, n_signals, n_interrupts, *sums = total.tolist()
+        self.stop, self.interrupted = n_signals > 0, n_interrupts > 0
+        return n_failed, sums[: len(values)]
 
-    @contextmanager
-    def together(self) -> Iterator[None]:
-        """What fails in the body on one rank is raised on all; a full disk is a UserError."""
-        error: Exception | None = None
-        try:
-            yield
-        except UserError as mistake:
-            error = mistake
-        except OSError as refused:
-            error = UserError(path_error_message(refused)) if is_path_error(refused) else refused
-        if self.sum(error is not None)[0]:
-            self._fail(error)
-
-    def _fail(self, error: Exception | None) -> NoReturn:
-        self._ended = True
-        texts = self.gather(None if error is None else _told(error))
-        first = next(rank for rank, text in enumerate(texts) if text is not None)
-        if error is not None and (not isinstance(error, UserError) or texts[0] == _told(error)):
-            raise error
-        raise UserError(f"{texts[first]} (process {first} of {self.world_size})") from error
+    def _first_failure(self, message: str | None) -> str:
+        self._has_failed = True
+        messages = self.gather(message)
+        rank = next(rank for rank, text in enumerate(messages) if text is not None)
+        return f"{messages[rank]} (process {rank} of {self.world_size})"
 
 
 @contextmanager
-def connected() -> Iterator[Ranks]:
-    """The ranks of this run, with SIGINT, SIGTERM and SIGUSR1 caught until the body ends.
+def connected(config: Config) -> Iterator[Ranks]:
+    """Connects the ranks, sets torch up, and records signals until the body ends.
 
-    Whoever uses DDP lets go of it inside the body: gloo's threads need the interpreter to drop
-    tensors, and its destructor waits for them while holding it.
+    A UserError or OSError of the body is raised on all ranks. Other errors are bugs: the process
+    ends, and the others notice its closed connection.
+
+    The body must let go of DistributedDataParallel: its destructor waits for gloo's threads.
 
     Raises:
-        UserError: more processes than GPUs, or some that did not come.
+        UserError: an environment that torchrun does not make, more processes than segments of a
+            batch or than GPUs, or a process that did not start.
     """
-    rank, world_size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    ranks = Ranks(rank, world_size, own_device())
+    rank, world_size, local_rank = _ranks_in_environment()
+    if config.batch < world_size:
+        raise UserError(
+            f"batch={config.batch} for {world_size} processes; expected at least one each"
+        )
+    ranks = Ranks(rank, world_size, _device(local_rank))
     if world_size > 1:
         backend = "cpu:gloo,cuda:nccl" if ranks.device.type == "cuda" else "gloo"
         store = _unused_store(rank, world_size)
         dist.init_process_group(
-            backend, store=store, rank=rank, world_size=world_size, timeout=PATIENCE
+            backend, store=store, rank=rank, world_size=world_size, timeout=TIMEOUT
         )
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    if config.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
     previous = {}
     if threading.current_thread() is threading.main_thread():  # no other may set handlers
         for number in SIGNALS:
-            previous[number] = signal.signal(number, lambda n, _frame: ranks.caught.append(n))
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # started by nohup
+            previous[number] = signal.signal(number, lambda n, _frame: ranks.signals.append(n))
     try:
         yield ranks
         if world_size > 1:
-            dist.barrier()
+            ranks.all_reduce()  # waits for all
             dist.destroy_process_group()
+    except (UserError, OSError) as error:
+        ranks.announce(error)
+        raise
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def _unused_store(rank: int, world_size: int) -> dist.Store:
-    """Keys for meeting that no process used before.
+def user_message(error: Exception) -> str | None:
+    """Returns the line that a user gets to see for an error; None for a bug."""
+    if isinstance(error, UserError):
+        return one_line(str(error))
+    if isinstance(error, OSError) and is_path_error(error):
+        return path_error_message(error)
+    return None
 
-    When torchrun restarts processes, its store may still hold the addresses of those that died (so
-    in torch 2.13; pytorch issue 135712), and every machine counts restarts for itself. So rank 0
-    draws a name, tells it to each process under a key that this process drew itself, and waits
-    until each has thanked for this very name: what is left from before is never heard.
+
+def choose_precision(wanted: str, device: torch.device) -> str:
+    """Returns the wanted precision, or the one that "auto" stands for on this device.
+
+    On a CPU without bf16 instructions bf16 is many times slower.
+
+    Raises:
+        UserError: fp16 on a CPU.
     """
-    store, _, _ = next(rendezvous("env://", timeout=PATIENCE))
+    if wanted == "fp16" and device.type == "cpu":
+        raise UserError("precision='fp16' needs a GPU; use auto, bf16 or float32 on a CPU")
+    if wanted != "auto":
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "float32"
+
+
+def _ranks_in_environment() -> tuple[int, int, int]:
+    """Returns RANK, WORLD_SIZE and LOCAL_RANK."""
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    given = {name: os.environ[name] for name in names if name in os.environ}
+    try:
+        rank, world_size = int(given.get("RANK", 0)), int(given.get("WORLD_SIZE", 1))
+        local_rank, n_local = int(given.get("LOCAL_RANK", 0)), int(given.get("LOCAL_WORLD_SIZE", 1))
+        is_valid = 0 <= rank < world_size and local_rank >= 0 and n_local >= 1
+    except ValueError:
+        is_valid = False
+    if not is_valid or (
+        world_size > 1 and not {"RANK", "MASTER_ADDR", "MASTER_PORT"} <= set(given)
+    ):
+        seen = " ".join(f"{name}={one_line(value)}" for name, value in given.items())
+        raise UserError(
+            f"the environment has {seen}; expected RANK from 0 to WORLD_SIZE - 1, LOCAL_RANK,"
+            " MASTER_ADDR and MASTER_PORT, as torchrun sets them; unset them to train in one process"
+        )
+    return rank, world_size, local_rank
+
+
+def _device(local_rank: int) -> torch.device:
+    """Returns this process's GPU, or the CPU where there is none."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    n_devices = torch.cuda.device_count()
+    n_processes = int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1))
+    if n_processes > n_devices:  # raised by all of them, also by the one that prints it
+        raise UserError(
+            f"{n_processes} processes on this machine find {n_devices} GPUs; start one process per"
+            f" GPU: torchrun --nproc_per_node={n_devices}"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def _unused_store(rank: int, world_size: int) -> dist.Store:
+    """Returns a key-value store, shared by all ranks, under a prefix that was never used before.
+
+    When torchrun restarts processes, its store may still hold the addresses of the old ones (torch
+    2.13; pytorch issue 135712), and each machine counts restarts on its own. So rank 0 draws a
+    random prefix. Every other rank asks for it under a random key of its own, and confirms it under
+    the prefix. Rank 0 waits until all have confirmed. Keys of earlier processes cannot match.
+    """
+    try:
+        store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
+    except (ValueError, RuntimeError) as error:
+        place = f"{os.environ['MASTER_ADDR']} port {os.environ['MASTER_PORT']}"
+        raise UserError(
+            f"rank {rank} of {world_size} cannot meet the others at {place} ({one_line(str(error))});"
+            " check MASTER_ADDR and MASTER_PORT"
+        ) from error
     if rank:
         question = uuid.uuid4().hex
         store.set(f"mt3train/question/{rank}", question)
-        name = store.get(f"mt3train/answer/{question}").decode()
-        store.set(f"mt3train/{name}/{rank}", "thanks")
-        return dist.PrefixStore(name, store)
-    name, waiting = uuid.uuid4().hex, set(range(1, world_size))
-    end = time.monotonic() + PATIENCE.total_seconds()
+        prefix = store.get(f"mt3train/answer/{question}").decode()
+        store.set(f"mt3train/{prefix}/{rank}", "confirmed")
+        return dist.PrefixStore(prefix, store)
+    prefix, waiting = uuid.uuid4().hex, set(range(1, world_size))
+    end = time.monotonic() + TIMEOUT.total_seconds()
     while waiting:
         for other in tuple(waiting):
-            if store.check([f"mt3train/{name}/{other}"]):
+            if store.check([f"mt3train/{prefix}/{other}"]):
                 waiting.remove(other)
             elif store.check([f"mt3train/question/{other}"]):
                 question = store.get(f"mt3train/question/{other}").decode()
-                store.set(f"mt3train/answer/{question}", name)
+                store.set(f"mt3train/answer/{question}", prefix)
         if time.monotonic() > end:
             raise UserError(
-                f"processes {sorted(waiting)} of {world_size} did not come; start them all"
+                f"processes {sorted(waiting)} of {world_size} did not start; start all of them"
             )
         time.sleep(0.01)
-    return dist.PrefixStore(name, store)
-
-
-def _told(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return text if isinstance(error, UserError) else f"{type(error).__name__}: {text}"
+    return dist.PrefixStore(prefix, store)

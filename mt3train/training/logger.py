@@ -1,4 +1,4 @@
-"""What a training run says: config.json and metrics.jsonl in its folder, progress on stderr.
+"""Logs a training run: config.json and metrics.jsonl in its folder, text and a progress bar on stderr.
 
 A line of metrics.jsonl is one JSON object. Every log_every steps: step (updates done), loss and
 accuracy per target token over the steps since the last line (accuracy with the true tokens before
@@ -7,11 +7,14 @@ overflows (updates that fp16 left out), segments_per_second, data_wait (share of
 this process waited for its next batch), memory_gb (largest so far: of the GPU, or of the process),
 seconds. Every eval_every and transcribe_every steps: step, and eval_loss, eval_accuracy or the F1 scores.
 
-Where TensorBoard is installed, the same numbers go to the folder tensorboard/.
+TensorBoard, where it is installed, gets the same numbers in the folder tensorboard/.
 """
 
+import dataclasses
+import io
 import json
 import math
+import os
 import sys
 import time
 from contextlib import suppress
@@ -19,92 +22,148 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm import tqdm
 
-from mt3train.config import Config, as_dict
+from mt3data.files import write_atomically
+from mt3train.config import Config
+from mt3train.data.builds import TrainingData
+
+
+class SafeStderr(io.TextIOBase):
+    """Writes text to stderr, and drops it where stderr is closed, a broken pipe or a lost terminal.
+
+    Training must never stop because nobody reads its progress.
+    """
+
+    def __init__(self) -> None:
+        if sys.stderr is None:  # it was closed; another file must not get its descriptor
+            sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+        self._stream = sys.stderr
+
+    def write(self, text: str) -> int:
+        """Writes a text. Returns its length."""
+        with suppress(OSError, ValueError):
+            self._stream.write(text)
+            self._stream.flush()
+        return len(text)
+
+    def fileno(self) -> int:
+        """Returns the file descriptor, which tqdm asks for the width of the terminal."""
+        return self._stream.fileno()
+
+    def isatty(self) -> bool:
+        """Returns whether stderr is a terminal."""
+        with suppress(OSError, ValueError):
+            return self._stream.isatty()
+        return False
 
 
 class Log:
-    """metrics.jsonl and the progress line on stderr, of rank 0.
+    """Writes metrics.jsonl, messages and a progress bar. Only rank 0 writes.
 
-    Lines of steps after the one that the run continues from (`done`) are dropped: they come again.
+    Lines of steps after the one that the run resumes from are removed: these steps run again.
+
+    Args:
+        config: of the run.
+        done: updates done so far.
+        device: whose memory is measured.
+        is_writer: whether this is rank 0.
     """
 
-    def __init__(self, config: Config, done: int, rank: int, device: torch.device) -> None:
-        self.config, self.rank, self.device = config, rank, device
-        self.terminal = sys.stderr.isatty()
-        self.first, self.begin = done, time.monotonic()
-        self.logged, self.logged_at, self.shown_at = done, self.begin, self.begin
-        self.waited = self.waited_all = 0.0
-        if rank:
+    def __init__(self, config: Config, done: int, device: torch.device, is_writer: bool) -> None:
+        self.config, self.device, self.is_writer = config, device, is_writer
+        self.begin = self.logged_at = time.monotonic()
+        self.logged, self.waited = done, 0.0
+        self.bar = tqdm(
+            total=max(config.steps, done), initial=done, unit="step", dynamic_ncols=True,
+            disable=None if is_writer else True,  # None: where stderr is no terminal
+        )  # fmt: skip
+        if not is_writer:
             return
         run = Path(config.run)
-        run.mkdir(parents=True, exist_ok=True)
-        (run / "config.json").write_text(json.dumps(as_dict(config), indent=1) + "\n")
+        settings = json.dumps(dataclasses.asdict(config), indent=1) + "\n"
+        write_atomically(run / "config.json", settings.encode())
         path = run / "metrics.jsonl"
-        kept = [line for line in read_metrics(path) if line["step"] <= done]
-        part = path.with_name(path.name + ".part")
-        part.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        part.replace(path)
+        kept = [json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= done]
+        write_atomically(path, "".join(kept).encode())
         self.file = path.open("a")
         self.board = _tensorboard(run / "tensorboard", done)
 
-    def say(self, text: str, end: str = "\n") -> None:
-        """Print a text on stderr, and what ends it."""
-        if self.rank == 0:
-            print(text, end=end, file=sys.stderr, flush=True)
+    def start(
+        self, data: TrainingData, n_parameters: int, precision: str, world_size: int,
+        messages: list[str],
+    ) -> None:  # fmt: skip
+        """Prints what is trained, on what, and which steps, and then the messages."""
+        steps = f"{self.logged} to {max(self.logged, self.config.steps)}"
+        names = ", ".join(build.name for build in data.builds) or "memory"
+        self.say(
+            f"{self.config.run}: {n_parameters:,} parameters in {precision} on {world_size} x"
+            f" {self.device.type}, steps {steps} of {self.config.batch} segments from"
+            f" {data.n_records} records of {names}"
+        )
+        if self.logged >= self.config.steps:
+            messages = [
+                *messages,
+                f"the run already has {self.logged} steps; steps=N asks for more",
+            ]
+        for message in messages:
+            self.say(message)
+
+    def say(self, text: str) -> None:
+        """Prints a line on stderr."""
+        if self.is_writer:
+            tqdm.write(text, file=sys.stderr)
 
     def wait(self, seconds: float) -> None:
-        """Add seconds to the time that this process waited for data."""
+        """Adds seconds to the time that this process waited for data."""
         self.waited += seconds
-        self.waited_all += seconds
 
-    def progress(self, done: int, loss: float, accuracy: float, lr: float, norm: float) -> None:
-        """Say where the run is, if the last time was a while ago.
-
-        Args:
-            done: updates so far; of the last one the mean loss and the share of tokens that were right
-                (accuracy), the learning rate (lr) and the norm of the gradient.
-        """
-        now = time.monotonic()
-        every = 1.0 if self.terminal else 5.0  # seconds
-        if self.rank or (now - self.shown_at < every and done < self.config.steps):
-            return
-        self.shown_at = now
-        pace = (now - self.begin) / (done - self.first)  # seconds per step
-        left = pace * (self.config.steps - done) / 60
-        text = (
-            f"step {done}/{self.config.steps}  loss {loss:.4f}  accuracy {accuracy:.3f}"
-            f"  lr {lr:.2e}  gradient {norm:.3g}  {self.config.batch / pace:.1f} segments/s"
-            f"  data wait {self.waited_all / (now - self.begin):.0%}  {self._memory():.1f} GB"
-            f"  {f'{left / 60:.1f} h' if left > 90 else f'{left:.0f} min'} left"
-        )
-        end = "\r" if self.terminal and done < self.config.steps else "\n"
-        self.say(text.ljust(130) if self.terminal else text, end)
+    def step(self, loss: float, accuracy: float) -> None:
+        """Moves the bar on by one update, with the loss and accuracy per token of its batch."""
+        self.bar.set_postfix_str(f"loss {loss:.4f}, accuracy {accuracy:.3f}", refresh=False)
+        self.bar.update()
 
     def write(self, done: int, sums: dict[str, float], lr: float, norm: float) -> None:
-        """One line about the steps since the last: means per token, and the last step's lr and norm.
+        """Writes a line about the steps since the last one.
 
         Args:
             done: updates so far.
             sums: over these steps and all ranks, of loss, correct, tokens, skipped and overflows.
+            lr, norm: learning rate and norm of the gradient at the last step.
         """
         now = time.monotonic()
-        seconds = now - self.logged_at
-        tokens = max(1.0, sums["tokens"])
-        self._line(
-            step=done, loss=sums["loss"] / tokens, accuracy=sums["correct"] / tokens, lr=lr,
-            gradient_norm=norm, tokens=int(sums["tokens"]), skipped=int(sums["skipped"]),
-            overflows=int(sums["overflows"]),
-            segments_per_second=round((done - self.logged) * self.config.batch / seconds, 2),
-            data_wait=round(self.waited / seconds, 4), memory_gb=round(self._memory(), 3),
-            seconds=round(now - self.begin, 1),
-        )  # fmt: skip
+        seconds, tokens = now - self.logged_at, max(1.0, sums["tokens"])
+        line = {
+            "loss": sums["loss"] / tokens, "accuracy": sums["correct"] / tokens, "lr": lr,
+            "gradient_norm": norm, "tokens": int(sums["tokens"]), "skipped": int(sums["skipped"]),
+            "overflows": int(sums["overflows"]),
+            "segments_per_second": round((done - self.logged) * self.config.batch / seconds, 2),
+            "data_wait": round(self.waited / seconds, 4), "memory_gb": round(self._memory(), 3),
+            "seconds": round(now - self.begin, 1),
+        }  # fmt: skip
+        minutes = (self.config.steps - done) * seconds / (done - self.logged) / 60
+        self._line(done, line)
+        self.say(
+            f"step {done}/{self.config.steps}  loss {line['loss']:.4f}  accuracy {line['accuracy']:.3f}"
+            f"  lr {lr:.2e}  gradient {norm:.3g}  {line['segments_per_second']:.1f} segments/s"
+            f"  data wait {line['data_wait']:.0%}  {line['memory_gb']:.1f} GB"
+            f"  {f'{minutes / 60:.1f} h' if minutes > 90 else f'{minutes:.0f} min'} left"
+        )
         self.logged, self.logged_at, self.waited = done, now, 0.0
 
     def write_evaluation(self, done: int, scores: dict[str, float]) -> None:
-        """One line about the scores of an evaluation, with so many updates done."""
-        self._line(step=done, **scores)
+        """Writes a line about the scores of an evaluation after so many updates."""
+        self._line(done, scores)
         self.say(f"step {done}  " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
+
+    def close(self, text: str) -> None:
+        """Closes the files and the bar, and prints a last line."""
+        self.bar.close()
+        self.say(text)
+        if self.is_writer:
+            self.file.close()
+            if self.board:
+                self.board.close()
 
     def _memory(self) -> float:
         if self.device.type == "cuda":
@@ -114,8 +173,8 @@ class Log:
         largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return largest * (1 if sys.platform == "darwin" else 1024) / 1e9
 
-    def _line(self, step: int, **values: float) -> None:
-        if self.rank:
+    def _line(self, step: int, values: dict[str, float]) -> None:
+        if not self.is_writer:
             return
         # JSON has no infinity: the norm of an update that fp16 left out is null.
         finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
@@ -125,16 +184,9 @@ class Log:
             if self.board and value is not None:
                 self.board.add_scalar(name, value, step)
 
-    def close(self) -> None:
-        """Close metrics.jsonl."""
-        if self.rank == 0:
-            self.file.close()
-            if self.board:
-                self.board.close()
-
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a file metrics.jsonl that are whole: a kill or a power failure may leave others."""
+    """Reads the whole lines of a file metrics.jsonl. A kill or a power failure may leave others."""
     whole = []
     for line in path.read_bytes().splitlines() if path.is_file() else []:
         with suppress(ValueError):

@@ -1,71 +1,52 @@
-"""The training loss: T5X's cross entropy with z-loss, as a sum over target tokens.
+"""Computes the training loss of T5X: cross entropy with z-loss, summed over target tokens.
 
 Sizes in tensor names are those of model.py.
 """
 
 import math
-from typing import Any
 
-import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-
-class _TokenLoss(torch.autograd.Function):
-    """Loss per token with its gradient written out: one pass over [B, L, V] instead of six."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, logits_BLV: Tensor, targets_BL: Tensor, z_loss: float, low: float
-    ) -> Tensor:
-        n_classes = logits_BLV.shape[-1]
-        log_z_BL = logits_BLV.logsumexp(-1)
-        ctx.save_for_backward(logits_BLV, targets_BL, log_z_BL)
-        ctx.z_loss, ctx.low, ctx.high = z_loss, low, 1.0 - (n_classes - 1) * low
-        hit_BL = logits_BLV.gather(-1, targets_BL[..., None])[..., 0] - log_z_BL
-        loss_BL = z_loss * log_z_BL.square() - (ctx.high - low) * hit_BL
-        if low:
-            loss_BL -= low * (logits_BLV.sum(-1) - n_classes * log_z_BL)
-        return loss_BL
-
-    @staticmethod
-    def backward(ctx: Any, gradient_BL: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
-        logits_BLV, targets_BL, log_z_BL = ctx.saved_tensors
-        slope_BL = gradient_BL * (1.0 + 2.0 * ctx.z_loss * log_z_BL)
-        out_BLV = (logits_BLV - log_z_BL[..., None]).exp_().mul_(slope_BL[..., None])
-        if ctx.low:
-            out_BLV -= ctx.low * gradient_BL[..., None]
-        hit_BL1 = (-(ctx.high - ctx.low) * gradient_BL)[..., None]
-        return out_BLV.scatter_add_(-1, targets_BL[..., None], hit_BL1), None, None, None
+from mt3data.music.vocabulary import PAD_ID
 
 
 def token_losses(
     logits_BLV: Tensor, targets_BL: Tensor, z_loss: float = 1e-4, label_smoothing: float = 0.0
 ) -> Tensor:
-    """Cross entropy plus z-loss of every token: [B, L], from logits and targets.
+    """Computes cross entropy plus z_loss * log(Z)^2 for every token: [B, L]. Padding costs 0.
 
-    It is -sum(p log q) + z_loss * log(Z)^2, less the entropy of the smoothed target p, so
-    that a perfect prediction costs 0. label_smoothing is the share of p that goes, evenly, to all other
-    tokens. Padding (target 0) costs 0.
+    Args:
+        label_smoothing: the share of the target distribution p that all other tokens get in equal
+            parts. The entropy of p is subtracted, so that a perfect prediction costs 0.
 
     Source: t5x/losses.py compute_weighted_cross_entropy.
     """
-    low = label_smoothing / (logits_BLV.shape[-1] - 1)  # what every wrong token gets
-    loss_BL = _TokenLoss.apply(logits_BLV, targets_BL, z_loss, low)
+    true_BL = logits_BLV.gather(-1, targets_BL[..., None])[..., 0]
+    cross_entropy_BL = F.cross_entropy(
+        logits_BLV.flatten(0, 1), targets_BL.flatten(), reduction="none"
+    ).view_as(targets_BL)
+    log_z_BL = cross_entropy_BL + true_BL
+    loss_BL = cross_entropy_BL + z_loss * log_z_BL.square()
     if label_smoothing:
-        high = 1.0 - label_smoothing
-        loss_BL = loss_BL + high * math.log(high) + label_smoothing * math.log(low + 1e-20)
-    return loss_BL * (targets_BL > 0)
+        n_others = logits_BLV.shape[-1] - 1
+        others_BL = log_z_BL - (logits_BLV.sum(-1) - true_BL) / n_others  # mean of -log q
+        loss_BL = loss_BL + label_smoothing * (others_BL - cross_entropy_BL)
+        confidence = 1.0 - label_smoothing
+        loss_BL = loss_BL + confidence * math.log(confidence)
+        loss_BL = loss_BL + label_smoothing * math.log(label_smoothing / n_others + 1e-20)
+    return loss_BL * (targets_BL != PAD_ID)
 
 
 def loss_sum(
     logits_BLV: Tensor, targets_BL: Tensor, z_loss: float = 1e-4, label_smoothing: float = 0.0
 ) -> Tensor:
-    """As `token_losses`, summed: the number that the original minimises."""
+    """Sums `token_losses` over all tokens: the number that the original minimises."""
     return token_losses(logits_BLV, targets_BL, z_loss, label_smoothing).sum()
 
 
 def count_correct(logits_BLV: Tensor, targets_BL: Tensor) -> Tensor:
-    """How many targets, padding excepted, have the largest logit: an integer tensor []."""
-    hit_BL = logits_BLV.detach().gather(-1, targets_BL[..., None])[..., 0]
-    correct_BL = (hit_BL >= logits_BLV.detach().amax(-1)) & (targets_BL > 0)
-    return correct_BL.sum()
+    """Counts the targets, padding excepted, that have the largest logit: an integer tensor []."""
+    logits_BLV = logits_BLV.detach()
+    true_BL = logits_BLV.gather(-1, targets_BL[..., None])[..., 0]
+    return ((true_BL >= logits_BLV.amax(-1)) & (targets_BL != PAD_ID)).sum()

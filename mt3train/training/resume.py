@@ -1,4 +1,4 @@
-"""What a run starts from: its own newest checkpoint, another's weights, or nothing."""
+"""Loads what a run starts from: its own newest checkpoint, or the weights of another run."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ import torch
 from mt3data.errors import UserError
 from mt3data.music.vocabulary import num_embeddings
 from mt3train.config import Config
-from mt3train.data.builds import TrainingData
+from mt3train.data.builds import TrainingData, data_order
 from mt3train.model import MT3
 from mt3train.weights.checkpoint import (
     CheckpointInfo,
@@ -25,71 +25,84 @@ from mt3train.weights.checkpoint import (
 )
 
 INPUT_AND_OUTPUT = ("vocabulary", "spectrogram", "right_context")  # what weights cannot do without
+SUMS = ("loss", "tokens", "correct", "skipped", "overflows")  # of the steps since the last line
 
 
-def checkpoint_info(config: Config, shards: TrainingData) -> CheckpointInfo:
-    """What the weights of a run mean before its first step."""
+def checkpoint_info(config: Config, data: TrainingData) -> CheckpointInfo:
+    """Returns what the weights of a run mean before its first step."""
     sizes = dataclasses.replace(
-        config.model,
-        vocab_size=num_embeddings(shards.vocabulary),
-        n_mels=shards.spectrogram.n_mels,
+        config.model, vocab_size=num_embeddings(data.vocabulary), n_mels=data.spectrogram.n_mels
     )
     return CheckpointInfo(
         model=sizes,
-        spectrogram=shards.spectrogram,
-        vocabulary=shards.vocabulary,
-        right_context=shards.right_context,
+        spectrogram=data.spectrogram,
+        vocabulary=data.vocabulary,
+        right_context=data.right_context,
         frames=config.data.frames,
         max_target_length=config.data.max_target_length,
     )
 
 
-@dataclass(frozen=True)
-class Restored:
-    """What a run continues from.
+@dataclass
+class Progress:
+    """How far a run is. A checkpoint holds it as JSON.
 
     Attributes:
+        settings: what must be the same when the run resumes.
+        order: what decides which segments a step reads; a change is only reported.
+        init_checkpoint: whose weights the run began with; a change is only reported.
         step: number of updates done.
-        progress: as checkpoint.save was given it.
-        damaged: newer checkpoints that are not whole: (weights, what is wrong).
+        evaluated: the step of the last evaluation.
+        sums: of the steps since the last line of metrics.jsonl.
+        scaler: state of the loss scale in fp16; otherwise empty.
     """
 
-    step: int
-    progress: dict[str, Any]
-    damaged: list[tuple[Path, str]]
+    settings: dict[str, Any]
+    order: dict[str, Any]
+    init_checkpoint: str = ""
+    step: int = 0
+    evaluated: int = 0
+    sums: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
+    scaler: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def resume(
-    run: Path,
+    config: Config,
     info: CheckpointInfo,
-    settings: dict[str, Any],
+    data: TrainingData,
     model: MT3,
     optimizer: torch.optim.Optimizer,
-) -> Restored | None:
-    """Load the newest checkpoint of a run that is whole into a model and its optimiser.
+    rank: int = 0,
+) -> tuple[Progress, list[str]]:
+    """Loads the newest whole checkpoint of a run, or else the weights of config.init_checkpoint.
 
     Args:
-        run: its folder.
-        info: what the weights shall mean, the step excepted.
-        settings: what must be as before besides; compared with progress["settings"].
+        info: what the weights must mean, the step excepted.
+        data: of the training.
         model, optimizer: filled in place.
+        rank: rank 0 renames damaged checkpoints.
     Returns:
-        None if there is no checkpoint.
+        How far the run is, and messages about damaged checkpoints and changed data.
     Raises:
-        UserError: the run was made with other settings, or none of its checkpoints is whole.
+        UserError: the run was made with other settings, none of its checkpoints is whole, or
+            config.init_checkpoint does not fit.
     """
-    damaged = []
+    run = Path(config.run)
+    settings = {"optim.name": config.optim.name, "freeze": config.freeze}
+    now = Progress(settings, data_order(config, data), config.init_checkpoint)
+    damaged: list[tuple[Path, str]] = []
     for file in reversed(checkpoints(run)):
         try:
             found, weights = read_weights(file)
-            progress, state = read_state(file)
+            metadata, state = read_state(file)
         except Damaged as error:
             damaged.append((file, str(error)))
             continue
+        before = _progress(file, metadata)
         differ = _difference(found, info, *INPUT_AND_OUTPUT, "frames", "max_target_length", "model")
-        for name, now in settings.items():
-            if progress["settings"].get(name) != now:
-                differ = differ or (name, progress["settings"].get(name), now)
+        for name, value in settings.items():
+            if before.settings.get(name) != value:
+                differ = differ or (name, before.settings.get(name), value)
         if differ:
             raise UserError(
                 f"{run} was trained with {differ[0]} {differ[1]!r}, now asked for is {differ[2]!r};"
@@ -98,25 +111,70 @@ def resume(
         require_arrays(file, model, weights)
         model.load_state_dict(weights)
         _fill(optimizer, trainable(model), state)
-        return Restored(found.step, progress, damaged)
+        if rank == 0:
+            for path, _ in damaged:
+                _set_aside(path)
+        messages = [f"{what}; set aside, resuming from step {found.step}" for _, what in damaged]
+        return dataclasses.replace(
+            before, order=now.order, init_checkpoint=now.init_checkpoint
+        ), messages + _changes(before, now)
     if damaged:
         raise UserError(f"no checkpoint in {run} is whole; of the newest: {damaged[0][1]}")
-    return None
+    if config.init_checkpoint:
+        init_from_checkpoint(model, config.init_checkpoint, info)
+    return now, []
 
 
-def set_aside(file: Path) -> None:
-    """Rename the file of a damaged checkpoint, so that it neither counts nor is lost."""
+def _progress(file: Path, metadata: dict[str, Any]) -> Progress:
+    try:
+        progress = Progress(**metadata)
+        progress.sums = {name: float(progress.sums[name]) for name in SUMS}
+        whole = progress.step, progress.evaluated
+        tables = progress.settings, progress.order, progress.scaler
+        if not all(type(n) is int and n >= 0 for n in whole):
+            raise TypeError("steps are whole numbers")
+        if not all(isinstance(table, dict) for table in tables):
+            raise TypeError("settings, order and scaler are tables")
+    except (TypeError, KeyError, ValueError) as error:
+        raise UserError(
+            f"{file} holds no progress of a run ({error}); choose another folder with run=DIR"
+        ) from None
+    return progress
+
+
+def _changes(before: Progress, now: Progress) -> list[str]:
+    """Describes what is not as in the steps before, though the run can be resumed."""
+    messages = []
+    if changed := [
+        f"{name}={before.order.get(name)!r}, now {value!r}"
+        for name, value in now.order.items()
+        if before.order.get(name) != value
+    ]:
+        messages.append(
+            f"the steps before had {'; '.join(changed)}. Other data are read, or in another order:"
+            " until the next epoch begins, records may come twice or not at all"
+        )
+    if before.init_checkpoint != now.init_checkpoint:
+        messages.append(
+            f"the run began with init_checkpoint={before.init_checkpoint!r}, now"
+            f" {now.init_checkpoint!r}. It is resumed from its own checkpoint, so neither is read"
+        )
+    return messages
+
+
+def _set_aside(file: Path) -> None:
+    """Renames the files of a damaged checkpoint, so that it neither counts nor is lost."""
     for path in (file, optimizer_file(file)):
         if path.is_file():
             path.replace(path.with_name(path.name + ".damaged"))
 
 
 def init_from_checkpoint(model: MT3, path: str | Path, info: CheckpointInfo) -> None:
-    """Give a new run the weights of another; lengths and dropout may differ.
+    """Gives a new run the weights of another. Lengths and dropout may differ.
 
     Args:
         model: filled in place.
-        path: a .safetensors file, or a run's folder, of which the newest checkpoint is taken.
+        path: a .safetensors file, or a run's folder, whose newest checkpoint is taken.
         info: what the new run's weights will mean.
     Raises:
         UserError: no checkpoint, or one of another vocabulary, spectrogram, right_context or size.
@@ -143,7 +201,7 @@ def init_from_checkpoint(model: MT3, path: str | Path, info: CheckpointInfo) -> 
 def _difference(
     found: CheckpointInfo, wanted: CheckpointInfo, *names: str
 ) -> tuple[str, Any, Any] | None:
-    """The first setting of those named that differs: (name, found, wanted)."""
+    """Returns the first of the named settings that differs: (name, found, wanted)."""
     for name in names:
         theirs, ours = (dataclasses.asdict(info)[name] for info in (found, wanted))
         if theirs != ours and isinstance(theirs, dict):

@@ -14,6 +14,7 @@ read. One that was damaged later is set aside, and the run continues from the on
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -36,6 +37,7 @@ WEIGHTS, OPTIMIZER = ".safetensors", ".optimizer.safetensors"
 BEST = "best.safetensors"
 # Checkpoints written before version 0.2 have the key "edge" with these values.
 RIGHT_CONTEXT_OF_EDGE = {"segment": "zeros", "track": "audio"}
+NAME = re.compile(r"checkpoint-(\d{8,})\.safetensors")  # of the weights of a run
 HALF_MAX = torch.finfo(torch.float16).max  # 65,504
 
 
@@ -95,9 +97,8 @@ def save(
     info: CheckpointInfo,
     optimizer: torch.optim.Optimizer,
     progress: dict[str, Any],
-    keep: int = 3,
 ) -> Path:
-    """Write the checkpoint of info.step into a run's folder and drop all but the `keep` newest.
+    """Writes the checkpoint of info.step into a run's folder.
 
     Args:
         optimizer: over those of model.parameters() that require gradients, in their order.
@@ -116,13 +117,6 @@ def save(
     }
     _write(optimizer_file(path), state, {"progress": progress})
     save_weights(path, model, info)
-    for old in checkpoints(folder)[:-keep]:
-        old.unlink()
-    kept = {optimizer_file(weights) for weights in checkpoints(folder)}
-    for state_file in folder.glob(f"checkpoint-*{OPTIMIZER}"):
-        if state_file not in kept:
-            state_file.unlink()
-    _drop_parts(folder)  # of a process that was killed while it wrote
     return path
 
 
@@ -137,9 +131,10 @@ def trainable(model: MT3) -> list[str]:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """The weights of every whole checkpoint in a run's folder, oldest first."""
-    found = folder.glob(f"checkpoint-*{WEIGHTS}")
-    return sorted(path for path in found if not path.name.endswith(OPTIMIZER))
+    """Returns the weights of every checkpoint in a run's folder, by step. Other names do not count."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    steps = {int(match[1]) for name in names if (match := NAME.fullmatch(name))}
+    return [path for step in sorted(steps) if (path := weights_path(folder, step)).is_file()]
 
 
 def load_model(path: str | Path) -> tuple[MT3, CheckpointInfo]:
@@ -319,13 +314,7 @@ def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> 
     try:
         write_atomically(path, to_bytes(held, {METADATA_KEY: json.dumps(metadata)}))
     except OSError as error:
-        _drop_parts(path.parent)
         raise UserError(
             f"{path}: cannot be written ({error.strerror}); make room there, or choose another path:"
             " checkpoints that were there are whole"
         ) from error
-
-
-def _drop_parts(folder: Path) -> None:
-    for part in folder.glob(f"*{WEIGHTS}.tmp-*"):
-        part.unlink()

@@ -1,12 +1,13 @@
-"""Training in little: made segments, a tiny network, and worlds of several processes.
+"""Small training runs for tests: made segments, a tiny network, and worlds of several processes.
 
 The processes of a world are forked from one server that has imported torch, so that they start in
-a moment. Each runs the trainer's own main function and writes what it says to a file.
+a moment. Each runs the trainer's own main function and writes its output to a file.
 """
 
 import dataclasses
 import multiprocessing
 import os
+import signal
 import socket
 import time
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import numpy as np
 from events import HANG_SECONDS
 
 from mt3data.audio.spectrogram import SpectrogramConfig
+from mt3data.files import temp_path
 from mt3data.music.vocabulary import VocabularyConfig
 from mt3data.shards.reader import Batch, pad_tokens
 from mt3train.config import Config, DataConfig, OptimConfig
@@ -88,7 +90,7 @@ class World:
     """Processes that train together.
 
     Args:
-        folder: where what rank N says becomes rank-N.txt.
+        folder: where the output of rank N goes into rank-N.txt.
         size: number of processes.
         prepare: called in each with (rank, *arguments); returns the configuration and the segments
             to train and evaluate on, None for those that the configuration names.
@@ -142,7 +144,7 @@ def plain(rank: int, run: Path, changes: dict[str, Any]) -> tuple[Config, Made, 
 def ended(
     folder: Path, prepare: Callable, *arguments: Any, size: int = 2
 ) -> tuple[list[int | None], list[str]]:
-    """Exit codes of a world, and what its ranks said."""
+    """Exit codes of a world, and the output of its ranks."""
     world = World(folder, size, prepare, *arguments)
     codes = world.codes()
     return codes, [world.said(rank) for rank in range(size)]
@@ -156,6 +158,23 @@ def errors(said: str) -> list[str]:
 def after(step: int) -> str:
     """The name of a checkpoint."""
     return weights_path(Path(), step).name
+
+
+def killed_while_writing(rank: int, run: Path, name: str) -> tuple[Config, Made, None]:
+    """Rank 0 is killed after it wrote half of the file `name`."""
+    if rank == 0:
+        from mt3train.weights import checkpoint
+
+        write = checkpoint.write_atomically
+
+        def write_half(path: Path, data: Any) -> None:
+            if path.name == name:
+                temp_path(path).write_bytes(data[: len(data) // 2])
+                os.kill(os.getpid(), signal.SIGKILL)
+            write(path, data)
+
+        checkpoint.write_atomically = write_half
+    return config(run, save_every=2), Made(), None
 
 
 def _work(

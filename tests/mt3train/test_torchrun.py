@@ -103,7 +103,7 @@ def test_a_signal_to_torchrun_reaches_the_ranks_which_save(shards, tmp_path, num
     wait_until(lambda: log.is_file() and log.stat().st_size, process)  # ten steps are done
     process.send_signal(number)
     said = ended(process)
-    assert "stopped, the same command goes on" in said
+    assert "stopped" in said
     assert 0 < load_model(tmp_path / "run")[1].step < STEPS
 
 

@@ -14,7 +14,6 @@ from mt3data.errors import UserError
 from mt3data.music.vocabulary import VocabularyConfig
 from mt3train.config import DataConfig, OptimConfig
 from mt3train.train import train
-from mt3train.training.device import choose_precision
 from mt3train.weights.checkpoint import checkpoints, load_model
 
 
@@ -258,11 +257,3 @@ def test_without_a_build_the_command_that_makes_one_is_named(tmp_path):
     data = DataConfig(train=str(tmp_path / "shards" / "*"))
     with pytest.raises(UserError, match="`mt3data build demo --out shards/`"):
         train(config(tmp_path / "run", data=data))
-
-
-def test_precision_that_the_processor_lacks_is_refused_or_avoided():
-    cpu = torch.device("cpu")
-    with pytest.raises(UserError, match="needs a GPU"):
-        choose_precision("fp16", cpu)
-    assert choose_precision("float64", cpu) == "float64"
-    assert choose_precision("auto", cpu) in ("bf16", "float32")

@@ -58,7 +58,7 @@ def test_a_run_that_is_further_than_it_was_asked_for_says_so(shards, tmp_path, c
     train(load_config([*options, "steps=1"]))
     said = capsys.readouterr().err
     assert "steps 2 to 2 of" in said
-    assert said.endswith(": the run already has 2 steps; give more than steps=2 to go on\n")
+    assert "already has 2 steps" in said
 
 
 def test_a_run_in_a_place_of_a_file_is_one_line_and_exit_code_2(
@@ -101,7 +101,7 @@ def test_evaluation_shards_of_other_settings_are_refused_at_once(
 def test_a_split_that_no_build_has_means_no_evaluation_and_is_said(shards, tmp_path, capsys):
     train(load_config(["demo.toml", f"data.train={shards}", *TINY, f"run={tmp_path}",
                        "data.eval_split=late", "steps=1"]))  # fmt: skip
-    assert "no build has a split 'late': no evaluation" in capsys.readouterr().err
+    assert "no build has tracks in split 'late': no evaluation" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -113,7 +113,7 @@ def test_a_split_that_no_build_has_means_no_evaluation_and_is_said(shards, tmp_p
             "data.frames=128",
             "records of 256 frames with right_context 'zeros' cannot be cut to 128",
         ),
-        ("batch=0", "Error: batch=0; expected at least 1"),
+        ("batch=0", "Error: batch=0; expected 1 to"),
     ],
 )
 def test_a_mistake_is_one_line_and_exit_code_2(

@@ -1,6 +1,7 @@
 """Micro-batches: padding, order, skipped targets; audio to log-mel; reading ahead."""
 
 import dataclasses
+import queue
 import threading
 
 import numpy as np
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from mt3data.audio.spectrogram import SpectrogramConfig, log_mel
 from mt3data.shards.reader import Batch, pad_tokens
 from mt3train.config import DataConfig
-from mt3train.data.loader import Ahead, cut_by_cost, micro_batches, to_device
+from mt3train.data.loader import Prefetcher, cut_by_cost, micro_batches, to_device
 from mt3train.model import MT3, ModelConfig
 from mt3train.training.loss import loss_sum
 
@@ -118,28 +119,27 @@ def test_sorted_micro_batches_have_the_gradient_of_targets_padded_to_1024():
     assert (without_one["decoder.logits_dense.weight"] - want["decoder.logits_dense.weight"]).abs().max() > 1  # fmt: skip
 
 
-def test_the_next_step_is_loaded_ahead_and_any_step_may_be_asked_for():
-    asked = []
-    ahead = Ahead(lambda step: asked.append(step) or [step], last=3)
-    assert [ahead.wait(step) for step in (0, 1, 3, 2, 3)] == [[0], [1], [3], [2], [3]]
-    ahead.close()
-    assert asked == [0, 1, 2, 3, 2, 3]
+def test_steps_come_in_order_and_one_step_is_loaded_ahead():
+    asked = queue.SimpleQueue()
+    batches = Prefetcher(lambda step: asked.put(step) or [step], range(2, 5))
+    assert [asked.get(), batches.get(), asked.get()] == [2, [2], 3]
+    assert asked.empty()
+    assert [batches.get(), batches.get()] == [[3], [4]]
+    batches.close()
 
 
 def test_an_error_while_reading_is_raised_where_the_batch_is_asked_for():
     def load(step):
         raise OSError("shard gone")
 
-    ahead = Ahead(load, last=3)
     with pytest.raises(OSError, match="shard gone"):
-        ahead.wait(0)
-    ahead.close()
+        Prefetcher(load, range(3)).get()
 
 
-def test_a_batch_that_does_not_come_is_none_and_holds_nobody_up():
+def test_a_batch_that_is_not_there_yet_is_none_and_comes_later():
     disk = threading.Event()
-    ahead = Ahead(lambda step: disk.wait() and [step], last=3)
-    assert ahead.wait(0, seconds=0.01) is None
+    batches = Prefetcher(lambda step: disk.wait() and [step], range(1))
+    assert batches.get(timeout=0.01) is None
     disk.set()
-    assert ahead.wait(0) == [0]
-    ahead.close()
+    assert batches.get() == [0]
+    batches.close()

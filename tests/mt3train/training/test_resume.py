@@ -1,46 +1,30 @@
 """Where a run goes on: its newest whole checkpoint, or the weights of another."""
 
 import dataclasses
+import json
 
 import pytest
 import torch
-from test_checkpoint import INFO, TINY, flip, model_and_optimizer
+from safetensors.torch import save_file
 from worlds import MODEL, Made, config, metrics
 
 from mt3data.errors import UserError
 from mt3data.music.vocabulary import VocabularyConfig
-from mt3train.model import MT3
 from mt3train.train import train
-from mt3train.training.optimizers import make_optimizer
-from mt3train.training.resume import resume
-from mt3train.weights.checkpoint import checkpoints, load_model, optimizer_file, save
-
-SETTINGS = {"optim.name": "adafactor"}
-
-
-@pytest.mark.parametrize("name", ["adafactor", "adamw", "muon"])
-def test_an_optimiser_goes_on_where_it_was(tmp_path, name):
-    model, optimizer = model_and_optimizer(name)
-    save(tmp_path, model, INFO, optimizer, {"settings": SETTINGS, "tokens": 5})
-    fresh = MT3(TINY)
-    other = make_optimizer(fresh, name, 1e-2)
-    restored = resume(tmp_path, INFO, SETTINGS, fresh, other)
-    assert restored is not None and (restored.step, restored.progress["tokens"]) == (12, 5)
-    for m, o in ((model, optimizer), (fresh, other)):
-        m.zero_grad()
-        m.eval()(torch.ones(1, 4, 6), torch.tensor([[5, 2, 1]])).square().sum().backward()
-        o.step()
-    for ours, theirs in zip(fresh.parameters(), model.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
-
-
-def test_an_empty_folder_has_nothing_to_restore(tmp_path):
-    assert resume(tmp_path, INFO, SETTINGS, *model_and_optimizer()) is None
+from mt3train.weights.checkpoint import (
+    METADATA_KEY,
+    SCHEMA,
+    checkpoints,
+    load_model,
+    optimizer_file,
+    read_state,
+)
 
 
 def break_file(path, how):
-    if how == "altered":
-        flip(path)
+    if how == "altered":  # one bit of the last array
+        data = path.read_bytes()
+        path.write_bytes(data[:-3] + bytes([data[-3] ^ 4]) + data[-2:])
     if how == "cut":
         path.write_bytes(path.read_bytes()[:-10])
     if how == "emptied":
@@ -67,7 +51,7 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before_saying_so(
     capsys.readouterr()
     ended = train(config(tmp_path / "run", save_every=2, keep_checkpoints=1), Made())
     (line,) = [text for text in capsys.readouterr().err.splitlines() if "set aside" in text]
-    assert said in line and line.endswith("set aside, going on from step 2")
+    assert said in line and line.endswith("from step 2")
     assert ended.read_bytes() == whole.read_bytes()
     assert metrics(tmp_path / "run") == metrics(tmp_path / "whole")
     assert checkpoints(tmp_path / "run") == [ended]
@@ -91,9 +75,35 @@ def test_another_run_s_weights_start_a_new_one_at_step_0(tmp_path):
     assert info.step == 1
     for ours, theirs in zip(model.parameters(), load_model(first)[0].parameters(), strict=True):
         assert torch.equal(ours, theirs)
-    # The second time it is the run's own checkpoint that counts.
-    train(dataclasses.replace(tuned, steps=2, init_checkpoint="nowhere"), Made())
-    assert metrics(tmp_path / "tuned")[-1]["step"] == 2
+
+
+def test_a_run_resumes_from_its_own_checkpoint_and_says_that_init_checkpoint_is_another(
+    tmp_path, capsys
+):
+    first = str(train(config(tmp_path / "first", steps=3), Made()))
+    tuned = config(tmp_path / "tuned", steps=1, init_checkpoint=first)
+    train(tuned, Made())
+    capsys.readouterr()
+    train(dataclasses.replace(tuned, steps=2), Made())
+    assert "init_checkpoint" not in capsys.readouterr().err
+    train(dataclasses.replace(tuned, steps=4, init_checkpoint="nowhere"), Made())
+    said = capsys.readouterr().err
+    assert f"began with init_checkpoint={first!r}, now 'nowhere'" in said
+    assert metrics(tmp_path / "tuned")[-1]["step"] == 4
+
+
+@pytest.mark.parametrize("progress", [
+    {"settings": {}}, {"settings": 1, "order": {}}, {"settings": {}, "order": {}, "step": "x"},
+    {"settings": {}, "order": {}, "sums": {"loss": None}}, {"settings": {}, "order": {}, "x": 1},
+    [],
+])  # fmt: skip
+def test_a_checkpoint_without_the_progress_of_a_run_is_one_line(tmp_path, progress):
+    path = train(config(tmp_path, steps=1), Made())
+    _, state = read_state(path)
+    metadata = {"schema": SCHEMA, "progress": progress}
+    save_file(state, optimizer_file(path), {METADATA_KEY: json.dumps(metadata)})
+    with pytest.raises(UserError, match="00000001.safetensors holds no progress of a run"):
+        train(config(tmp_path), Made())
 
 
 @pytest.mark.parametrize("changes, made, message", [

@@ -52,17 +52,16 @@ def test_a_model_comes_back_with_what_its_input_and_tokens_mean(tmp_path):
     assert not loaded.training
 
 
-def test_only_the_newest_are_kept_and_a_folder_means_its_newest(tmp_path):
+def test_a_folder_means_its_newest_checkpoint_and_other_names_are_no_checkpoints(tmp_path):
     model, optimizer = model_and_optimizer()
-    for step in (1, 2, 30):
-        save(tmp_path, model, dataclasses.replace(INFO, step=step), optimizer, {}, keep=2)
-    assert sorted(p.name for p in tmp_path.iterdir()) == [
-        f"checkpoint-{step:08d}{ending}"
-        for step in (2, 30)
-        for ending in (".optimizer.safetensors", ".safetensors")
+    for step in (2, 30, 123_456_789):
+        save(tmp_path, model, dataclasses.replace(INFO, step=step), optimizer, {})
+    for name in ("checkpoint-99999999-copy", "checkpoint-final", "checkpoint-0000000099"):
+        (tmp_path / f"{name}.safetensors").write_bytes(b"mine")
+    assert [path.name for path in checkpoints(tmp_path)] == [
+        f"checkpoint-{step}.safetensors" for step in ("00000002", "00000030", "123456789")
     ]
-    assert load_model(tmp_path)[1].step == 30
-    assert len(checkpoints(tmp_path)) == 2
+    assert load_model(tmp_path)[1].step == 123_456_789
 
 
 def flip(path):
@@ -177,24 +176,13 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_earlier_ones_alon
     tmp_path, monkeypatch
 ):
     model, optimizer = model_and_optimizer()
-    first = save(tmp_path, model, INFO, optimizer, {}, keep=1)
+    first = save(tmp_path, model, INFO, optimizer, {})
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     later = weights_path(tmp_path, 13)
     monkeypatch.setattr("mt3data.files.temp_path", lambda path: Path(f"{path}.tmp-0"))
     (tmp_path / f"{later.name}.tmp-0").symlink_to("/dev/full")
     with pytest.raises(UserError, match=r"00000013.safetensors: cannot be written \(No space left"):
-        save(tmp_path, model, dataclasses.replace(INFO, step=13), optimizer, {}, keep=1)
+        save(tmp_path, model, dataclasses.replace(INFO, step=13), optimizer, {})
     assert checkpoints(tmp_path) == [first]
     (tmp_path / "checkpoint-00000013.optimizer.safetensors").unlink()  # counts without weights
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
-
-
-def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path):
-    model, optimizer = model_and_optimizer()
-    (tmp_path / "checkpoint-00000011.safetensors.tmp-77").write_bytes(b"half")
-    (tmp_path / "checkpoint-00000011.optimizer.safetensors").write_bytes(b"without weights")
-    save(tmp_path, model, INFO, optimizer, {})
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
-        "checkpoint-00000012.optimizer.safetensors",
-        "checkpoint-00000012.safetensors",
-    ]
