@@ -45,14 +45,14 @@ def main() -> None:
     notes = Notes.from_columns(json.loads(NOTES.read_text()))
     config, rng = VocabularyConfig(), np.random.default_rng(0)
     window = notes[(notes.offset > 20.0) & (notes.onset < 20.0 + 2048 / 125)]
-    events, array = EventTable.of(window, config), window.to_array()
+    events, array = EventTable.from_notes(window, config), window.to_array()
     several = np.full(64, 256), np.full(64, TRACK_FRAMES)
 
     def every_segment() -> None:
         starts = np.arange(0, TRACK_FRAMES, 256)
         track_frames = np.full(len(starts), TRACK_FRAMES)
         lengths = np.minimum(256, track_frames - starts)
-        encode_many(EventTable.of(notes, config), starts, lengths, track_frames)
+        encode_many(EventTable.from_notes(notes, config), starts, lengths, track_frames)
 
     def random_crop() -> None:
         encode(events, 2500 + int(rng.integers(0, 1792)), 256, TRACK_FRAMES)

@@ -145,9 +145,12 @@ def _words() -> Iterator[list[object]]:
 
 
 def _events(piece: Walk) -> Iterator[list[object]]:
-    events, codec = EventTable.of(piece.notes, CONFIG.vocabulary), get_codec(CONFIG.vocabulary)
+    events, codec = (
+        EventTable.from_notes(piece.notes, CONFIG.vocabulary),
+        get_codec(CONFIG.vocabulary),
+    )
     starts = [round(start * 100) for start, _ in piece.segments]
-    columns = (events.step, events.program, events.velocity_bin, events.pitch_id)
+    columns = (events.time_step, events.program, events.velocity_bin, events.pitch_id)
     for step, program, velocity_bin, word in zip(*(c.tolist() for c in columns), strict=True):
         is_drum = program == NONE
         what = f"{instrument(program, is_drum)}: {pitch_name(codec.decode(word).value, is_drum)} "
@@ -248,7 +251,7 @@ def _lengths(piece: Walk) -> Iterator[list[object]]:
         for notes in pieces:
             frames = int(notes.offset.max() * FRAMES_PER_SECOND) + 1
             starts = np.arange(0, frames, CONFIG.frames)
-            events = EventTable.of(notes, CONFIG.vocabulary)
+            events = EventTable.from_notes(notes, CONFIG.vocabulary)
             n_frames = np.full(len(starts), CONFIG.frames)
             lengths += encode_many(events, starts, n_frames, np.full(len(starts), frames))[
                 1

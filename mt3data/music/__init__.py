@@ -1,5 +1,5 @@
 """Represents music as MT3 does: notes, MIDI files, the vocabulary, and the tokens of a segment.
 
-Read this room first: `vocabulary.py`, `notes.py`, the tokenizer, `detokenizer.py`.
-Nothing here reads audio or trains a model.
+Read `vocabulary.py`, `notes.py`, `tokenizer.py` and `detokenizer.py` first, in this order.
+`fast_tokenizer.py` gives the tokens of `tokenizer.py` for many segments at once.
 """

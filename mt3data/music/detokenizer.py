@@ -1,8 +1,8 @@
-"""Tokens back to notes: one small state machine, fed segment by segment.
+"""Decodes tokens to notes with one small state machine, segment by segment.
 
-What the model writes need not make sense. An event that cannot stand where it stands is counted as
-invalid and skipped; what lies behind the start of the next segment is counted as dropped. Both counts
-and every note equal those of the original for the same tokens and start times.
+A model may predict tokens in an order that has no meaning. Events that are not allowed at their place
+are skipped and counted as invalid. Tokens after the start of the next segment are counted as dropped.
+Both counts and every note equal those of the original for the same tokens and start times.
 
 Source: mt3/note_sequences.py decode_note_event, mt3/run_length_encoding.py decode_events.
 """
@@ -23,9 +23,8 @@ from mt3data.music.vocabulary import (
     tokens_to_event_ids,
 )
 
-MIN_NOTE_SECONDS = (
-    0.01  # mt3/note_sequences.py; quantising may give zero length. Also a drum's length
-)
+# mt3/note_sequences.py. Quantised notes may have zero length. A drum has exactly this length.
+MIN_NOTE_SECONDS = 0.01
 ONSET_ONLY_VELOCITY = 100  # mt3/note_sequences.py DEFAULT_VELOCITY
 
 
@@ -33,12 +32,12 @@ ONSET_ONLY_VELOCITY = 100  # mt3/note_sequences.py DEFAULT_VELOCITY
 class NoteDecoder:
     """Decodes the targets of consecutive segments into notes.
 
-    Feed `segment` in time order, then call `finish` once. Velocity and program persist from one
-    segment to the next, as do notes that a tie section keeps open.
+    Call `decode_segment` for every segment in time order, then `finish` once. Velocity, program and
+    the notes that a tie section keeps open persist from one segment to the next.
 
     Attributes:
-        invalid: events so far that made no sense where they stood; they are skipped.
-        dropped: tokens so far behind the start of the next segment; the rest of a segment counts.
+        invalid: number of events so far that are not allowed at their place. They are skipped.
+        dropped: number of tokens so far after the start of the next segment.
 
     Source: mt3/note_sequences.py decode_note_event, flush_note_decoding_state;
     mt3/run_length_encoding.py decode_events.
@@ -55,14 +54,14 @@ class NoteDecoder:
     _in_tie_section: bool = False
     _rows: list[tuple[float, float, int, int, int, bool]] = field(default_factory=list)
 
-    def segment(self, tokens: np.ndarray, start: float, limit: float | None = None) -> None:
+    def decode_segment(self, tokens: np.ndarray, start: float, limit: float | None = None) -> None:
         """Decodes one segment.
 
         Args:
-            tokens: vocabulary ids; everything from the first EOS on is ignored.
-            start: the segment's start in seconds, see `segment_start`.
-            limit: start of the next segment. Events strictly later are dropped, with all that
-                follows in the segment. None (and 0, as in the original) means no limit.
+            tokens: vocabulary ids. Tokens from the first EOS on are ignored.
+            start: the segment's start in seconds, see `tokenizer.segment_start`.
+            limit: start of the next segment in seconds. The first event that is strictly later is
+                dropped with the rest of the segment. None (and 0, as in the original): no limit.
         """
         if self.config.encoding == "ties":
             self._tied, self._in_tie_section = set(), True
@@ -85,7 +84,7 @@ class NoteDecoder:
                 self.invalid += not self._accept(event, time)
 
     def finish(self) -> Notes:
-        """Ends all open notes and returns every note, in the order in which they ended."""
+        """Ends all open notes and returns all notes in the order of their ends."""
         for onset, _ in self._open.values():
             self._time = max(self._time, onset + MIN_NOTE_SECONDS)
         for key in list(self._open):
@@ -96,12 +95,12 @@ class NoteDecoder:
         return notes if self.config.encoding == "onsets" else assign_instruments(notes)
 
     def _accept(self, event: Event, time: float) -> bool:
-        """Takes one event that is no shift; False if it makes no sense here."""
+        """Applies one event that is no shift. Returns whether it is allowed here."""
         if self.config.encoding == "onsets":
             return self._accept_onset(event, time)
         if time < self._time:
             return False
-        self._time = time  # also where the event turns out to make no sense, as in the original
+        self._time = time  # also where the event is invalid, as in the original
         key = (event.value, self._program)
         if event.type == "velocity":
             self._velocity = bin_to_velocity(event.value, self.config.num_velocity_bins)
@@ -153,7 +152,7 @@ class NoteDecoder:
 
 @dataclass(frozen=True)
 class Decoded:
-    """Notes decoded from a track's segments, with counts of what could not be used."""
+    """The notes of a track, with the numbers of invalid events and dropped tokens."""
 
     notes: Notes
     invalid: int
@@ -163,7 +162,7 @@ class Decoded:
 def decode_segments(
     segments: Sequence[tuple[float, np.ndarray]], config: VocabularyConfig
 ) -> Decoded:
-    """The notes of one track, decoded from its segments.
+    """Decodes the segments of one track.
 
     Args:
         segments: (start in seconds, tokens) of each, in any order.
@@ -175,5 +174,5 @@ def decode_segments(
     limits = [start for start, _ in in_order[1:]] + [None]
     decoder = NoteDecoder(config)
     for (start, tokens), limit in zip(in_order, limits, strict=True):
-        decoder.segment(tokens, start, limit)
+        decoder.decode_segment(tokens, start, limit)
     return Decoded(decoder.finish(), decoder.invalid, decoder.dropped)

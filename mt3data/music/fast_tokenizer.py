@@ -1,8 +1,8 @@
-"""Tokenizes many segments at once. It gives the tokens of `tokenizer.py`, which is to be read first.
+"""Tokenizes many segments at once, with the result of `tokenizer.py`. Read that file first.
 
-The onsets and offsets of a track become columns in time order (`EventTable`). For each onset they
-say from which event to which the note is held. A segment is then a slice of the columns, and its tie
-section is found by two binary searches, so many segments of many tracks are encoded without a loop.
+`EventTable` holds the onsets and offsets of a track as columns in time order, and for each onset the
+interval of events in which its note is held. A segment is then a slice of the columns. Two binary
+searches find its tie section. So many segments of many tracks are encoded without a Python loop.
 
 Source: mt3/note_sequences.py and mt3/run_length_encoding.py.
 """
@@ -26,28 +26,28 @@ from mt3data.music.vocabulary import (
     velocity_to_bin,
 )
 
-NONE = -1  # the program of a drum, and what a target says before its first program or velocity
-PART_STEPS = 1 << 40  # between parts of a table: further than any step of a track
-DRUM_KEY = 1 << 14  # above 128 * program + pitch of any pitched note
+NONE = -1  # the program of a drum, and the state before the first program or velocity of a target
+PART_STEPS = 1 << 40  # time steps between the parts of a table, more than a track has
+DRUM_KEY = 1 << 14  # more than 128 * program + pitch of any pitched note
 
 
 @dataclass(frozen=True)
 class EventTable:
-    """All onsets and offsets of a track (or window) in time order, ready to be cut.
+    """The onsets and offsets of a track or window in time order.
 
-    Row i of the first four columns is event i. The `tie_` columns describe, for each onset of a
-    pitched note, when the model's state calls that pitch and program held: before event j exactly
-    if tie_after < j <= tie_until. That state is kept per (pitch, program), so overlapping equal
-    notes are one, and the first note-off ends it.
+    Row i of the first four columns is event i. The `tie_` columns have one row for each onset of a
+    pitched note. Its pitch and program are held before event j if tie_after < j <= tie_until. Held
+    notes are known by (program, pitch) alone, so overlapping equal notes are one, and the first
+    offset ends it.
 
-    Several tracks or windows may share a table, as its parts: they stand one after the other, their
-    steps PART_STEPS apart, and know nothing of each other.
+    A table may hold several tracks or windows as its parts. They follow one another, their time
+    steps are PART_STEPS apart, and none affects another.
     """
 
     config: VocabularyConfig
-    step: np.ndarray  # quantised time + part * PART_STEPS
-    program: np.ndarray  # -1 where none is said: drums, and every note in the onsets encoding
-    velocity_bin: np.ndarray  # 0 for a note-off
+    time_step: np.ndarray  # quantised time + part * PART_STEPS
+    program: np.ndarray  # NONE for drums, and for every note in the encoding "onsets"
+    velocity_bin: np.ndarray  # 0 for an offset
     pitch_id: np.ndarray  # codec id of the pitch or drum
     tie_after: np.ndarray
     tie_until: np.ndarray
@@ -55,16 +55,15 @@ class EventTable:
     tie_part: np.ndarray
 
     @staticmethod
-    def of(notes: Notes, config: VocabularyConfig, part: np.ndarray | None = None) -> EventTable:
-        """The events of notes in the order of the original.
-
-        Equal times are ordered offsets first, then by (is_drum, program, pitch); times are
-        compared before they are quantised, and quantised with banker's rounding.
+    def from_notes(
+        notes: Notes, config: VocabularyConfig, part: np.ndarray | None = None
+    ) -> EventTable:
+        """Sorts the onsets and offsets of notes as `tokenizer.note_events` does.
 
         Args:
             notes: in any order.
-            config: decides what is said.
-            part: the number of the part to which each note belongs; None: all are one.
+            config: the vocabulary.
+            part: the number of the part to which each note belongs. None: all are one part.
         Raises:
             ValueError: see `notes.validate`.
 
@@ -73,8 +72,8 @@ class EventTable:
         validate(notes)
         part = np.zeros(len(notes), np.int64) if part is None else part
         if config.encoding == "onsets":
-            return EventTable._of_onsets(notes, config, part)
-        # One number for (is_drum, program, pitch); 16 bits, which numpy sorts in linear time.
+            return EventTable._from_onsets(notes, config, part)
+        # One number for (is_drum, program, pitch). It has 16 bits, so numpy sorts in linear time.
         key = (notes.is_drum * DRUM_KEY + 128 * notes.program + notes.pitch).astype(np.int16)
         order = np.argsort(key, kind="stable")
         pitched = order[key[order] < DRUM_KEY]
@@ -86,10 +85,10 @@ class EventTable:
         note, velocity_bin, codec = note[in_order], velocity_bin[in_order], get_codec(config)
         key, part = key[note], part[note]
         is_drum = key >= DRUM_KEY
-        step = np.rint(time[in_order] * config.steps_per_second).astype(np.int64)
+        time_step = np.rint(time[in_order] * config.steps_per_second).astype(np.int64)
         return EventTable(
             config,
-            step + part * PART_STEPS,
+            time_step + part * PART_STEPS,
             np.where(is_drum, NONE, apply_granularity(key // 128, config.granularity)),
             velocity_bin,
             key % 128 + np.where(is_drum, codec.first["drum"], codec.first["pitch"]),
@@ -97,21 +96,20 @@ class EventTable:
         )
 
     @staticmethod
-    def _of_onsets(notes: Notes, config: VocabularyConfig, part: np.ndarray) -> EventTable:
-        # Drums become ordinary pitches here; mt3/note_sequences.py note_sequence_to_onsets.
+    def _from_onsets(notes: Notes, config: VocabularyConfig, part: np.ndarray) -> EventTable:
+        # Drums are ordinary pitches in this encoding.
         order = np.argsort(notes.pitch, kind="stable")
         order = order[_by_part_and_time(part[order], notes.onset[order])]
-        notes, part, none = notes[order], part[order], np.zeros(0, np.int64)
-        nothing = np.full(len(notes), NONE)
-        step = np.rint(notes.onset * config.steps_per_second).astype(np.int64)
-        word = notes.pitch + get_codec(config).first["pitch"]
-        return EventTable(
-            config, step + part * PART_STEPS, nothing, nothing, word, none, none, none, none
-        )
+        notes, part, no_ties = notes[order], part[order], np.zeros(0, np.int64)
+        none = np.full(len(notes), NONE)
+        time_step = np.rint(notes.onset * config.steps_per_second).astype(np.int64)
+        pitch_id = notes.pitch + get_codec(config).first["pitch"]
+        ties = (no_ties, no_ties, no_ties, no_ties)
+        return EventTable(config, time_step + part * PART_STEPS, none, none, pitch_id, *ties)
 
 
 def _by_part_and_time(part: np.ndarray, time: np.ndarray) -> np.ndarray:
-    """The order of events by part, then by time; equal ones stay as they stand."""
+    """Returns the order of events by part and time. Equal events keep their order."""
     by_time = np.argsort(time, kind="stable")
     part = part[by_time]
     return by_time[np.argsort(part, kind="stable")] if part.any() else by_time
@@ -120,8 +118,13 @@ def _by_part_and_time(part: np.ndarray, time: np.ndarray) -> np.ndarray:
 def held_intervals(
     key: np.ndarray, part: np.ndarray, velocity_bin: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """For every pitched onset: its row, the row of its key's next event, its key and its part."""
-    by_key = np.argsort(key, kind="stable")  # rows stand by part, so within a key they still do
+    """Returns for every pitched onset: its row, the row of the next event of its key, key and part.
+
+    Args:
+        key: 128 * program + pitch of each event; DRUM_KEY or more for drums.
+        part, velocity_bin: of each event. Parts ascend.
+    """
+    by_key = np.argsort(key, kind="stable")  # the parts ascend within a key too
     next_of_key = np.full(len(key), len(key))
     before, after = by_key[:-1], by_key[1:]
     same = (key[before] == key[after]) & (part[before] == part[after])
@@ -131,16 +134,13 @@ def held_intervals(
 
 
 def encode(events: EventTable, start_frame: int, n_frames: int, track_frames: int) -> np.ndarray:
-    """Tokens of the frames [start_frame, start_frame + n_frames) of a track.
+    """Returns the tokens of the frames [start_frame, start_frame + n_frames) of a track.
 
     Args:
         events: the track's events, or those of a window that covers the frames.
-        start_frame: first frame of the crop, 8 ms each, from the start of the track.
-        n_frames: length of the crop, at least 1.
-        track_frames: frames of the whole track. A crop that reaches its end takes all later events
-            too, as in the original.
+        start_frame, n_frames, track_frames: see `tokenizer.tokenize`.
     Returns:
-        Vocabulary ids ending with EOS, int16, shape (n,). Not padded and not cut at 1,024.
+        Vocabulary ids ending with EOS, int16, shape (n,). They are neither padded nor cut at 1,024.
     Raises:
         ValueError: a crop that is empty or begins outside the track.
 
@@ -155,14 +155,15 @@ def encode_many(
     events: EventTable, start_frame: np.ndarray, n_frames: np.ndarray, track_frames: np.ndarray,
     part: np.ndarray | int = 0,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """`encode` for many crops at once, for a fraction of the time; see there.
+    """Encodes many crops at once, each as `encode` does.
 
     Args:
+        events: of the track or of all parts.
         start_frame, n_frames, track_frames: of each crop, integers [n].
-        part: the part of the table that each crop is cut from.
+        part: the part of the table from which each crop is cut.
     Returns:
-        Vocabulary ids, int16 [n, longest], EOS last and PAD_ID behind it; and how many there are
-        in each row, int32 [n].
+        Vocabulary ids, int16 [n, longest], EOS last and then PAD_ID, and the number of tokens in
+        each row, int32 [n].
     Raises:
         ValueError: a crop without frames, or one that begins outside its track.
     """
@@ -173,14 +174,11 @@ def encode_many(
                 f"track of {track} frames"
             )
     config, codec, crops = events.config, get_codec(events.config), np.arange(len(start_frame))
-    bounds = (
-        np.stack([start_frame, start_frame + n_frames])
-        * config.steps_per_second
-        // FRAMES_PER_SECOND
-    )
+    bounds = np.stack([start_frame, start_frame + n_frames]) * config.steps_per_second
+    bounds //= FRAMES_PER_SECOND
     bounds[1, start_frame + n_frames >= track_frames] = PART_STEPS
     bounds += PART_STEPS * part
-    begin, end = np.searchsorted(events.step, bounds)
+    begin, end = np.searchsorted(events.time_step, bounds)
     sections: list[tuple[np.ndarray, np.ndarray]] = []  # codec ids and their crops
     last_program = np.full(len(crops), NONE)
     if config.encoding == "ties":
@@ -199,23 +197,29 @@ def encode_many(
 def encode_notes(
     notes: Notes, start_frame: int, n_frames: int, track_frames: int, config: VocabularyConfig
 ) -> np.ndarray:
-    """`encode` straight from notes, for one crop; see there. Many crops: keep the EventTable."""
-    return encode(EventTable.of(notes, config), start_frame, n_frames, track_frames)
+    """Returns the tokens of one crop from notes. For many crops, keep the `EventTable`.
+
+    Args, Returns and Raises: see `tokenizer.tokenize` and `encode`.
+    """
+    return encode(EventTable.from_notes(notes, config), start_frame, n_frames, track_frames)
 
 
 def encode_crops(
     windows: Sequence[np.ndarray], start_frame: np.ndarray, n_frames: np.ndarray,
     track_frames: np.ndarray, config: VocabularyConfig,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """`encode_notes` for one crop of each of several windows, at a tenth of the time for each.
+    """Encodes one crop of each of several windows, in a tenth of the time of `encode_notes`.
 
-    Only notes near the crop become events: those that sound or begin in it, and those that end
-    after the first of these began, which might end a note of the same key. A step is taken off for
-    the crop's first frame, which is rounded down, and half a step for the rounding of times.
+    Only notes near a crop become events. These are the notes that sound or begin in it, and the
+    notes that end after the first of these began, because they might end a note of the same pitch
+    and program. The margin is one time step, because the crop's first frame is rounded down, and
+    half a step, because times are rounded.
 
     Args:
         windows: the notes of each window, float64 [n, 7] as shards hold them.
-        start_frame, n_frames, track_frames: see `encode_many`, which also says what is returned.
+        start_frame, n_frames, track_frames: of each crop, integers [n].
+    Returns:
+        The tokens and their numbers, as `encode_many`.
     """
     counts = np.array([len(window) for window in windows], np.int64)
     part = np.repeat(np.arange(len(windows)), counts)
@@ -228,7 +232,7 @@ def encode_crops(
     latest = (start_frame + n_frames) / FRAMES_PER_SECOND + margin
     latest[start_frame + n_frames >= track_frames] = np.inf
     near = (offset >= earliest[part]) & (onset <= latest[part])
-    events = EventTable.of(Notes.from_array(notes[near]), config, part[near])
+    events = EventTable.from_notes(Notes.from_array(notes[near]), config, part[near])
     crop_of_window = np.arange(len(windows))
     return encode_many(events, start_frame, n_frames, track_frames, crop_of_window)
 
@@ -236,9 +240,9 @@ def encode_crops(
 def _tie_sections(
     events: EventTable, begin: np.ndarray, part: np.ndarray | int, last_program: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Codec ids of the notes held before event begin[crop], and their crops.
+    """Returns the codec ids of the notes held before event begin[crop], and the crop of each id.
 
-    The last program that each crop says there goes into last_program.
+    Writes the last program of each tie section into last_program.
     """
     by_begin = np.argsort(begin, kind="stable")
     first, stop = np.searchsorted(
@@ -251,66 +255,76 @@ def _tie_sections(
     if not len(key):
         return key, crop
     first, granularity = get_codec(events.config).first, events.config.granularity
-    program, said = apply_granularity(key // 128, granularity), np.ones((len(key), 2), dtype=bool)
-    ids = np.empty(said.shape, np.int64)
+    program = apply_granularity(key // 128, granularity)
+    emitted, ids = np.ones((len(key), 2), dtype=bool), np.empty((len(key), 2), np.int64)
     ids[:, 0], ids[:, 1] = first["program"] + program, first["pitch"] + key % 128
-    said[:, 0] = (
-        _differs_from_previous(program, crop, last_program) if granularity != "flat" else False
-    )
-    last_program[crop] = program  # of several values for one crop, the last one stays
-    return _flatten_emitted(ids, said, crop)
+    changes = _differs_from_previous(program, crop, last_program)
+    emitted[:, 0] = changes if granularity != "flat" else False
+    last_program[crop] = program  # the last of several values for one crop remains
+    return _flatten_emitted(ids, emitted, crop)
 
 
 def _event_tokens(
     events: EventTable, begin: np.ndarray, end: np.ndarray, origin: np.ndarray,
     last_program: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Codec ids of the events begin[crop] to end[crop], and their crops.
+    """Returns the codec ids of the events begin[crop] to end[crop], and the crop of each id.
 
-    An event is a row of [shifts, program, velocity, word], each where it is said.
+    An event is a row [shifts, program, velocity, pitch] of ids, of which some are emitted.
     """
     config, first = events.config, get_codec(events.config).first
     crop, rows = _concat_ranges(begin, end - begin)
     if not len(rows):
         return rows, crop
-    shift = events.step[rows] - origin[crop]
+    shift = events.time_step[rows] - origin[crop]
     program, velocity_bin = events.program[rows], events.velocity_bin[rows]
-    # A shift longer than one token's reach is said as as many full tokens as it takes, and the rest.
+    # A shift beyond the largest one becomes several: as many of the largest as fit, and the rest.
     n_shifts = max(1, -(-int(shift.max()) // config.max_shift_steps))
     ids = np.empty((len(shift), n_shifts + 3), np.int64)
-    said = np.zeros(ids.shape, dtype=bool)
+    emitted = np.zeros(ids.shape, dtype=bool)
     starts_group = _differs_from_previous(shift, crop, np.zeros_like(begin))
     for k in range(n_shifts):
         rest = shift - k * config.max_shift_steps
         ids[:, k] = first["shift"] + np.minimum(rest, config.max_shift_steps)
-        said[:, k] = starts_group & (rest > 0)
+        emitted[:, k] = starts_group & (rest > 0)
     pitched = np.flatnonzero(program != NONE)
     ids[:, -3] = first["program"] + program
     if config.granularity != "flat":
-        said[pitched, -3] = _differs_from_previous(program[pitched], crop[pitched], last_program)
+        emitted[pitched, -3] = _differs_from_previous(program[pitched], crop[pitched], last_program)
     ids[:, -2] = first["velocity"] + velocity_bin
-    said[:, -2] = _differs_from_previous(velocity_bin, crop, np.full_like(begin, NONE))
+    emitted[:, -2] = _differs_from_previous(velocity_bin, crop, np.full_like(begin, NONE))
     ids[:, -1] = events.pitch_id[rows]
-    said[:, -1] = True
-    return _flatten_emitted(ids, said, crop)
+    emitted[:, -1] = True
+    return _flatten_emitted(ids, emitted, crop)
 
 
 def _concat_ranges(first: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All numbers of several ranges, each given by its first and its length, and whose they are."""
+    """Concatenates integer ranges.
+
+    Args:
+        first, count: first element and length of each range.
+    Returns:
+        For every element, the index of its range and its value.
+    """
     owner = np.repeat(np.arange(len(count)), count)
     return owner, np.arange(len(owner)) + (first + count - np.cumsum(count))[owner]
 
 
 def _flatten_emitted(
-    ids: np.ndarray, said: np.ndarray, crop: np.ndarray
+    ids: np.ndarray, emitted: np.ndarray, crop: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What is said of the rows of ids, in reading order, and the crops of the rows."""
-    places = np.flatnonzero(said)
+    """Returns the emitted ids row by row, and the crop of each."""
+    places = np.flatnonzero(emitted)
     return ids.ravel()[places], crop[places // ids.shape[1]]
 
 
 def _differs_from_previous(values: np.ndarray, crop: np.ndarray, before: np.ndarray) -> np.ndarray:
-    """True where a value differs from the one in front of it; the first of a crop, from before."""
+    """Returns where a value differs from the previous one of its crop.
+
+    Args:
+        values, crop: of each event. The events of a crop follow one another.
+        before: the value in front of the first event of each crop.
+    """
     changed = np.empty(len(values), dtype=bool)
     if len(values):
         np.not_equal(values[1:], values[:-1], out=changed[1:])

@@ -345,7 +345,7 @@ def write_midi(notes: Notes, path: str | Path) -> None:
         notes: in any order; see `midi_bytes`.
         path: of the file; an existing one is replaced.
     Raises:
-        ValueError: see `midi_bytes`.
+        UserError: see `midi_bytes`.
         OSError: the file cannot be written.
     """
     write_atomically(Path(path), midi_bytes(notes))
@@ -363,14 +363,17 @@ def midi_bytes(notes: Notes) -> bytes:
     Args:
         notes: in any order.
     Raises:
-        ValueError: a note ends after MAX_SECONDS.
+        UserError: a note ends after MAX_SECONDS.
     """
     import pretty_midi
 
     beat = 60 / TEMPO_BPM
     last = float(notes.offset.max(initial=0.0))
     if not last <= MAX_SECONDS:
-        raise ValueError(f"a note ends after {last:,.0f} s; expected at most {MAX_SECONDS:,.0f} s")
+        raise UserError(
+            f"a note ends after {last:,.0f} s; MIDI files are written for at most a day "
+            f"({MAX_SECONDS:,.0f} s); split the recording"
+        )
     resolution = next(ticks for ticks in TICKS_PER_BEAT if last / beat * ticks <= MAX_TICKS)
     onset, offset = (np.rint(time / beat * resolution) for time in (notes.onset, notes.offset))
     ticks = separate_equal_pitches(

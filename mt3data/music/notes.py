@@ -1,9 +1,9 @@
-"""Notes as columns of arrays, and the operations on them that MT3's targets need.
+"""Holds notes as columns of arrays, with the operations on them that MT3's targets need.
 
-A `Notes` holds a whole track or any part of one: entry i of every column describes note i. Order
-carries meaning in a few places (trimming keeps it, instrument numbers follow it) and is never
-changed silently. MT3 uses note_seq's NoteSequence protocol buffers for this; columns hold the same
-fields and let a track of 10,000 notes be cut, trimmed and tokenised without a Python loop.
+A `Notes` holds a whole track or any part of one. Entry i of every column describes note i. No
+operation changes the order of notes unless its docstring states so, because instrument numbers
+follow it. MT3 uses NoteSequence protocol buffers of note-seq instead. Columns hold the same fields,
+and a track of 10,000 notes is cut, trimmed and tokenized without a Python loop.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, replace
 
 import numpy as np
 
-DRUM_INSTRUMENT = 9  # MIDI's channel 10, which holds drums
+DRUM_INSTRUMENT = 9  # MIDI channel 10, counted from 0, holds the drums
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,21 +55,21 @@ class Notes:
 
     @staticmethod
     def empty() -> Notes:
-        """No notes."""
+        """Returns no notes."""
         return Notes(*(np.zeros(0) for _ in COLUMNS))
 
     @staticmethod
     def concat(parts: Sequence[Notes]) -> Notes:
-        """All notes of the parts, in their order."""
+        """Concatenates notes, in the order of the parts."""
         if not parts:
             return Notes.empty()
         return Notes(*(np.concatenate([getattr(p, name) for p in parts]) for name in COLUMNS))
 
     @staticmethod
     def from_columns(columns: Mapping[str, Sequence[float]]) -> Notes:
-        """Notes from columns named as in NoteSequence (`start`, `end`) or here (`onset`, `offset`).
+        """Makes notes from columns with the names of this class, or with `start` and `end`.
 
-        Times are seconds in either case.
+        NoteSequence uses `start` and `end`. Times are seconds in both cases.
         """
         onset = columns["onset"] if "onset" in columns else columns["start"]
         offset = columns["offset"] if "offset" in columns else columns["end"]
@@ -78,7 +78,7 @@ class Notes:
 
     @staticmethod
     def from_array(array: np.ndarray) -> Notes:
-        """Notes from the float64 array [n, 7] of a shard's `notes.npy`.
+        """Makes notes from the float64 array [n, 7] of a shard's `notes.npy`.
 
         Raises:
             ValueError: the array has another shape.
@@ -88,11 +88,11 @@ class Notes:
         return Notes(*array.T)
 
     def to_array(self) -> np.ndarray:
-        """The float64 array [n, 7] that a shard's `notes.npy` holds, columns in this order."""
+        """Returns the float64 array [n, 7] that a shard's `notes.npy` holds, columns in this order."""
         return np.stack([getattr(self, name).astype(np.float64) for name in COLUMNS], axis=1)
 
     def sorted(self) -> Notes:
-        """In order of onset, then drums last, program, pitch, offset; stable."""
+        """Sorts notes by onset, is_drum, program, pitch and offset. Equal notes keep their order."""
         return self[np.lexsort((self.offset, self.pitch, self.program, self.is_drum, self.onset))]
 
 
@@ -106,10 +106,10 @@ COLUMNS = dict(
 
 
 def validate(notes: Notes) -> None:
-    """Checks what encoding relies on.
+    """Checks that every note has a length and that all values are in their ranges.
 
     Raises:
-        ValueError: a note without length or with a value out of range; the first one is named.
+        ValueError: names the first note that does not.
 
     Source: mt3/note_sequences.py validate_note_sequence, which checks length and velocity only.
     """
@@ -135,10 +135,10 @@ def validate(notes: Notes) -> None:
 
 
 def consecutive_same_pitch(notes: Notes) -> tuple[np.ndarray, np.ndarray]:
-    """Pairs of notes that follow each other in onset within one pitch, program and kind.
+    """Finds pairs of notes that follow one another within one pitch, program and kind.
 
     Returns:
-        Indices of the earlier and of the later notes, equally long; equal onsets keep their order.
+        The indices of the earlier and of the later note of each pair. Equal onsets keep their order.
     """
     order = np.lexsort((notes.onset, notes.pitch, notes.program, notes.is_drum))
     same_key = np.ones(max(len(notes) - 1, 0), dtype=bool)
@@ -148,7 +148,7 @@ def consecutive_same_pitch(notes: Notes) -> tuple[np.ndarray, np.ndarray]:
 
 
 def shift_times(notes: Notes, seconds: float) -> Notes:
-    """Notes moved by so many seconds; what would begin or end before time 0 does so there."""
+    """Shifts all notes by `seconds`. Times before 0 are clipped to 0."""
     if not seconds:
         return notes
     onset, offset = (np.maximum(column + seconds, 0.0) for column in (notes.onset, notes.offset))
@@ -156,11 +156,11 @@ def shift_times(notes: Notes, seconds: float) -> Notes:
 
 
 def trim_overlapping(notes: Notes) -> Notes:
-    """Notes that end where the next one of the same pitch, program and kind begins.
+    """Ends notes where the next one of the same pitch, program and kind begins.
 
-    Notes that thereby lose all length are dropped; the rest keep their order. Notes of one
-    program are one instrument here, whatever their instrument number, so two stems of one class
-    that hold the same pitch cut each other.
+    Notes that lose all their length are dropped. The rest keep their order. Notes of one program
+    count as one instrument, whatever their instrument number, so two stems of one program that
+    hold the same pitch end each other's notes.
 
     Source: mt3/note_sequences.py trim_overlapping_notes.
     """
@@ -191,7 +191,7 @@ def separate_equal_pitches(notes: Notes) -> Notes:
 
 
 def assign_instruments(notes: Notes) -> Notes:
-    """Numbers instruments by the first appearance of each program; drums are 9, which others skip.
+    """Numbers the instruments by the first appearance of each program. Drums alone get number 9.
 
     Source: mt3/note_sequences.py assign_instruments.
     """

@@ -1,13 +1,13 @@
-"""The words of MT3's target language: events, their ids, velocity bins and program granularity.
+"""Defines the vocabulary of MT3's target language: events, ids, velocity bins and granularity.
 
 An *event* is a pair (type, value). The codec numbers all events of one vocabulary without gaps, in
-the order shift, pitch, velocity, tie, program, drum; a *token* is that number plus three, because the
+the order shift, pitch, velocity, tie, program, drum. A *token* is this number plus three, because the
 model's ids 0, 1 and 2 are padding, end of sequence and unknown:
 
     token      0    1    2    3 ... 1003        1004 ... 1131   1132, 1133    1134   1135 ... 1262    1263 ... 1390
     means      PAD  EOS  UNK  shift 0 ... 1000  pitch 0 ... 127 velocity 0, 1 tie    program 0 ... 127 drum 0 ... 127
 
-(for one velocity bin). A shift of s says "s steps of 10 ms after the segment's first step".
+(for one velocity bin). A shift of s gives the time s * 10 ms after the start of the segment.
 
 Source: mt3/vocabularies.py and mt3/event_codec.py.
 """
@@ -23,8 +23,8 @@ import numpy as np
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 NUM_SPECIAL_IDS = 3
-NUM_EXTRA_IDS = 100  # unused ids that T5 vocabularies reserve after the last word
-NOT_AN_EVENT = -2  # what an id outside the codec decodes to; MT3's `DECODED_INVALID_ID`
+NUM_EXTRA_IDS = 100  # unused ids that T5 vocabularies reserve after the last event
+NOT_AN_EVENT = -2  # the event id of a token outside the codec; MT3's `DECODED_INVALID_ID`
 
 ENCODINGS = ("ties", "noties", "onsets")
 GRANULARITIES = ("full", "midi_class", "flat")
@@ -39,7 +39,7 @@ class Event(NamedTuple):
 
 
 class EventRange(NamedTuple):
-    """The values that events of one type may take, both ends included."""
+    """The values of the events of one type, both ends included."""
 
     type: str
     min_value: int
@@ -48,14 +48,14 @@ class EventRange(NamedTuple):
 
 @dataclass(frozen=True)
 class VocabularyConfig:
-    """What fixes the meaning of every token of a target.
+    """The settings that determine the meaning of every token.
 
     Attributes:
-        num_velocity_bins: loudness classes of a note onset; 1 means that velocity is not transcribed.
-        steps_per_second: resolution of shifts; 100 in every published MT3 model.
-        max_shift_seconds: the longest time that one shift token can say.
+        num_velocity_bins: loudness classes of an onset. With 1, velocity is not transcribed.
+        steps_per_second: resolution of shifts, 100 in every published MT3 model.
+        max_shift_seconds: the longest time of one shift token.
         encoding: "ties" (onsets, offsets, and a tie section at the start of each segment), "noties"
-            (the same without tie section), or "onsets" (pitches of onsets only, drums too).
+            (the same without tie section), or "onsets" (pitches of onsets only, also of drums).
         granularity: "full" keeps the 128 programs, "midi_class" maps each to the first of its
             family of eight, "flat" has no program tokens.
     """
@@ -82,7 +82,7 @@ class VocabularyConfig:
 
     @property
     def max_shift_steps(self) -> int:
-        """The largest value of one shift event, in steps."""
+        """The largest value of a shift event, in time steps."""
         return self.steps_per_second * self.max_shift_seconds
 
 
@@ -91,8 +91,8 @@ class Codec:
 
     Attributes:
         ranges: the event ranges in the order of their ids.
-        first: id of the first event of each type, so that an id is `first[type] + value - min_value`.
-        num_classes: how many events there are.
+        first: id of the first event of each type. An id is `first[type] + value - min_value`.
+        num_classes: the number of events.
 
     Source: mt3/event_codec.py Codec, mt3/vocabularies.py build_codec.
     """
@@ -115,7 +115,7 @@ class Codec:
         self.num_classes = next_id
 
     def encode(self, event: Event) -> int:
-        """The id of an event, 0 to num_classes - 1.
+        """Returns the id of an event, 0 to num_classes - 1.
 
         Raises:
             ValueError: an unknown type, or a value outside the type's range.
@@ -133,7 +133,7 @@ class Codec:
         )
 
     def decode(self, event_id: int) -> Event:
-        """The event of an event id.
+        """Returns the event of an id.
 
         Raises:
             ValueError: no event has the id.
@@ -145,7 +145,7 @@ class Codec:
         raise ValueError(f"no event has id {event_id}; expected 0 to {self.num_classes - 1}")
 
     def type_range(self, event_type: str) -> tuple[int, int]:
-        """The first and last id of one event type."""
+        """Returns the first and last id of one event type."""
         event_range = next(r for r in self.ranges if r.type == event_type)
         first = self.first[event_type]
         return first, first + event_range.max_value - event_range.min_value
@@ -153,19 +153,19 @@ class Codec:
 
 @cache
 def get_codec(config: VocabularyConfig) -> Codec:
-    """The codec of a vocabulary, built once."""
+    """Returns the codec of a vocabulary. It is built once."""
     return Codec(config)
 
 
 def vocabulary_size(config: VocabularyConfig) -> int:
-    """Number of ids: special ids, events, and T5's unused extra ids."""
+    """Counts the ids: special ids, events, and T5's unused extra ids."""
     return NUM_SPECIAL_IDS + get_codec(config).num_classes + NUM_EXTRA_IDS
 
 
 def num_embeddings(config: VocabularyConfig) -> int:
-    """Rows of the model's embedding: the vocabulary rounded up to a multiple of 128.
+    """Returns the rows of the model's embedding: the vocabulary rounded up to a multiple of 128.
 
-    1,536 for one velocity bin, 1,664 for 127.
+    One velocity bin gives 1,536, and 127 bins give 1,664.
 
     Source: mt3/vocabularies.py num_embeddings.
     """
@@ -173,12 +173,12 @@ def num_embeddings(config: VocabularyConfig) -> int:
 
 
 def tokens_to_event_ids(tokens: np.ndarray, config: VocabularyConfig) -> np.ndarray:
-    """Event ids of the tokens before the first EOS; ids that are no event become NOT_AN_EVENT.
+    """Converts the tokens before the first EOS to event ids.
 
     Args:
         tokens: model ids, shape (n,).
     Returns:
-        Codec ids, shape (m,) with m <= n, int64.
+        Codec ids, shape (m,) with m <= n, int64. Tokens without an event become NOT_AN_EVENT.
 
     Source: mt3/vocabularies.py GenericTokenVocabulary._decode_tf followed by mt3/tasks.py trim_eos.
     """
@@ -192,7 +192,7 @@ def tokens_to_event_ids(tokens: np.ndarray, config: VocabularyConfig) -> np.ndar
 
 
 def velocity_to_bin(velocity: np.ndarray, num_velocity_bins: int) -> np.ndarray:
-    """MIDI velocity 0-127 to a bin: 0 stays 0 (a note-off), the rest go to 1 .. num_velocity_bins.
+    """Converts MIDI velocities to bins: 0 (an offset) to 0, 1-127 to 1 .. num_velocity_bins.
 
     Source: mt3/vocabularies.py velocity_to_bin.
     """
@@ -200,12 +200,12 @@ def velocity_to_bin(velocity: np.ndarray, num_velocity_bins: int) -> np.ndarray:
 
 
 def bin_to_velocity(velocity_bin: int, num_velocity_bins: int) -> int:
-    """The MIDI velocity of a bin of num_velocity_bins. Source: mt3/vocabularies.py bin_to_velocity."""
+    """Returns the MIDI velocity of a bin. Source: mt3/vocabularies.py bin_to_velocity."""
     return int(MAX_VELOCITY * velocity_bin / num_velocity_bins)
 
 
 def apply_granularity(programs: np.ndarray, granularity: str) -> np.ndarray:
-    """MIDI programs 0-127 as a granularity sees them: unchanged, first of the family, or 0.
+    """Maps MIDI programs 0-127: "full" keeps them, "midi_class" gives the first of a family, "flat" 0.
 
     Source: mt3/vocabularies.py PROGRAM_GRANULARITIES.
     """
@@ -216,7 +216,7 @@ def apply_granularity(programs: np.ndarray, granularity: str) -> np.ndarray:
 
 
 def describe_tokens(tokens: np.ndarray, config: VocabularyConfig) -> list[str]:
-    """Tokens in words, for people: "shift 12", "program 33", "EOS"."""
+    """Returns tokens as readable names: "shift 12", "program 33", "EOS"."""
     special = {PAD_ID: "PAD", EOS_ID: "EOS", UNK_ID: "UNK"}
     codec, words = get_codec(config), []
     for token in np.asarray(tokens).tolist():

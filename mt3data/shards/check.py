@@ -256,7 +256,7 @@ class RecordChecks:
         for (row, tokens, _), ours, count in zip(waiting, wanted, counts, strict=True):
             if not np.array_equal(tokens, ours[:count]):
                 decoder = NoteDecoder(self._vocabulary)
-                decoder.segment(tokens, 0.0)
+                decoder.decode_segment(tokens, 0.0)
                 yield (
                     f"{row['key']}: tokens are not those of its notes ({decoder.invalid} of {len(tokens)} "
                     "make no sense where they stand)"

@@ -180,7 +180,7 @@ def label(cuts: Iterable[Cut], notes: Notes, config: WindowConfig) -> Iterator[W
     Yields:
         Windows variant by variant, in time order.
     """
-    events = EventTable.of(notes, config.vocabulary)
+    events = EventTable.from_notes(notes, config.vocabulary)
     take = {"mel": window_mel, "audio": window_audio}
     for one in cuts:
         starts, track_frames = np.array(one.starts), np.full(len(one.starts), one.track_frames)

@@ -140,8 +140,8 @@ def check_tokens(folder: Path) -> tuple[int, float]:
             track = Notes.from_columns(sequence["notes"])
             if sequence["ccs"]:
                 track = midi.apply_sustain(track, sequence["ccs"])
-            events = fast_tokenizer.EventTable.of(track, config)
-            last_step = events.step[-1] if len(events.step) else -1
+            events = fast_tokenizer.EventTable.from_notes(track, config)
+            last_step = events.time_step[-1] if len(events.time_step) else -1
             track_frames = sequence["num_samples"] // 128 + 1
             segments = data["segments"][name]
             for (start, n_frames, _), target in zip(segments, targets, strict=True):
@@ -177,7 +177,7 @@ def check_token_indices(folder: Path) -> tuple[int, float]:
             track = Notes.from_columns(sequence["notes"])
             if sequence["ccs"]:
                 track = midi.apply_sustain(track, sequence["ccs"])
-            cases += _compare_frames(fast_tokenizer.EventTable.of(track, config), part)
+            cases += _compare_frames(fast_tokenizer.EventTable.from_notes(track, config), part)
     return cases, 0.0
 
 
@@ -188,7 +188,7 @@ def _compare_frames(events: fast_tokenizer.EventTable, part: dict[str, np.ndarra
         np.arange(first, last + 1) for first, last in map(codec.type_range, ("pitch", "drum"))
     ])  # fmt: skip
     starts, ends = part["input_event_start_indices"], part["input_event_end_indices"]
-    last_step = events.step[-1] if len(events.step) else -1
+    last_step = events.time_step[-1] if len(events.time_step) else -1
     for frame in range(len(starts)):
         theirs = part["targets"][starts[frame] : ends[frame]]
         ours = fast_tokenizer.encode(events, frame, 1, len(starts)).astype(np.int64)[:-1]

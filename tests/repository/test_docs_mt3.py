@@ -116,5 +116,7 @@ def test_code_that_a_page_names_exists(name: str) -> None:
 
 
 def test_a_name_that_does_not_exist_would_be_found() -> None:
-    assert "NoteDecoder.segment" in defined(DOCS.parent / "mt3data" / "music" / "detokenizer.py")
+    assert "NoteDecoder.decode_segment" in defined(
+        DOCS.parent / "mt3data" / "music" / "detokenizer.py"
+    )
     assert "NoteDecoder.other" not in defined(DOCS.parent / "mt3data" / "music" / "detokenizer.py")

@@ -45,7 +45,7 @@ def test_crops_of_several_windows_are_encoded_as_their_whole_tracks_are(
     ends = np.full(len(several), TRACK_FRAMES)
     tokens, counts = encode_crops(windows, starts, lengths, ends, config)
     for i, (notes, _, start, length) in enumerate(several):
-        want = encode(EventTable.of(notes, config), start, length, TRACK_FRAMES).tolist()
+        want = encode(EventTable.from_notes(notes, config), start, length, TRACK_FRAMES).tolist()
         assert tokens[i, : counts[i]].tolist() == want
         assert not tokens[i, counts[i] :].any()
 
@@ -81,13 +81,13 @@ def test_a_crop_far_from_most_notes_of_a_long_window_looks_at_few(
 ) -> None:
     window = np.array([note(0.1 * k, 0.1 * k + 0.2, 60 + k % 12) for k in range(1000)])
     seen: list[int] = []
-    of = EventTable.of
+    from_notes = EventTable.from_notes
 
     def counting(notes: Notes, *rest: object) -> EventTable:
         seen.append(len(notes))
-        return of(notes, *rest)  # type: ignore[arg-type]
+        return from_notes(notes, *rest)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(EventTable, "of", counting)
+    monkeypatch.setattr(EventTable, "from_notes", counting)
     encode_crops([window], np.array([6000]), np.array([256]), np.array([12500]), CONFIG)
     assert 20 <= seen[0] <= 26  # 2.048 s at ten notes a second, and the edges
 
@@ -103,7 +103,7 @@ def test_no_crops_and_windows_without_notes_are_encoded_too() -> None:
 
 
 def test_a_bad_crop_among_several_is_named() -> None:
-    events = EventTable.of(Notes.empty(), CONFIG)
+    events = EventTable.from_notes(Notes.empty(), CONFIG)
     with pytest.raises(ValueError, match="crop of 5 frames at 9; expected .* track of 9 frames"):
         encode_many(events, np.array([0, 9]), np.array([5, 5]), np.array([9, 9]))
 
@@ -117,7 +117,7 @@ def test_a_bad_crop_among_several_is_named() -> None:
 def test_crops_of_one_track_may_overlap_and_come_in_any_order(
     notes: Notes, crops: list[tuple[int, int]], encoding: str
 ) -> None:
-    events = EventTable.of(notes, VocabularyConfig(encoding=encoding))
+    events = EventTable.from_notes(notes, VocabularyConfig(encoding=encoding))
     starts, lengths = (np.array([crop[i] for crop in crops], np.int64) for i in (0, 1))
     tokens, counts = encode_many(events, starts, lengths, np.full(len(crops), TRACK_FRAMES))
     for i, (start, length) in enumerate(crops):

@@ -307,5 +307,5 @@ def test_a_long_piece_is_written_so_that_pretty_midi_reads_it(hours: float) -> N
 
 
 def test_a_piece_of_more_than_a_day_is_not_written() -> None:
-    with pytest.raises(ValueError, match="at most 86,400 s"):
+    with pytest.raises(UserError, match="90,000 s; .* at most a day"):
         midi_bytes(Notes([0.0], [90000.0], [60], [80], [0], [False], [0]))

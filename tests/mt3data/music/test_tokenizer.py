@@ -135,7 +135,7 @@ def test_the_step_of_a_frame_is_rounded_down_in_whole_numbers() -> None:
 @pytest.mark.parametrize(("start", "n"), [(-1, 10), (FRAMES, 10), (0, 0)])
 def test_a_crop_outside_the_track_is_refused(start: int, n: int) -> None:
     with pytest.raises(ValueError, match="inside the track of 1000 frames"):
-        encode(EventTable.of(Notes.empty(), TIES), start, n, FRAMES)
+        encode(EventTable.from_notes(Notes.empty(), TIES), start, n, FRAMES)
 
 
 # Times on a coarse grid, so that many notes overlap, coincide and end together.

@@ -78,8 +78,8 @@ def test_every_crop_of_a_window_is_tokenised_as_the_whole_track_is(
     notes = trim_overlapping(notes) if trim else notes
     start = window * WINDOW
     n_frames = min(WINDOW, TRACK_FRAMES - start)
-    whole = EventTable.of(notes, config)
-    carried = EventTable.of(window_notes(notes, start, n_frames, TRACK_FRAMES), config)
+    whole = EventTable.from_notes(notes, config)
+    carried = EventTable.from_notes(window_notes(notes, start, n_frames, TRACK_FRAMES), config)
     for offset, length in crops:
         first = start + offset % n_frames
         length = min(length, start + n_frames - first)
@@ -92,6 +92,6 @@ def test_without_the_earlier_overlapping_note_a_crop_would_go_wrong() -> None:
     a, b = (0.0, 9.0), (1.0, 2.0)
     notes = Notes([a[0], b[0]], [a[1], b[1]], [60, 60], [9, 9], [0, 0], [False, False], [0, 0])
     config = VocabularyConfig()
-    want = encode(EventTable.of(notes, config), 512, 256, TRACK_FRAMES).tolist()
-    assert encode(EventTable.of(notes[:1], config), 512, 256, TRACK_FRAMES).tolist() != want
+    want = encode(EventTable.from_notes(notes, config), 512, 256, TRACK_FRAMES).tolist()
+    assert encode(EventTable.from_notes(notes[:1], config), 512, 256, TRACK_FRAMES).tolist() != want
     assert len(window_notes(notes, 512, 512, TRACK_FRAMES)) == 2

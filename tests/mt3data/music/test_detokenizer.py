@@ -59,8 +59,8 @@ def test_what_makes_no_sense_is_skipped_and_counted() -> None:
 
 def test_program_and_velocity_persist_into_the_next_segment() -> None:
     decoder = NoteDecoder(TIES)
-    decoder.segment(ids(TIE, ("shift", 10), *NOTE_ON, ("shift", 20), *NOTE_OFF), 0.0)
-    decoder.segment(ids(TIE, ("velocity", 1), ("shift", 10), ("pitch", 62)), 2.04)
+    decoder.decode_segment(ids(TIE, ("shift", 10), *NOTE_ON, ("shift", 20), *NOTE_OFF), 0.0)
+    decoder.decode_segment(ids(TIE, ("velocity", 1), ("shift", 10), ("pitch", 62)), 2.04)
     assert decoder.finish().program.tolist() == [5, 5]
 
 
