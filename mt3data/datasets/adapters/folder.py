@@ -12,7 +12,6 @@ MT3 has no counterpart.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import re
 import unicodedata
@@ -22,6 +21,7 @@ from pathlib import Path
 
 from mt3data.audio.load import AUDIO_SUFFIXES, UNREADABLE_SUFFIXES
 from mt3data.datasets.adapters.csv_tracks import MidiLabels
+from mt3data.datasets.documents import read_csv
 from mt3data.datasets.manifest import DatasetManifest
 from mt3data.datasets.track import Track
 from mt3data.errors import UserError
@@ -168,21 +168,15 @@ def _splits(root: Path, relative: list[Path], ids: list[str], usable: list[bool]
 
 
 def _read_splits(table: Path) -> dict[str, str]:
-    """Split by stem; a stem may be given with its suffix."""
-    try:
-        reader = csv.DictReader(table.read_text(encoding="utf-8-sig").splitlines())
-        splits: dict[str, str] = {}
-        if not {"stem", "split"} <= set(reader.fieldnames or ()):
-            raise UserError(f"{table}: columns are {reader.fieldnames}; expected stem,split")
-        for entry in reader:
-            stem, split = same_name(entry["stem"] or "").strip(), (entry["split"] or "").strip()
-            if Path(stem).suffix.lower() in {*AUDIO, *MIDI_SUFFIXES}:
-                stem = Path(stem).stem
-            if not stem or split not in SPLITS or splits.setdefault(stem, split) != split:
-                raise UserError(
-                    f"{table}: row {reader.line_num} has stem {stem!r}, split {split!r}; expected "
-                    f"each stem in one of {', '.join(SPLITS)}"
-                )
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{table}: cannot be read ({error})") from error
+    """Reads the split of each stem. A stem may be given with its suffix."""
+    splits: dict[str, str] = {}
+    for number, entry in read_csv(table, ("stem", "split")):
+        stem, split = same_name(entry["stem"]).strip(), entry["split"].strip()
+        if Path(stem).suffix.lower() in {*AUDIO, *MIDI_SUFFIXES}:
+            stem = Path(stem).stem
+        if not stem or split not in SPLITS or splits.setdefault(stem, split) != split:
+            raise UserError(
+                f"{table}: row {number} has stem {stem!r}, split {split!r}; expected each stem in "
+                f"one of {', '.join(SPLITS)}"
+            )
     return splits

@@ -13,7 +13,6 @@ program 24, "Clean Guitar".
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,9 +26,11 @@ from mt3data.datasets.adapters.csv_tracks import (
     nearest_pitches,
     rows,
 )
+from mt3data.datasets.documents import read_json
 from mt3data.datasets.manifest import DatasetManifest
 from mt3data.datasets.track import Track
 from mt3data.errors import UserError
+from mt3data.music.midi import MAX_SECONDS
 from mt3data.music.notes import Notes, shift_times
 
 PROGRAM = 24  # paper B.4 and mt3/tasks.py
@@ -109,22 +110,24 @@ class JamsLabels:
 
     def _read(self) -> list[np.ndarray]:
         """Per string, rows of (onset s, duration s, fractional pitch)."""
+        content = read_json(self.path)
         try:
-            annotations = json.loads(self.path.read_bytes())["annotations"]
-            strings = [a["data"] for a in annotations if a["namespace"] == "note_midi"]
+            strings = [a["data"] for a in content["annotations"] if a["namespace"] == "note_midi"]
             tables = [
                 np.array([[n["time"], n["duration"], n["value"]] for n in data], float).reshape(-1, 3)
                 for data in strings
             ]  # fmt: skip
-        except OSError as error:
-            raise UserError(f"{self.path}: cannot be read ({error.strerror})") from error
-        except (ValueError, KeyError, TypeError) as error:
+            if not tables:
+                raise ValueError("no note_midi annotation")
+            onset, duration, pitch = np.concatenate(tables).T
+            # A comparison with NaN is false, so NaN is refused as well.
+            if not ((onset >= 0) & (duration >= 0) & (onset + duration <= MAX_SECONDS)).all():
+                raise ValueError("a time or duration is negative, after a day or no number")
+            if not ((pitch >= 0) & (pitch < 127.5)).all():
+                raise ValueError("a value is no MIDI pitch")
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise UserError(
                 f"{self.path}: not GuitarSet's JAMS ({type(error).__name__}: {error}); expected "
                 "annotations `note_midi` with time, duration and value; download it again"
             ) from error
-        if not tables or not np.isfinite(np.concatenate(tables)).all():
-            raise UserError(
-                f"{self.path}: no `note_midi` annotations, or values that are no number"
-            )
         return tables

@@ -10,13 +10,11 @@ trimmed.
 
 from __future__ import annotations
 
-import csv
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from mt3data.datasets.adapters.csv_tracks import MidiLabels, Row, rows
+from mt3data.datasets.documents import read_csv, read_json
 from mt3data.datasets.manifest import DatasetManifest
 from mt3data.datasets.track import Track
 from mt3data.errors import UserError
@@ -70,18 +68,24 @@ def read_table(folder: Path) -> dict[str, str]:
     Raises:
         UserError: the file is not what it should be.
     """
+    columns = ("midi_filename", "split")
     for path in sorted(folder.glob("maestro-v*.json")) + sorted(folder.glob("maestro-v*.csv")):
+        if path.suffix == ".csv":
+            return {row["midi_filename"]: row["split"] for _, row in read_csv(path, columns)}
+        content = read_json(path)
         try:
-            text = path.read_text(encoding="utf-8")
-            content: Any = json.loads(text) if path.suffix == ".json" else None
             if isinstance(content, dict):
                 names, splits = content["midi_filename"], content["split"]
-                return {names[number]: splits[number] for number in names}
-            table = list(csv.DictReader(text.splitlines())) if content is None else content
-            return {entry["midi_filename"]: entry["split"] for entry in table}
-        except (OSError, ValueError, KeyError, TypeError) as error:
+                rows = [{"midi_filename": names[key], "split": splits[key]} for key in names]
+            else:
+                rows = content
+            found = {row["midi_filename"]: row["split"] for row in rows}
+            if not all(isinstance(value, str) for pair in found.items() for value in pair):
+                raise TypeError("a name or split is no text")
+            return found
+        except (KeyError, TypeError, IndexError) as error:
             raise UserError(
-                f"{path}: not MAESTRO's table ({type(error).__name__}: {error}); expected columns "
-                "midi_filename and split; remove the file or download it again"
+                f"{path}: not MAESTRO's table ({type(error).__name__}: {error}); expected "
+                "midi_filename and split of every recording; remove the file or download it again"
             ) from error
     return {}

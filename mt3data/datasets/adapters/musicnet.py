@@ -8,7 +8,6 @@ as MT3 keeps them. No velocity is given.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,11 @@ from pathlib import Path
 import numpy as np
 
 from mt3data.datasets.adapters.csv_tracks import VELOCITY, count_overlaps, rows
+from mt3data.datasets.documents import read_csv
 from mt3data.datasets.manifest import DatasetManifest
 from mt3data.datasets.track import Track
 from mt3data.errors import UserError
+from mt3data.music.midi import MAX_SECONDS
 from mt3data.music.notes import Notes, assign_instruments, shift_times
 
 LABEL_RATE = 44100  # Hz, what the times of the CSV count in, whatever the file's own rate
@@ -85,25 +86,22 @@ class CsvLabels:
 
     def _read(self) -> list[list[int]]:
         """The rows as (start, end, instrument, note)."""
-        try:
-            text = self.path.read_text(encoding="utf-8-sig")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{self.path}: cannot be read ({error})") from error
-        reader = csv.DictReader(text.splitlines())
-        if not set(COLUMNS) <= set(reader.fieldnames or ()):
-            raise UserError(f"{self.path}: row 1 is {text.partition(chr(10))[0]!r}; expected {','.join(COLUMNS)}")  # fmt: skip
         table = []
-        for entry in reader:
+        for number, entry in read_csv(self.path, COLUMNS):
             try:
                 values = [int(entry[column]) for column in COLUMNS]
                 start, end, instrument, note = values
-                if not (0 <= start < end and 1 <= instrument <= 128 and 0 <= note <= 127):
+                if not (
+                    0 <= start < end <= MAX_SECONDS * LABEL_RATE
+                    and 1 <= instrument <= 128
+                    and 0 <= note <= 127
+                ):
                     raise ValueError("out of range")
-            except (ValueError, TypeError) as error:
-                seen = ",".join(str(entry[column]) for column in COLUMNS)
+            except ValueError as error:
+                seen = ",".join(entry[column] for column in COLUMNS)
                 raise UserError(
-                    f"{self.path}: row {reader.line_num} has {','.join(COLUMNS)} = {seen}; expected "
-                    "0 <= start < end, instrument 1-128 and note 0-127; download the file again"
+                    f"{self.path}: row {number} has {','.join(COLUMNS)} = {seen[:80]!r}; expected "
+                    "0 <= start < end within a day, instrument 1-128 and note 0-127; download the file again"
                 ) from error
             table.append(values)
         return table

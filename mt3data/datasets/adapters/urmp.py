@@ -18,9 +18,11 @@ from pathlib import Path
 import numpy as np
 
 from mt3data.datasets.adapters.csv_tracks import VELOCITY, Row, nearest_pitches, rows
+from mt3data.datasets.documents import read_text
 from mt3data.datasets.manifest import DatasetManifest
 from mt3data.datasets.track import Track
 from mt3data.errors import UserError
+from mt3data.music.midi import MAX_SECONDS
 from mt3data.music.notes import Notes, shift_times
 
 LOWEST_HZ, HIGHEST_HZ = 8.0, 12900.0  # MIDI pitches 0 to 127
@@ -101,17 +103,13 @@ class PartLabels:
 
 def _read(path: Path) -> np.ndarray:
     """Rows of (onset s, frequency Hz, duration s), shape (n, 3)."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
     table = []
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():
             continue
         try:
             onset, hertz, duration = map(float, line.split())
-            if not (0 <= onset + duration < np.inf and min(onset, duration) >= 0):
+            if not (min(onset, duration) >= 0 and onset + duration <= MAX_SECONDS):
                 raise ValueError("no time")
             if not LOWEST_HZ <= hertz < HIGHEST_HZ:
                 raise ValueError("out of range")

@@ -108,7 +108,7 @@ def test_splits_csv_comes_before_folders(tmp_path):
     ("text", "said"),
     [("stem,split\na,valid\n", "row 2 has stem 'a', split 'valid'"),
      ("stem,split\na,train\na,test\n", "row 3 has stem 'a', split 'test'"),
-     ("name,part\na,train\n", "columns are"),
+     ("name,part\na,train\n", "expected columns"),
      ("stem,split\na\n", "row 2"),
      ("stem,split\na,train\nb,train\n", "no file below .* is named 'b'")],
 )  # fmt: skip

@@ -153,8 +153,8 @@ def test_a_broken_midi_file_is_named_relative_to_its_track(tmp_path):
     ("faults", "failure"),
     [
         ({"missing_mix": ["Track00001"]}, "no mix, expected mix.flac or mix.wav"),
-        ({"missing_metadata": ["Track00001"]}, "metadata.yaml cannot be read"),
-        ({"broken_metadata": ["Track00001"]}, "metadata.yaml is not valid YAML"),
+        ({"missing_metadata": ["Track00001"]}, "metadata.yaml: cannot be read"),
+        ({"broken_metadata": ["Track00001"]}, "metadata.yaml: is not valid YAML"),
         (
             {"missing_audio": [f"Track00001/S0{k}" for k in range(4)]},
             "no stem with a class, audio and MIDI",

@@ -1,0 +1,212 @@
+"""mt3data.datasets.documents and what adapters make of damaged metadata of publishers."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from fakes import slakh_tree
+from fakes_listed import write_jams
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from mt3data.datasets import manifest
+from mt3data.datasets.adapters import maestro, slakh
+from mt3data.datasets.adapters.guitarset import JamsLabels
+from mt3data.datasets.adapters.musicnet import CsvLabels
+from mt3data.datasets.adapters.urmp import PartLabels
+from mt3data.datasets.documents import read_csv, read_json, read_text, read_yaml
+from mt3data.errors import UserError
+
+FUZZ = settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+SCALARS = (
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
+    | st.sampled_from([-1, 0, 128, 1e300, "S00", "0", "train"])
+)  # fmt: skip
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)  # fmt: skip
+
+
+@st.composite
+def damaged(draw: st.DrawFn, document: Any) -> Any:
+    """A document in which one value, at any depth, is another one or missing."""
+    if draw(st.integers(0, 3)) == 0 or not isinstance(document, (dict, list)) or not document:
+        return draw(VALUES)
+    keys = list(document) if isinstance(document, dict) else range(len(document))
+    key = draw(st.sampled_from(keys))
+    copy = document.copy()
+    if draw(st.integers(0, 5)) == 0:
+        del copy[key]
+    else:
+        copy[key] = draw(damaged(document[key]))
+    return copy
+
+
+def one_line(error: UserError, name: str) -> bool:
+    return "\n" not in str(error) and name in str(error)
+
+
+@pytest.mark.parametrize(
+    ("read", "text", "fault"),
+    [
+        (read_json, "[" * 100_000, "nested too deeply"),
+        (read_json, "[1,", "not valid JSON"),
+        (read_json, "[" + "[]," * 500_000 + "[]]", "more than 500,000 values"),
+        (read_yaml, "- " * 200_000, "levels deep"),
+        (read_yaml, "[" * 200_000, "not valid YAML"),
+        (read_yaml, "a: 2026-99-99", "not valid YAML"),
+        (read_yaml, "a: [1", "not valid YAML"),
+        (read_text, " " * ((16 << 20) + 1), "more than 16,777,216 bytes"),
+    ],
+)
+def test_a_damaged_document_is_one_line_that_names_the_file(tmp_path, read, text, fault):
+    (tmp_path / "a.txt").write_text(text)
+    with pytest.raises(UserError, match=fault) as error:
+        read(tmp_path / "a.txt")
+    assert one_line(error.value, "a.txt")
+
+
+def test_what_is_no_text_or_no_file_is_one_line(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UserError, match="not UTF-8"):
+        read_text(tmp_path / "a.txt")
+    with pytest.raises(UserError, match="no regular file"):
+        read_text(tmp_path)
+    with pytest.raises(UserError, match="cannot be read"):
+        read_text(tmp_path / "none.txt")
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ('a,b\n1,"2\n3,4\n', "row 2 is not valid CSV"),
+        ("a,b\n1\n", "row 2 ends early"),
+        ("a,c\n1,2\n", "expected columns a,b"),
+        ("", "expected columns a,b"),
+        ('a,b\n1,"' + "x" * 200_000 + '"\n', "not valid CSV"),
+    ],
+)
+def test_a_damaged_table_names_its_row(tmp_path, text, fault):
+    (tmp_path / "a.csv").write_text(text)
+    with pytest.raises(UserError, match=fault) as error:
+        list(read_csv(tmp_path / "a.csv", ("a", "b")))
+    assert one_line(error.value, "a.csv")
+
+
+def test_a_line_break_in_a_quoted_field_stays_in_it(tmp_path):
+    (tmp_path / "a.csv").write_text('a,b\r\n1,"2\n3"\r\n')
+    assert list(read_csv(tmp_path / "a.csv", ("a", "b"))) == [(3, {"a": "1", "b": "2\n3"})]
+
+
+# --- adapters ------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def songs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("songs")
+    slakh_tree(root, "redux", {"Track00001": "train", "Track00002": "train"}, seconds=0.2)
+    return root
+
+
+def damage_metadata(songs: Path, change: Any) -> list[Any]:
+    """Writes the metadata.yaml of the first track, changed, and returns both tracks."""
+    path = next(songs.rglob("Track00001/metadata.yaml"))
+    whole = path.read_bytes()
+    try:
+        path.write_text(yaml.safe_dump(change(yaml.safe_load(whole))))
+        return list(slakh.tracks(songs, manifest.load("slakh")))
+    finally:
+        path.write_bytes(whole)
+
+
+def intact(songs: Path) -> Any:
+    return list(slakh.tracks(songs, manifest.load("slakh")))[1]
+
+
+def test_a_stem_described_by_null_loses_its_label_alone(songs):
+    def change(content):
+        content["stems"]["S01"] = None
+        return content
+
+    first, second = damage_metadata(songs, change)
+    assert "S01" not in [stem.id for stem in first.stems] and len(first.stems) >= 2
+    assert (
+        "S01: metadata.yaml has a NoneType for it, expected a mapping; no label" in first.problems
+    )
+    assert not first.failure and second == intact(songs)
+
+
+def test_a_number_as_the_key_of_a_stem_is_reported(songs):
+    def change(content):
+        content["stems"][0] = content["stems"].pop("S00")
+        return content
+
+    first, second = damage_metadata(songs, change)
+    assert "S00: not in metadata.yaml, so its program is unknown; no label" in first.problems
+    assert "0: neither audio nor MIDI" in first.problems
+    assert second == intact(songs)
+
+
+@FUZZ
+@given(data=st.data())
+def test_damaged_metadata_of_a_song_costs_that_song_alone(songs, data):
+    first, second = damage_metadata(songs, lambda content: data.draw(damaged(content)))
+    assert second == intact(songs)
+    assert first.failure or first.stems
+
+
+@FUZZ
+@given(data=st.data())
+def test_damaged_jams_are_one_line_or_notes(tmp_path, data):
+    write_jams(path := tmp_path / "x.jams", [(0, 0.5, 0.25, 60.1), (5, 1.0, 0.25, 40.0)])
+    content = data.draw(damaged(json.loads(path.read_text())))
+    path.write_text(json.dumps(content))
+    try:
+        notes, _ = JamsLabels(path).load()
+    except UserError as error:
+        assert one_line(error, "x.jams")
+    else:
+        assert ((notes.pitch >= 0) & (notes.pitch <= 127)).all()
+        assert ((notes.onset >= 0) & (notes.offset <= 86400)).all()
+
+
+CELLS = st.sampled_from(["", "0", "1", "-5", "44100", "90000", "60", "999", "1e9", "9" * 30, '"', "x",
+                         "nan", "inf", "٣", "\x00"])  # fmt: skip
+
+
+@FUZZ
+@given(rows=st.lists(st.lists(CELLS, min_size=3, max_size=6), max_size=4))
+def test_damaged_csv_labels_are_one_line_or_notes(tmp_path, rows):
+    lines = ["start_time,end_time,instrument,note", *(",".join(row) for row in rows)]
+    (tmp_path / "1.csv").write_text("\n".join(lines))
+    (tmp_path / "1.txt").write_text("\n".join("\t".join(row) for row in rows))
+    for labels in (CsvLabels(tmp_path / "1.csv"), PartLabels((tmp_path / "1.txt",), (40,))):
+        try:
+            notes, _ = labels.load()
+        except UserError as error:
+            assert one_line(error, labels.files[0].name)
+        else:
+            assert (notes.offset <= 86400).all() and (
+                (notes.pitch >= 0) & (notes.pitch <= 127)
+            ).all()
+
+
+@FUZZ
+@given(data=st.data())
+def test_a_damaged_table_of_maestro_is_one_line_or_a_table(tmp_path, data):
+    columns = {"midi_filename": {"0": "2004/a.midi"}, "split": {"0": "train"}}
+    rows = [{"midi_filename": "2004/a.midi", "split": "train"}]
+    content = data.draw(damaged(columns) | damaged(rows))
+    (tmp_path / "maestro-v3.0.0.json").write_text(json.dumps(content))
+    try:
+        found = maestro.read_table(tmp_path)
+    except UserError as error:
+        assert one_line(error, "maestro-v3.0.0.json")
+    else:
+        assert all(isinstance(text, str) for pair in found.items() for text in pair)
