@@ -16,7 +16,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from mt3data.datasets.listing import markdown
+from mt3data.datasets.listing import download_size, summary
 from mt3data.datasets.manifest import load, names
 from mt3train.weights.pretrained import CARD, FOLDER
 
@@ -33,9 +33,28 @@ def parts() -> dict[str, str]:
     card = (FOLDER / CARD).read_text(encoding="utf-8")
     weights = card.partition("\n## Scores\n\n")[2].partition("\n### ")[0]
     return {
-        "datasets": "\n".join(markdown(load(name) for name in names())) + "\n",
+        "datasets": datasets_table(),
         "weights": weights,
     }
+
+
+def datasets_table() -> str:
+    """Returns the datasets as a table in Markdown, with links to their licences."""
+    lines = [
+        "| `mt3data build` | dataset | licence | tracks | hours | download | passing shards on |",
+        "|---|---|---|---:|---:|---:|---|",
+    ]
+    for manifest in map(load, names()):
+        row = summary(manifest)
+        name = f"[{manifest.title}]({manifest.homepage})" if manifest.homepage else manifest.title
+        url = manifest.licence_url
+        cells = (
+            f"`{manifest.name}`", name, f"[{manifest.licence}]({url})" if url else manifest.licence,
+            f"{row['tracks']:,}" if row["tracks"] else "-",
+            f"{row['hours']:.1f}" if row["hours"] else "-", download_size(row), manifest.redistribution,
+        )  # fmt: skip
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
 
 
 def filled(page: str) -> str:

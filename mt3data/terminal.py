@@ -48,6 +48,8 @@ class UserPath(click.Path):
 
 PATH = UserPath()
 AT_LEAST_0, AT_LEAST_1 = click.IntRange(min=0), click.IntRange(min=1)
+# More processes than this would take the memory of most machines and make nothing faster.
+WORKERS = click.IntRange(min=1, max=max(32, 4 * (os.cpu_count() or 1)))
 FORCE = click.option("--force", is_flag=True,
                      help="Replace an output file that this command did not write.")  # fmt: skip
 

@@ -82,7 +82,7 @@ class Run:
             limit = self.limit_seconds(planned)
             return (
                 "hang",
-                f"not done after {limit:g} s, see --track-timeout; its worker was stopped",
+                f"not done after {limit:g} s, see track_timeout; its worker was stopped",
             )
         if len(hung) >= MAX_CRASHES:
             return (

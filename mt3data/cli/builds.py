@@ -1,4 +1,4 @@
-"""The commands of `mt3data` that look at what was built: check, info, show, report."""
+"""Defines the commands of `mt3data` for finished builds: check, info, show, report."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from mt3data.terminal import AT_LEAST_1, FORCE, PATH, echo, plural, print_json, 
 @click.option("--fast", is_flag=True, help="Sizes, names and the index only; reads no bodies.")
 @click.option("--workers", type=AT_LEAST_1, default=2, show_default=True, metavar="N",
               help="Threads.")  # fmt: skip
-@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(folder: Path, fast: bool, workers: int, as_json: bool) -> None:
-    """Finds whatever is wrong with builds.
+    """Checks builds: missing, damaged and foreign files.
 
-    FOLDER is a build, or a folder of builds.
+    FOLDER is a build, or a folder of builds. `check` works on a build, `verify` on a download.
 
     \b
     Example: mt3data check shards/demo
@@ -29,7 +29,7 @@ def check(folder: Path, fast: bool, workers: int, as_json: bool) -> None:
     from mt3data.shards.check import check as run
     from mt3data.shards.format import find_builds, read_build_manifest
 
-    told: dict[str, dict[str, Any]] = {}
+    results: dict[str, dict[str, Any]] = {}
     for build_folder in find_builds(folder):
         manifest = read_build_manifest(build_folder)
         n_bytes = sum(entry["bytes"] for entry in manifest["shards"] + manifest["files"])
@@ -37,23 +37,23 @@ def check(folder: Path, fast: bool, workers: int, as_json: bool) -> None:
             faults = run(build_folder, fast=fast, workers=workers, on_bytes=lambda n: bar.update(n / 1e6))  # fmt: skip
         n_records = sum(shard["records"] for shard in manifest["shards"])
         n_shards = len(manifest["shards"])
-        told[str(build_folder)] = {"records": n_records, "shards": n_shards, "faults": faults}
+        results[str(build_folder)] = {"records": n_records, "shards": n_shards, "faults": faults}
         if not as_json:
             verdict = plural(len(faults), "fault") if faults else "whole"
             held = f"{plural(n_records, 'record')} in {plural(n_shards, 'shard')}"
             echo("\n".join(f"{build_folder.name}: {fault}" for fault in faults), nl=bool(faults))
             echo(f"{build_folder}: {held}, {verdict}")
     if as_json:
-        print_json(told)
-    if any(each["faults"] for each in told.values()):
+        print_json(results)
+    if any(each["faults"] for each in results.values()):
         sys.exit(1)
 
 
 @click.command()
 @click.argument("folder", type=PATH)
-@click.option("--json", "as_json", is_flag=True, help="The manifests, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifests as JSON.")
 def info(folder: Path, as_json: bool) -> None:
-    """Says what builds hold: tracks, hours, notes, settings.
+    """Prints what builds hold: tracks, hours, notes, settings.
 
     FOLDER is a build, or a folder of builds.
 
@@ -79,8 +79,8 @@ def info(folder: Path, as_json: bool) -> None:
 def show(folder: Path, key: str, out: Path, force: bool) -> None:
     """Draws one record, and prints its tokens in words.
 
-    The picture is its log-mel with the notes over it. KEY is the name of a record: FOLDER's index
-    and its tar files have them.
+    The picture has its log-mel, and over it its notes. KEY is the name of a record in FOLDER's index
+    and tar files.
 
     \b
     Example: mt3data show shards/demo demo-Track00001-p0-0000000 -o record.png
@@ -99,7 +99,7 @@ def show(folder: Path, key: str, out: Path, force: bool) -> None:
 def report(folder: Path, out: Path, force: bool) -> None:
     """Writes a page about builds, to open in a browser.
 
-    FOLDER is a build, or a folder of builds. The page is one file, which loads nothing else.
+    FOLDER is a build, or a folder of builds. The page is one file and loads nothing from elsewhere.
 
     \b
     Example: mt3data report shards/demo -o report.html
@@ -113,7 +113,7 @@ def report(folder: Path, out: Path, force: bool) -> None:
 
 
 def print_info(folder: Path, manifest: dict[str, Any]) -> None:
-    """Prints the manifest of the build in a folder as a line and a table, a row for each split."""
+    """Prints the manifest of a build: a line, and a table with a row for each split."""
     echo(
         f"{folder}: {manifest['title']}, window {manifest['window']}, right_context {manifest['right_context']}, "
         f"{plural(len(manifest['shards']), 'shard')}, {sum(s['bytes'] for s in manifest['shards']) / 1e6:,.1f} MB, "

@@ -1,4 +1,4 @@
-"""The commands of `mt3data` about what publishers offer: list, download, verify."""
+"""Defines the commands of `mt3data` for published datasets: list, download, verify."""
 
 from __future__ import annotations
 
@@ -16,43 +16,32 @@ from mt3data.terminal import PATH, echo, plural, print_json, progress
 if TYPE_CHECKING:
     from mt3data.download.dataset import DownloadOptions
 
-DATA = Path("data")  # where datasets lie, unless --root says otherwise
+DATA = Path("data")  # default of --root
 ROOT = click.option(
-    "--root", type=PATH, default=DATA, show_default=True, help="Where datasets lie."
+    "--root", type=PATH, default=DATA, show_default=True, help="Folder of the datasets."
 )
 
 
 @click.command("list")
 @click.argument("dataset", required=False)
-@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
-@click.option(
-    "--markdown", "as_markdown", is_flag=True, help="All of them, as a table in Markdown."
-)
-def list_(dataset: str | None, as_json: bool, as_markdown: bool) -> None:
-    """Lists the datasets, or all that is known of one.
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def list_(dataset: str | None, as_json: bool) -> None:
+    """Lists the datasets, or all facts about one.
 
-    Licence, tracks, hours, size of the download; for one DATASET also its sources, splits and known
-    faults, each with how surely it is known.
+    The list has licence, tracks, hours and size of the download. For one DATASET it also has
+    sources, splits and known faults, and how sure each fact is.
 
     \b
     Example: mt3data list slakh
     """
-    from mt3data.datasets.listing import facts, lines, markdown, summary, table
+    from mt3data.datasets.listing import facts, summary, table, text
     from mt3data.datasets.manifest import load, names
 
-    if as_markdown and (dataset or as_json):
-        raise UserError("--markdown prints all datasets; leave out DATASET and --json")
-    if dataset is not None:
-        if as_json:
-            print_json(facts(load(dataset)))
-        else:
-            echo("\n".join(lines(load(dataset))))
-        return
-    manifests = [load(each) for each in names()]
+    manifests = [load(dataset)] if dataset is not None else [load(name) for name in names()]
     if as_json:
-        print_json([summary(manifest) for manifest in manifests])
+        print_json(facts(*manifests) if dataset is not None else [summary(m) for m in manifests])
     else:
-        echo("\n".join((markdown if as_markdown else table)(manifests)))
+        echo(text(*manifests) if dataset is not None else "\n".join(table(manifests)))
 
 
 @click.command()
@@ -60,24 +49,28 @@ def list_(dataset: str | None, as_json: bool, as_markdown: bool) -> None:
 @ROOT
 @click.option(
     "--select", multiple=True, metavar="GLOB",
-    help="Only members of archives whose path below the dataset's folder matches; may be repeated.",
+    help="Unpack only files whose path below the dataset's folder matches; may be repeated.",
 )  # fmt: skip
-@click.option("--stream", is_flag=True, help="Unpack tar.gz while it comes; keep no archive.")
+@click.option(
+    "--stream", is_flag=True, help="Unpack a tar.gz during its download; keep no archive."
+)
 @click.option(
     "--from", "archives", type=PATH, multiple=True, metavar="FILE",
-    help="An archive that you have already; may be repeated.",
+    help="Use this archive, which you already have; may be repeated.",
 )  # fmt: skip
 @click.option("--source", "only", multiple=True, metavar="ID",
-              help="Only this source, see `mt3data list DATASET`; may be repeated.")  # fmt: skip
-@click.option("--cache", type=PATH, help="Where shards go, if DATASET is the address of a build.")
+              help="Download only this source of `mt3data list DATASET`; may be repeated.")  # fmt: skip
+@click.option(
+    "--cache", type=PATH, help="Folder for the copy, if DATASET is the address of a build."
+)
 def download(
     dataset: str, root: Path, select: tuple[str, ...], stream: bool, archives: tuple[Path, ...],
     only: tuple[str, ...], cache: Path | None,
 ) -> None:  # fmt: skip
     """Downloads, verifies and unpacks a dataset.
 
-    Run again, it continues. In place of DATASET it takes the address of a build that somebody
-    serves, such as https://example.org/shards/slakh; --cache says where to put the copy.
+    The same command continues an interrupted download. DATASET may also be the address of a build on
+    a web server, such as https://example.org/shards/slakh. Then --cache names the folder of the copy.
 
     \b
     Example: mt3data download guitarset --root data/
@@ -104,19 +97,26 @@ def _fetch_shards(address: str, cache: Path | None) -> Path:
     from mt3data.shards.stream import is_address
 
     if not is_address(address):
-        raise UserError(f"{address} is no http(s) address of a build, so --cache means nothing")
+        raise UserError(f"{address} is no http(s) address of a build, so --cache has no use here")
     if cache is None:
-        raise UserError(f"{address} is the address of a build; say with --cache where to put it")
+        raise UserError(f"{address} is the address of a build; name a folder for it with --cache")
     return cached(address, cache)
 
 
 def download_first(
     dataset: str, root: Path, split_scheme: str | None, splits: Sequence[str]
 ) -> None:
-    """Downloads what a dataset lacks; a --root that does not exist is taken for a typing error.
+    """Downloads a dataset that is absent or incomplete, unless --root does not exist.
 
+    A --root other than the default that does not exist is probably a typing error.
+
+    Args:
+        dataset: its name.
+        root: folder of the datasets.
+        split_scheme: of `--split-scheme`.
+        splits: of `--split`.
     Raises:
-        UserError: the dataset has no such splits, which is said before anything is downloaded.
+        UserError: the dataset has no such split. Nothing was downloaded then.
     """
     from mt3data.datasets.manifest import load
     from mt3data.download.dataset import (
@@ -136,7 +136,7 @@ def download_first(
     n_bytes = sum(source.bytes for source in wanted_sources(manifest))
     echo(
         f"{dataset_folder(manifest, root)} is absent or unfinished: downloading "
-        f"{format_bytes(n_bytes) if n_bytes else 'files of unknown size'}; --no-download leaves that out",
+        f"{format_bytes(n_bytes) if n_bytes else 'files of unknown size'}; --no-download prevents this",
         err=True,
     )
     _download(dataset, root, DownloadOptions())
@@ -145,10 +145,12 @@ def download_first(
 @click.command()
 @click.argument("dataset")
 @ROOT
-@click.option("--fast", is_flag=True, help="Names and sizes only; reads no file.")
-@click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
+@click.option("--fast", is_flag=True, help="Compare names and sizes only.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def verify(dataset: str, root: Path, fast: bool, as_json: bool) -> None:
-    """Tells which files of a dataset are missing, wrong or extra.
+    """Checks a downloaded dataset: missing, wrong and extra files.
+
+    `verify` works on a download, `check` on a build.
 
     \b
     Example: mt3data verify guitarset --root data/

@@ -1,10 +1,13 @@
-"""The command `mt3data`. Everything heavy is imported inside the command that needs it."""
+"""Defines the command `mt3data`; slow imports happen inside the commands that need them."""
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import sys
+import tomllib
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,21 +22,78 @@ from mt3data.terminal import (
     AT_LEAST_1,
     EXIT_CODES,
     PATH,
+    WORKERS,
     CommandGroup,
     echo,
     plural,
     progress,
-)  # fmt: skip
+)
 
 if TYPE_CHECKING:
     from mt3data.build.plan import Plan
     from mt3data.build.run import Summary
 
 DEMO_PIECES = 20
-SEED = click.option("--seed", type=AT_LEAST_0, default=0, show_default=True, metavar="N",
-                    help="Of all that is drawn at random.")  # fmt: skip
-WORKERS = click.option("--workers", type=AT_LEAST_1, default=os.cpu_count() or 1, metavar="N",
-                       show_default="one per core", help="Processes.")  # fmt: skip
+SEED_OPTION = click.option("--seed", type=AT_LEAST_0, default=0, show_default=True, metavar="N",
+                           help="Seed of all random choices.")  # fmt: skip
+WORKERS_OPTION = click.option("--workers", type=WORKERS, default=os.cpu_count() or 1, metavar="N",
+                              show_default="one per core", help="Number of processes.")  # fmt: skip
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    """Settings of a build that few users need. `--config FILE` names a TOML file with them.
+
+    Attributes:
+        subsets: number of random subsets of stems in place of each training mix; 0 with --profile
+            paper: 10.
+        min_stems: stems of the smallest subset; 1 also allows soloists.
+        velocity_bins: loudness classes in the tokens, 1 to 127; 1: none.
+        encoding: "ties", "noties" or "onsets", see `VocabularyConfig`.
+        granularity: "full", "midi_class" or "flat", see `VocabularyConfig`.
+        track_timeout: seconds that a track may take; 0: twice its length, at least 600.
+    """
+
+    subsets: int = 0
+    min_stems: int = 4
+    velocity_bins: int = 1
+    encoding: str = "ties"
+    granularity: str = "full"
+    track_timeout: float = 0.0
+
+
+def read_settings(path: Path) -> BuildSettings:
+    """Reads the file of `--config`.
+
+    Args:
+        path: a TOML file.
+    Raises:
+        UserError: the file cannot be read, has an unknown key, or a value of another type or range.
+    """
+    from mt3data.build.crash_guard import MOST_LIMIT_SECONDS
+
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"--config {path}: cannot be read ({error}); expected a TOML file"
+        ) from error
+    defaults = {field.name: field.default for field in fields(BuildSettings)}
+    for key, value in content.items():
+        if key not in defaults:
+            near = difflib.get_close_matches(key, defaults, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"expected {', '.join(defaults)}"
+            raise UserError(f"{path}: unknown key {key}; {hint}")
+        kind = type(defaults[key])
+        if type(value) is not kind and not (kind is float and type(value) is int):
+            raise UserError(f"{path}: {key} is {value!r}; expected {kind.__name__}")
+    settings = BuildSettings(**content)
+    for key, low, high in (
+        ("subsets", 0, 1000), ("min_stems", 1, 1000), ("track_timeout", 0, MOST_LIMIT_SECONDS),
+    ):  # fmt: skip
+        if not low <= (value := getattr(settings, key)) <= high:
+            raise UserError(f"{path}: {key} is {value:g}; expected {low} to {high:g}")
+    return settings
 
 
 @click.group(
@@ -45,24 +105,24 @@ def main() -> None:
 
 
 @main.command()
-@click.option("-o", "--out", "root", type=PATH, required=True, help="Folder to render into.")
+@click.option("-o", "--out", "root", type=PATH, required=True, help="Folder of the pieces.")
 @click.option("--tracks", type=AT_LEAST_1, default=DEMO_PIECES, show_default=True, metavar="N",
-              help="Pieces to compose.")  # fmt: skip
+              help="Number of pieces to compose.")  # fmt: skip
 @click.option("--seconds", default=40.0, show_default=True, metavar="SECONDS",
               help="Length of each piece.")  # fmt: skip
-@SEED
-@click.option("--soundfont", type=PATH, help="An .sf2 file; default: the one pretty_midi ships.")
+@SEED_OPTION
+@click.option("--soundfont", type=PATH, help="An .sf2 file. Default: the one of pretty_midi.")
 @click.option(
     "--midi", "midi_dir", type=PATH, help="Render the MIDI files below this folder instead."
 )
-@WORKERS
+@WORKERS_OPTION
 def synth(
     root: Path, tracks: int, seconds: float, seed: int, soundfont: Path | None,
     midi_dir: Path | None, workers: int,
 ) -> None:  # fmt: skip
     """Composes and renders pieces, or renders your MIDI.
 
-    They lie in OUT as Slakh's tracks do: mix, stems, and a MIDI file for each stem.
+    OUT has the layout of Slakh: for each track a mix, stems, and a MIDI file for each stem.
 
     \b
     Example: mt3data synth --out data/demo --tracks 20
@@ -88,106 +148,91 @@ def synth(
 @ROOT
 @click.option("-o", "--out", type=PATH, default=Path("shards"), show_default=True,
               help="Folder of builds.")  # fmt: skip
-@click.option("--name", default="", help="For `folder`: what to call the build, in place of it.")
-@click.option("--split", "splits", multiple=True, help="Only this split; may be repeated.")
-@click.option("--split-scheme", help="Another division of the tracks, see `mt3data list DATASET`.")
-@click.option("--tracks", type=AT_LEAST_1, metavar="N", help="At most so many tracks in all.")
+@click.option("--name", default="", help="Name of the build, for the dataset `folder` only.")
+@click.option("--split", "splits", multiple=True, help="Build only this split; may be repeated.")
+@click.option("--split-scheme", help="Division into splits, see `mt3data list DATASET`.")
+@click.option("--tracks", type=AT_LEAST_1, metavar="N", help="Build at most N tracks.")
 @click.option("--window", type=AT_LEAST_1, default=2048, show_default=True, metavar="N",
               help="Frames of a record, 8 ms each.")  # fmt: skip
 @click.option("--context", "right_context", type=click.Choice(["zeros", "audio"]),
-              help="What the last frames see; default: zeros for windows of 256 and 512, else audio.")  # fmt: skip
+              help="What follows the last frame in its spectrum. Default: zeros for windows of 256 and "
+              "512, else audio.")  # fmt: skip
 @click.option("--variants", type=AT_LEAST_1, default=1, show_default=True, metavar="N",
-              help="Cuttings of each training track.")  # fmt: skip
+              help="Cuttings of each training track, with other phases.")  # fmt: skip
 @click.option("--profile", type=click.Choice(["fixed", "paper"]), default="fixed", show_default=True,
-              help="fixed: repair what is verified as wrong; paper: as MT3 did, with subsets of stems.")  # fmt: skip
-@click.option("--subsets", type=AT_LEAST_0, default=0, metavar="N",
-              help="N random subsets of stems in place of each training mix; --profile paper: 10.")  # fmt: skip
-@click.option("--min-stems", type=AT_LEAST_1, default=4, show_default=True, metavar="N",
-              help="Stems of the smallest subset; 1: soloists too.")  # fmt: skip
+              help="fixed: repair verified faults; paper: as MT3 did, with subsets of stems.")  # fmt: skip
 @click.option("--store", "features", type=click.Choice(["mel", "audio", "mel,audio"]), default="mel",
-              show_default=True, help="The sound in a record: log-mel, audio at 16 kHz, or both.")  # fmt: skip
+              show_default=True, help="Sound in a record: log-mel, audio at 16 kHz, or both.")  # fmt: skip
 @click.option("--align", type=click.Choice(["measure", "off", "shift", "dtw"]), default="measure",
-              show_default=True, help="Labels early or late: report, ignore, move or warp them.")  # fmt: skip
-@SEED
-@WORKERS
+              show_default=True, help="Lag of labels: report, ignore, shift or warp.")  # fmt: skip
+@SEED_OPTION
+@WORKERS_OPTION
 @click.option("--engine", default="local", show_default=True,
               help="local, or a dask scheduler such as tcp://host:8786.")  # fmt: skip
-@click.option("--velocity-bins", type=AT_LEAST_1, default=1, show_default=True, metavar="N",
-              help="Steps of loudness in the tokens, 1 to 127; 1: none.")  # fmt: skip
-@click.option("--encoding", type=click.Choice(["ties", "noties", "onsets"]), default="ties",
-              show_default=True, help="Notes held over: told in ties, or not; or onsets alone.")  # fmt: skip
-@click.option("--granularity", type=click.Choice(["full", "midi_class", "flat"]), default="full",
-              show_default=True, help="Programs in the tokens: 128, the 16 classes, or none.")  # fmt: skip
-@click.option("--no-download", is_flag=True, help="Fetch nothing where the dataset is absent.")
-@click.option("--max-failures", type=AT_LEAST_0, default=0, show_default=True, metavar="N",
-              help="Tracks that may be quarantined before the exit code is 1.")  # fmt: skip
-@click.option("--track-timeout", default=0.0, metavar="SECONDS",
-              help="What a track may take; default: twice its length, at least 600.")  # fmt: skip
 @click.option("--exclude", "exclusions", type=PATH, metavar="FILE",
-              help="Tracks to leave out: lines of TRACK, stage and reason, with tabs between.")  # fmt: skip
-@click.option("--force", is_flag=True, help="Build anew, in a folder beside one that exists.")
-@click.option("--dry-run", is_flag=True,
-              help="Only say what would be built, how large it is and how long it takes.")  # fmt: skip
+              help="Leave out the tracks in FILE: lines of TRACK, stage and reason with tabs between.")  # fmt: skip
+@click.option("--max-failures", type=AT_LEAST_0, default=0, show_default=True, metavar="N",
+              help="Quarantined tracks up to which the exit code is 0.")  # fmt: skip
+@click.option("--config", type=PATH, metavar="FILE",
+              help="TOML file with rare settings: subsets, min_stems, velocity_bins, encoding, granularity, "
+              "track_timeout.")  # fmt: skip
+@click.option("--no-download", is_flag=True, help="Use only files that are there.")
+@click.option("--dry-run", is_flag=True, help="Print tracks, size and time of the build, and stop.")
+@click.option("--force", is_flag=True, help="Build again, in a folder beside the existing one.")
 def build(
     dataset: str, root: Path, out: Path, splits: tuple[str, ...], split_scheme: str | None,
-    tracks: int | None, window: int, right_context: str | None, variants: int, profile: str, subsets: int,
-    min_stems: int, features: str, align: str, seed: int, workers: int, engine: str,
-    velocity_bins: int, encoding: str, granularity: str, no_download: bool, max_failures: int,
-    track_timeout: float, exclusions: Path | None, force: bool, dry_run: bool, name: str,
+    tracks: int | None, window: int, right_context: str | None, variants: int, profile: str,
+    features: str, align: str, seed: int, workers: int, engine: str, exclusions: Path | None,
+    max_failures: int, config: Path | None, no_download: bool, dry_run: bool, force: bool, name: str,
 ) -> None:  # fmt: skip
     """Builds shards of a dataset, downloading it first.
 
-    They go into OUT/DATASET. Run again, it continues: also after exit codes 2 and 130.
+    The shards go into OUT/DATASET. The same command continues an interrupted build.
 
-    A track that fails, changes while it is read, takes too long or twice kills its worker is
-    quarantined: left out and listed, with stage and reason. Nothing else is touched, and the exit
-    code is 1 if these are more than --max-failures.
+    A track is quarantined if it fails, changes while it is read, takes too long or crashes its
+    worker twice. Quarantined tracks are left out and listed with stage and reason. The other tracks
+    are built. The exit code is 1 if more than --max-failures tracks are quarantined.
 
     \b
     Example: mt3data build slakh --root data/ --out shards/
     """
     from mt3data.align.warp import require_librosa
     from mt3data.build.build_folder import BuildFolder
-    from mt3data.build.crash_guard import MOST_LIMIT_SECONDS
     from mt3data.build.executor import require_engine
     from mt3data.build.plan import BuildConfig, checked_name, make_plan
     from mt3data.build.track_table import read_exclusions
     from mt3data.music.vocabulary import VocabularyConfig
     from mt3data.shards.windows import WindowConfig
 
-    if not 0 <= track_timeout <= MOST_LIMIT_SECONDS:
-        raise UserError(
-            f"--track-timeout {track_timeout:g}: expected 0 to {MOST_LIMIT_SECONDS:g} seconds"
-        )
+    settings = read_settings(config) if config else BuildSettings()
     require_engine(engine)
     if align == "dtw":
         require_librosa()
     try:
-        vocabulary = VocabularyConfig(velocity_bins, encoding=encoding, granularity=granularity)
-        windows = WindowConfig(
-            window,
-            right_context=right_context or "",
-            variants=variants,
-            seed=seed,
-            align=align,
-            features=tuple(features.split(",")),
-            vocabulary=vocabulary,
+        vocabulary = VocabularyConfig(
+            settings.velocity_bins, encoding=settings.encoding, granularity=settings.granularity
         )
+        windows = WindowConfig(
+            window, right_context=right_context or "", variants=variants, seed=seed, align=align,
+            features=tuple(features.split(",")), vocabulary=vocabulary,
+        )  # fmt: skip
     except ValueError as error:
         raise UserError(str(error)) from error
     if dataset == "demo":
-        root = _demo_root(root) if dry_run else _render_demo(root, tracks or 0, seed, workers)
-    config = BuildConfig(
+        root = _demo_root(root)
+        if not dry_run:
+            _render_demo(root, tracks or 0, seed, workers, no_download)
+    build_config = BuildConfig(
         dataset, root, out, splits=splits, tracks=tracks or 0, split_scheme=split_scheme,
-        windows=windows, workers=workers, name=name, profile=profile, subsets=subsets,
-        min_stems=min_stems, engine=engine, track_timeout=track_timeout,
+        windows=windows, workers=workers, name=name, profile=profile, subsets=settings.subsets,
+        min_stems=settings.min_stems, engine=engine, track_timeout=settings.track_timeout,
         exclude=read_exclusions(exclusions) if exclusions else {},
     )  # fmt: skip
     if name:
-        checked_name(config)
+        checked_name(build_config)
     if not (no_download or dry_run):
         download_first(dataset, root, split_scheme, splits)
-    plan = make_plan(config)
+    plan = make_plan(build_config)
     if force:
         plan = BuildFolder(plan).next_free()
         echo(f"--force: {plan.folder}", err=True)
@@ -196,32 +241,47 @@ def build(
 
         echo("\n".join(forecast(plan)))
         return
-    _tell(_run_build(plan), max_failures)
+    _print_result(_run_build(plan), max_failures)
 
 
 def _demo_root(root: Path) -> Path:
+    """Returns the folder of the demo pieces below --root."""
     return root if (root / "synth.json").is_file() else root / "demo"
 
 
-def _render_demo(root: Path, tracks: int, seed: int, workers: int) -> Path:
-    """Renders the demo pieces where they are not there yet; returns their folder."""
+def _require_no_recordings(root: Path) -> None:
+    """Raises a UserError if a folder holds recordings, which the user probably wants to build."""
+    from mt3data.audio.load import AUDIO_SUFFIXES
+    from mt3data.datasets.manifest import load, names
+
+    known = {load(name).folder.partition("/")[0] for name in names()}
+    folders = [path for path in root.glob("*/") if path.name not in known]
+    for path in (path for folder in (root, *folders) for path in folder.glob("*.*")):
+        if path.suffix.lower() in AUDIO_SUFFIXES:
+            raise UserError(
+                f"--root {root} holds recordings such as {path}; build them with `mt3data build folder "
+                f"--root {root}`, or choose another --root for the demo pieces"
+            )
+
+
+def _render_demo(root: Path, tracks: int, seed: int, workers: int, no_download: bool) -> None:
+    """Renders the demo pieces that are not there yet."""
     from mt3data.synth.demo_dataset import synth as run
 
-    folder = _demo_root(root)
-    settings = folder / "synth.json"
+    settings = root / "synth.json"
     if not settings.is_file():
-        run(folder, tracks=tracks or DEMO_PIECES, seed=seed, workers=workers)
-        return folder
+        if no_download:
+            raise UserError(f"{root} holds no demo pieces; leave out --no-download to render them")
+        _require_no_recordings(root.parent)
+        run(root, tracks=tracks or DEMO_PIECES, seed=seed, workers=workers)
+        return
     found = json.loads(settings.read_text(encoding="utf-8"))
-    if found["midi"] is None and len(list(folder.glob("*/Track*"))) < found["tracks"]:
-        # Go on with what was begun there; refuses where that took another SoundFont.
-        run(folder, tracks=found["tracks"], seed=found["seed"], seconds=found["seconds"],
+    if found["midi"] is None and len(list(root.glob("*/Track*"))) < found["tracks"]:
+        # Continues an interrupted rendering; refuses if that used another SoundFont.
+        run(root, tracks=found["tracks"], seed=found["seed"], seconds=found["seconds"],
             workers=workers)  # fmt: skip
     if tracks > found["tracks"]:
-        echo(
-            f"{folder} holds {plural(found['tracks'], 'piece')}; {tracks} were asked for", err=True
-        )
-    return folder
+        echo(f"{root} holds {plural(found['tracks'], 'piece')}; {tracks} were asked for", err=True)
 
 
 def _run_build(plan: Plan) -> Summary:
@@ -240,8 +300,8 @@ def _run_build(plan: Plan) -> Summary:
     return summary
 
 
-def _tell(summary: Summary, max_failures: int) -> None:
-    """What came of a build; exits with 1 where more tracks failed than are forgiven."""
+def _print_result(summary: Summary, max_failures: int) -> None:
+    """Prints the result of a build; exits with 1 if more than max_failures tracks failed."""
     for row in summary.quarantined:
         echo(f"quarantined {row['name']} ({row['stage']}): {row['error']}")
     print_info(summary.folder, summary.manifest)

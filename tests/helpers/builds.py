@@ -137,6 +137,13 @@ def start(
     return Build(root, out, process)
 
 
+def one_second(folder: Path) -> tuple[object, ...]:
+    """Returns the options by which a track may take one second; writes their file."""
+    path = folder / "build.toml"
+    path.write_text("track_timeout = 1\n", encoding="utf-8")
+    return "--config", path
+
+
 def run(root: Path, out: Path, *words: object, **options: object) -> tuple[int, str]:
     """Exit code and output of a whole build."""
     return start(root, out, *words, **options).end()  # type: ignore[arg-type]

@@ -47,7 +47,7 @@ def test_one_death_proves_nothing_and_two_are_a_verdict(run: Run) -> None:
 def test_one_hang_is_a_verdict(run: Run) -> None:
     die(run, SONG, "Timeout (0:10:00)!")
     assert run.should_skip(SONG) == (
-        "hang", "not done after 600 s, see --track-timeout; its worker was stopped",
+        "hang", "not done after 600 s, see track_timeout; its worker was stopped",
     )  # fmt: skip
 
 

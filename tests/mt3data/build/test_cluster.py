@@ -18,6 +18,7 @@ from builds import (
     cluster,
     digests,
     end_group,
+    one_second,
     run,
     start,
 )
@@ -93,11 +94,11 @@ def test_a_track_that_hangs_on_a_cluster(
 ) -> None:
     hang = f'track == "{BAD}" and os.read(os.pipe()[0], 1)'
     with cluster(tmp_path / "dask", "--nanny", action=hang, setup=ONLY_BAD_IS_TIMED) as dask:
-        build = start(long_source, tmp_path, "--engine", dask.address, "--track-timeout", 1)
+        build = start(long_source, tmp_path, "--engine", dask.address, *one_second(tmp_path))
         code, printed = build.end()
     assert code == 1, printed
     assert_as_if_listed(build, tmp_path, undisturbed, "hang")
-    row("a track hangs (dask)", "stopped after --track-timeout, quarantined, equal to listed")
+    row("a track hangs (dask)", "stopped after track_timeout, quarantined, equal to listed")
 
 
 @pytest.mark.slow

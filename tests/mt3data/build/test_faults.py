@@ -131,7 +131,7 @@ def test_a_track_that_hangs(
     long_source: Path, undisturbed: Path, tmp_path: Path, row: Row, how: str
 ) -> None:
     build = start(
-        long_source, tmp_path, "--workers", 2, "--track-timeout", 1,
+        long_source, tmp_path, "--workers", 2, *builds.one_second(tmp_path),
         action=f'track == "{BAD}" and {HANGS[how]}', setup=builds.ONLY_BAD_IS_TIMED,
     )  # fmt: skip
     code, printed = build.end()
@@ -140,7 +140,7 @@ def test_a_track_that_hangs(
     assert len(dumps) == 1
     assert "_add_track" in dumps[0]
     assert_as_if_listed(build, tmp_path, undisturbed, "hang")
-    row(f"a track hangs {how}", "stopped after --track-timeout, quarantined, equal to listed")
+    row(f"a track hangs {how}", "stopped after track_timeout, quarantined, equal to listed")
 
 
 # --- disks ---------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 
 import mt3train.cli.main
 from mt3data import terminal
-from mt3data.cli.main import main
+from mt3data.cli.main import BuildSettings, main, read_settings
 
 
 def run(*words: object) -> Result:
@@ -104,13 +104,13 @@ def test_faults_are_counted_in_words_and_in_json(shards: Path) -> None:
         ("build slakh --split-scheme x", "slakh has no split scheme 'x'"),
         ("build slakh --window 0", "'--window': 0 is not in the range x>=1"),
         ("build slakh --tracks 0", "'--tracks': 0 is not in the range x>=1"),
-        ("build slakh --workers 0", "'--workers': 0 is not in the range x>=1"),
+        ("build slakh --workers 0", "'--workers': 0 is not in the range 1<=x<="),
         ("build slakh --seed -1", "'--seed': -1 is not in the range x>=0"),
         ("build slakh --align x", "'x' is not one of 'measure', 'off', 'shift', 'dtw'"),
         ("build slakh --engine nonsense", "--engine nonsense: expected local"),
-        ("build slakh --track-timeout nan", "--track-timeout nan: expected 0 to"),
-        ("build slakh --track-timeout 1e99", "--track-timeout 1e+99: expected 0 to"),
-        ("build slakh --velocity-bins 500", "expected 1 to 127"),
+        ("build slakh --config nowhere.toml", "nowhere.toml: cannot be read"),
+        ("build slakh --workers 1000000", "'--workers': 1000000 is not in the range 1<=x<="),
+        ("build demo --no-download", "holds no demo pieces"),
         ("build slakh --exclude nowhere", "nowhere"),
         ("build slakh --nonsense", "No such option '--nonsense'"),
         ("build demo --root /proc/x", "/proc/x: No such file or directory; choose another path"),
@@ -123,12 +123,11 @@ def test_faults_are_counted_in_words_and_in_json(shards: Path) -> None:
         ("report nowhere -o report.html", "no such folder"),
         ("list maestroo", "no dataset 'maestroo'"),
         ("list slakh urmp", "unexpected extra argument (urmp)"),
-        ("list slakh --markdown", "--markdown prints all datasets"),
         ("verify slakh", "data/slakh does not exist"),
         ("download slak", "did you mean 'slakh'"),
         ("download slakh --from nowhere", "--from nowhere: there is no such file"),
         ("download slakh --cache x", "no http(s) address"),
-        ("download https://127.0.0.1:9/x", "say with --cache where to put it"),
+        ("download https://127.0.0.1:9/x", "name a folder for it with --cache"),
         ("synth -o x --midi nowhere", "not a folder"),
         ("synth -o x --tracks 0", "'--tracks': 0 is not in the range x>=1"),
         ("synth -o x --seconds 1", "seconds=1.0"),
@@ -147,6 +146,47 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert complaint in result.stderr
     assert result.stderr.count("\n") == 1
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("subset = 3", "unknown key subset; did you mean subsets?"),
+        ("window = 256", "unknown key window; expected subsets, min_stems, velocity_bins"),
+        ("subsets = 1.5", "subsets is 1.5; expected int"),
+        ("subsets = true", "subsets is True; expected int"),
+        ("subsets = -1", "subsets is -1; expected 0 to"),
+        ("min_stems = 0", "min_stems is 0; expected 1 to"),
+        ("track_timeout = nan", "track_timeout is nan; expected 0 to"),
+        ("track_timeout = 1e99", "track_timeout is 1e+99; expected 0 to"),
+        ("velocity_bins = 500", "expected 1 to 127"),
+        ('encoding = "tie"', "expected one of ties, noties, onsets"),
+        ('granularity = ["full"]', "granularity is ['full']; expected str"),
+        ("subsets = ", "cannot be read"),
+    ],
+)
+def test_a_mistake_in_a_config_file_is_one_line(text: str, complaint: str, tmp_path: Path) -> None:
+    config = tmp_path / "build.toml"
+    config.write_text(text, encoding="utf-8")
+    result = run("build", "slakh", "--root", tmp_path, "--config", config)
+    assert result.exit_code == 2, result.output
+    assert complaint in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_a_config_file_holds_the_rare_settings(tmp_path: Path) -> None:
+    config = tmp_path / "build.toml"
+    config.write_text("subsets = 4\ntrack_timeout = 5\nencoding = 'noties'\n", encoding="utf-8")
+    assert read_settings(config) == BuildSettings(subsets=4, track_timeout=5, encoding="noties")
+
+
+def test_the_demo_pieces_are_not_rendered_into_a_folder_of_recordings(tmp_path: Path) -> None:
+    (tmp_path / "song").mkdir()
+    (tmp_path / "song" / "vocals.wav").touch()
+    result = run("build", "demo", "--root", tmp_path, "--tracks", 1)
+    assert result.exit_code == 2
+    assert f"mt3data build folder --root {tmp_path}" in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["song"]
 
 
 @pytest.mark.parametrize(
@@ -243,11 +283,10 @@ def test_every_option_has_a_help_text_and_the_first_sentence_fits(
 
 
 # What an option is called, wherever it stands; only of these, so that a new name is thought about.
-NAMES = """--align --exclude --batch --cache --checkpoint --compile --csv --dry-run --context
---encoding --engine --fast --force --format --from --granularity --half --heads --html
---json --min-stems --markdown --max-failures --store --midi --name --no-download --out --part
---variants --profile --programs --root --seconds --seed --select --soundfont --source --split
---split-scheme --stream --subsets --track-timeout --tracks --velocity-bins --window --workers""".split()
+NAMES = """--align --batch --cache --checkpoint --compile --config --context --csv --dry-run --engine
+--exclude --fast --force --format --from --half --heads --html --json --max-failures --midi --name
+--no-download --out --part --profile --programs --root --seconds --seed --select --soundfont --source
+--split --split-scheme --store --stream --tracks --variants --window --workers""".split()
 
 
 @pytest.mark.parametrize(("program", "command"), COMMANDS)
