@@ -1,6 +1,7 @@
 """Holds the order of the rooms, and which libraries each use of the packages may load."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -100,6 +101,26 @@ write_midi(Notes.empty(), {str(tmp_path / "empty.mid")!r})
         "note_seq", "librosa", "pandas", "matplotlib", "joblib", "sklearn", "numba", "midirenderer",
         "mir_eval", "transformers", "jax", "flax", "t5x", "tensorstore", "zarr", "msgpack",
     }  # fmt: skip
+
+
+# The files of the original that a `Source:` line may name.
+ORIGINALS = set(
+    "datasets event_codec inference layers metrics metrics_utils mixing models network note_sequences "
+    "preprocessors run_length_encoding spectral_ops spectrograms summaries tasks vocabularies".split()
+)
+
+
+def test_cited_files_exist_in_the_original() -> None:
+    cited = {
+        name
+        for module in MODULES
+        for name in re.findall(
+            r"\bmt3/(\w+)\.py",
+            (ROOT / Path(*module.split("."))).with_suffix(".py").read_text("utf-8"),
+        )
+    }
+    assert "note_sequences" in cited
+    assert cited <= ORIGINALS
 
 
 @pytest.mark.parametrize("package", [mt3data, mt3train])
