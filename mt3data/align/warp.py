@@ -1,11 +1,11 @@
-"""Warps labels to the audio where tempo or pauses differ: dynamic time warping, coarse to fine.
+"""Warps labels to the audio where tempo or pauses differ, by dynamic time warping (DTW).
 
-librosa's DTW compares what sounds and what is struck, by semitone, first over the whole track in
-frames so long that there are at most 1500 of them, then ever finer in pieces of the track and in a
-band around the path found before: memory stays bounded for any length. The path only has to come
-within `REFINE_SECONDS`; from there the lag of each stretch is measured as in align.py, and the warp
-is a smooth curve through these lags. It is refused when it fits no better than chance, bends more
-than players do, or leaves a lag behind.
+librosa's DTW compares the sounding pitches and the onsets of audio and labels by semitone. The first
+level covers the whole track in frames so long that there are at most 1500. Finer levels work on
+pieces of the track and in a band around the path of the level before, so memory is bounded for any
+length. The path must come within `REFINE_SECONDS`. Then the lag around each knot is measured as in
+lag.py, and the warp is a smooth curve through these lags. A warp is rejected if it fits no better
+than chance, bends more than players do, or leaves a lag.
 
 MT3 has no counterpart. The method is that of Ewert, Müller and Grosche, "High resolution audio
 synchronization using chroma onset features" (ICASSP 2009), with semitones in place of chroma.
@@ -37,39 +37,39 @@ from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.errors import UserError, install_hint
 from mt3data.music.notes import Notes
 
-MAX_DTW_FRAMES = 1500  # a side: 2.25 million cells of 20 bytes
-FINEST_SECONDS = 0.08  # frames of the finest level; the lag of each stretch is measured after it
-REFINE_SECONDS = 0.3  # how far off the DTW may be
-ZOOM = 4  # each level's frames are so much shorter than the last one's
-KNOT_SECONDS = 1.0  # distance of the points that the warp goes through
-STRETCH_SECONDS = 3.0  # notes within this distance decide a knot
-MIN_STRETCH_PEAK = 5.0  # see align.NOISE_PEAK
-MIN_SURE = 0.5  # share of the knots with notes that must have a lag
-MAX_BEND = 0.25  # tempo may differ from the labels' by this share
-BEND_SECONDS = 4.0  # over at least so long
-MIN_PEAK = 12.0  # of the warped labels: a warp through noise, which may choose, reaches about 8
+MAX_DTW_FRAMES = 1500  # per side: 2.25 million cells of 20 bytes
+FINEST_SECONDS = 0.08  # length of a frame of the finest level
+REFINE_SECONDS = 0.3  # largest error of the DTW
+ZOOM = 4  # ratio of the frame lengths of two levels
+KNOT_SECONDS = 1.0  # distance of the knots of the warp
+STRETCH_SECONDS = 3.0  # notes within this distance determine a knot
+MIN_STRETCH_PEAK = 5.0  # see lag.NOISE_PEAK
+MIN_SURE = 0.5  # share of the knots with notes that must have a certain lag
+MAX_BEND = 0.25  # largest relative change of tempo
+BEND_SECONDS = 4.0  # time over which a tempo is measured
+MIN_PEAK = 12.0  # of the warped labels; a warp that was fitted to noise reaches about 8
 MAX_DRIFT_SECONDS = 0.04
 
 
 @dataclass(frozen=True)
 class Warp:
-    """A map from label time to audio time: linear between knots, parallel beyond them."""
+    """Maps label time to audio time: linear between knots, with slope 1 outside them."""
 
     label: np.ndarray
     audio: np.ndarray
 
     def __call__(self, seconds: np.ndarray) -> np.ndarray:
-        """Audio times of label times."""
+        """Returns the audio times of label times, seconds."""
         seconds = np.asarray(seconds, dtype=np.float64)
         beyond = np.clip(seconds, self.label[0], self.label[-1])
         return np.interp(seconds, self.label, self.audio) + (seconds - beyond)
 
     def inverse(self, seconds: np.ndarray) -> np.ndarray:
-        """Label times of audio times, seconds."""
+        """Returns the label times of audio times, seconds."""
         return Warp(self.audio, self.label)(seconds)
 
     def apply(self, notes: Notes) -> Notes:
-        """The notes in audio time; what falls before time 0 is cut or dropped."""
+        """Moves notes to audio time. Notes before time 0 are cut or dropped."""
         onset, offset = np.maximum(self(notes.onset), 0.0), self(notes.offset)
         moved = replace(notes, onset=onset, offset=offset)
         return moved[moved.offset > moved.onset]
@@ -84,12 +84,12 @@ def require_librosa() -> None:
 def warp(
     bands: np.ndarray, notes: Notes, config: SpectrogramConfig, window_frames: int = 0
 ) -> tuple[Notes, Alignment | None, str]:
-    """Warps the labels to the audio, or says why not.
+    """Warps the labels to the audio, or leaves them and returns the reason.
 
-    Args: as `align.measure`.
+    Args: as `lag.measure`.
     Returns:
-        The notes, warped or as they were; what `measure` finds after the warp (None: not warped);
-        and why they were left as they are, "" when they agreed within MIN_SHIFT_SECONDS before.
+        The notes, warped or unchanged; the alignment after the warp (None: not warped); and the
+        reason why they are unchanged, "" if they agreed within MIN_SHIFT_SECONDS before.
     """
     if not len(notes) or not len(bands):
         return notes, None, "not warped: nothing to align"
@@ -99,7 +99,7 @@ def warp(
     if before is not None and np.abs(before.audio - before.label).max() < MIN_SHIFT_SECONDS:
         return notes, None, ""
     found = refine(
-        strength, notes, config, _coarse_to_fine(*_pooled(bands, strength, config), notes)
+        strength, notes, config, _coarse_to_fine(*_audio_features(bands, strength, config), notes)
     )
     if found is None:
         return notes, None, "not warped: labels and audio have too little in common"
@@ -112,7 +112,7 @@ def warp(
 
 
 def _implausible(found: Warp, notes: Notes, after: Alignment, before: Alignment) -> str:
-    """Why a warp is not to be believed, or ""."""
+    """Returns the reason why a warp is rejected, or ""."""
     if after.peak < max(MIN_PEAK, 0.8 * before.peak) or after.confidence < MIN_CONFIDENCE:
         return (
             f"the labels fit too little even then (peak {after.peak:.1f}, before {before.peak:.1f}, "
@@ -133,26 +133,26 @@ def _implausible(found: Warp, notes: Notes, after: Alignment, before: Alignment)
 # --- dynamic time warping ------------------------------------------------------------------------
 
 
-def _coarse_to_fine(sounding: np.ndarray, struck: np.ndarray, notes: Notes) -> Warp:
-    """A rough warp: within a few of the finest frames wherever labels and audio agree.
+def _coarse_to_fine(sounding: np.ndarray, onsets: np.ndarray, notes: Notes) -> Warp:
+    """Finds a rough warp, with an error of a few of the finest frames where labels and audio agree.
 
     Args:
-        sounding, struck: see `_pooled`.
+        sounding, onsets: see `_audio_features`.
     """
     longest = max(len(sounding), int(notes.offset.max() / FINEST_SECONDS))
     found, factor, slack = None, -(-longest // MAX_DTW_FRAMES), 0
     while True:
         frame_seconds = factor * FINEST_SECONDS
         starts = np.arange(0, len(sounding), factor)
-        heard = _unit(np.add.reduceat(sounding, starts), np.add.reduceat(struck, starts))
+        audio = _normalized(np.add.reduceat(sounding, starts), np.add.reduceat(onsets, starts))
         moved = notes if found is None else found.apply(notes)
         if found is not None and not len(moved):
-            return found  # all fell onto one moment; nothing will fit, and that is told later
-        written = _written(moved, frame_seconds)
-        lags = (dtw_path(heard, written, slack) - np.arange(len(written))) * frame_seconds
-        # A path goes in steps; music does not. Knots outside the notes would only mislead.
+            return found  # all notes are at one time, so the result will be rejected
+        labels = _label_features(moved, frame_seconds)
+        lags = (dtw_path(audio, labels, slack) - np.arange(len(labels))) * frame_seconds
+        # The path has steps, so the lags are smoothed. Knots outside the notes have no data.
         knots = _knots(float(moved.onset.min()), float(moved.onset.max()))
-        lags = np.interp(knots, (np.arange(len(written)) + 0.5) * frame_seconds, lags)
+        lags = np.interp(knots, (np.arange(len(labels)) + 0.5) * frame_seconds, lags)
         lags = _smooth(knots, lags, max(2 * STRETCH_SECONDS, 8 * frame_seconds))
         label = knots if found is None else found.inverse(knots)
         found = Warp(label, np.maximum.accumulate(knots + lags))
@@ -162,27 +162,29 @@ def _coarse_to_fine(sounding: np.ndarray, struck: np.ndarray, notes: Notes) -> W
         factor = -(-factor // ZOOM)
 
 
-def dtw_path(heard: np.ndarray, written: np.ndarray, slack: int) -> np.ndarray:
-    """For each label frame the audio frame that DTW gives it, float64, non-decreasing.
+def dtw_path(audio: np.ndarray, labels: np.ndarray, slack: int) -> np.ndarray:
+    """Returns for each label frame its audio frame by DTW, float64, non-decreasing.
 
     Args:
-        heard, written: features of audio and labels, rows of equal meaning, shape (n, features).
-        slack: how far apart the two may be; 0: anywhere.
+        audio, labels: features of audio and labels with the same columns, shape (n, features).
+        slack: largest distance of the two in frames; 0: any.
     """
     import librosa
 
-    n, size = len(written), MAX_DTW_FRAMES
-    if not slack:  # the whole, which is at most MAX_DTW_FRAMES long
-        _, pairs = librosa.sequence.dtw(C=_cost(written, heard))
+    n, size = len(labels), MAX_DTW_FRAMES
+    if not slack:  # the whole track, at most MAX_DTW_FRAMES
+        _, pairs = librosa.sequence.dtw(C=_cost(labels, audio))
         return _by_label(pairs, n)
     path = np.arange(n, dtype=np.float64)
     overlap = 4 * slack
     for first in range(0, n, size - 2 * overlap):
         start, end = max(0, first - overlap), min(n, first + size - overlap)
-        low, high = min(max(0, start - slack), len(heard) - 1), min(len(heard), end + slack)
-        cost = _cost(written[start:end], heard[low:high])
+        low, high = min(max(0, start - slack), len(audio) - 1), min(len(audio), end + slack)
+        cost = _cost(labels[start:end], audio[low:high])
         away = np.arange(low, high) - np.arange(start, end)[:, None]
-        cost[np.abs(away) > slack] = 4  # dearer than any pair, yet never without a way out
+        cost[np.abs(away) > slack] = (
+            4  # more than any pair costs, and finite, so that there is always a path
+        )
         _, pairs = librosa.sequence.dtw(C=cost, subseq=True)
         if pairs[:, 0].max() < end - start - 1:
             # librosa swaps the columns where `cost` has more rows than columns. Labels that
@@ -195,41 +197,44 @@ def dtw_path(heard: np.ndarray, written: np.ndarray, slack: int) -> np.ndarray:
     return np.maximum.accumulate(path)
 
 
-def _cost(written: np.ndarray, heard: np.ndarray) -> np.ndarray:
-    """Squared distance of every label frame from every audio frame, 0 to 2."""
-    from scipy.spatial.distance import cdist  # a matrix product's bytes depend on its threads
+def _cost(labels: np.ndarray, audio: np.ndarray) -> np.ndarray:
+    """Returns the squared distance of every label frame from every audio frame, 0 to 2."""
+    from scipy.spatial.distance import cdist  # the bytes of a matrix product depend on its threads
 
-    return cdist(written, heard, "sqeuclidean")
+    return cdist(labels, audio, "sqeuclidean")
 
 
 def _by_label(pairs: np.ndarray, n: int) -> np.ndarray:
-    """The mean audio frame of each of n label frames on a path of (label, audio) pairs."""
+    """Returns the mean audio frame of each of n label frames on a path of (label, audio) pairs."""
     count = np.bincount(pairs[:, 0], minlength=n)
     return np.bincount(pairs[:, 0], weights=pairs[:, 1], minlength=n) / np.maximum(count, 1)
 
 
-def _pooled(
+def _audio_features(
     bands: np.ndarray, strength: np.ndarray, config: SpectrogramConfig
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What sounds and what is struck in the audio, in frames of FINEST_SECONDS, (n, bands) each."""
-    # Frame i is about the sound at its centre, and an attack shows near there, too.
+    """Returns the loudness and the onset strength of the audio by band, in frames of FINEST_SECONDS.
+
+    Both have shape (n, bands).
+    """
+    # A frame describes the sound at its centre, and an onset shows near there too.
     centre = np.arange(len(bands)) + config.fft_size / config.hop / 2
     pool = (centre / config.frames_per_second / FINEST_SECONDS).astype(np.int64)
     starts = np.searchsorted(pool, np.arange(pool[-1] + 1))
-    struck = np.add.reduceat(strength, starts)
+    onsets = np.add.reduceat(strength, starts)
     level, sounding = loud_level(bands), np.zeros((len(starts), DRUMS), np.float32)
     for first in range(0, len(bands), BLOCK_FRAMES):
         block = slice(first, first + BLOCK_FRAMES)
         np.add.at(sounding, pool[block], loudness(bands[block], level))
-    # Attacks count by how far they stand out of their band.
-    return sounding, struck / (struck.mean(axis=0) + np.float32(1e-6))
+    # The strength is relative to the mean of its band.
+    return sounding, onsets / (onsets.mean(axis=0) + np.float32(1e-6))
 
 
-def _written(notes: Notes, frame_seconds: float) -> np.ndarray:
-    """Features of the labels, as `_coarse_to_fine` makes them of audio that plays them."""
+def _label_features(notes: Notes, frame_seconds: float) -> np.ndarray:
+    """Computes the features of the labels, equal to those of audio that plays them."""
     n_bands, n = DRUMS, int(notes.offset.max() / frame_seconds) + 1
     sounding = np.zeros((n + 1, n_bands), np.float32)
-    struck = np.zeros((n, n_bands + 1), np.float32)
+    onsets = np.zeros((n, n_bands + 1), np.float32)
     band = band_indices(notes)
     first = np.clip((notes.onset / frame_seconds).astype(np.int64), 0, n - 1)
     last = np.clip((notes.offset / frame_seconds).astype(np.int64) + 1, first + 1, n)
@@ -238,14 +243,14 @@ def _written(notes: Notes, frame_seconds: float) -> np.ndarray:
         fits = pitched & (band + semitones < n_bands)
         np.add.at(sounding, (first[fits], band[fits] + semitones), weight)
         np.add.at(sounding, (last[fits], band[fits] + semitones), -weight)
-    np.add.at(struck, (first, band), 1)
-    return _unit(np.cumsum(sounding[:-1], axis=0), struck)
+    np.add.at(onsets, (first, band), 1)
+    return _normalized(np.cumsum(sounding[:-1], axis=0), onsets)
 
 
-def _unit(sounding: np.ndarray, struck: np.ndarray) -> np.ndarray:
-    """Both parts side by side, each row of each at most of length sqrt(1/2)."""
+def _normalized(sounding: np.ndarray, onsets: np.ndarray) -> np.ndarray:
+    """Joins both parts to one matrix, in which each row of a part has a length of at most sqrt(1/2)."""
     parts = []
-    for part in (sounding, struck):
+    for part in (sounding, onsets):
         length = np.sqrt((part * part).sum(axis=1, keepdims=True))
         parts.append(part / (length + 0.1 * length.mean() + np.float32(1e-6)))
     return (np.concatenate(parts, axis=1) * np.float32(np.sqrt(0.5))).astype(np.float32)
@@ -257,10 +262,12 @@ def _unit(sounding: np.ndarray, struck: np.ndarray) -> np.ndarray:
 def refine(
     strength: np.ndarray, notes: Notes, config: SpectrogramConfig, found: Warp
 ) -> Warp | None:
-    """The warp `found`, corrected by the lag that remains around each knot; None when too few are sure.
+    """Corrects the warp `found` by the remaining lag around each knot.
 
     Args:
         strength: of every pitch, see `onset_strength`.
+    Returns:
+        The corrected warp, or None if too few knots have a certain lag.
     """
     radius = round(REFINE_SECONDS * config.frames_per_second)
     rows, onsets = strength_around_onsets(strength, found.apply(notes), config, radius)
@@ -288,14 +295,14 @@ def refine(
 
 
 def _knots(first: float, last: float) -> np.ndarray:
-    """Times KNOT_SECONDS apart that cover first to last, at least two."""
+    """Returns times at distances of KNOT_SECONDS that cover first to last, at least two."""
     return first + KNOT_SECONDS * np.arange(int((last - first) / KNOT_SECONDS) + 2)
 
 
 def _smooth(times: np.ndarray, values: np.ndarray, reach: float) -> np.ndarray:
-    """A straight line fitted around each time, nearer values counting more; robust by a median.
+    """Smooths values by a weighted straight line around each time, after a median of five.
 
-    Lines, not means: at the ends of a track a mean would lean towards the middle.
+    Means instead of lines would be biased towards the middle at the ends of a track.
     """
     centre = np.array([np.median(values[max(0, i - 2) : i + 3]) for i in range(len(values))])
     centre[[0, -1]] = values[[0, -1]] if len(values) < 5 else centre[[0, -1]]

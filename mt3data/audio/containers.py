@@ -56,7 +56,7 @@ class Section(io.RawIOBase):
         return True
 
     def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        """Moves to a place in the section and returns it."""
+        """Moves to `offset` from `whence` (see io) and returns the place in the section."""
         origin = (self._start, self._file.tell(), self._end)[whence]
         return self._file.seek(max(self._start, origin + offset)) - self._start
 

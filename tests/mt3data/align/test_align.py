@@ -42,16 +42,16 @@ def sound(notes: list[fakes.FakeNote], seconds: float = SECONDS) -> np.ndarray:
     return (0.1 * fakes.tones(notes, seconds, 16000)).astype(np.float32)
 
 
-def heard(samples: np.ndarray) -> np.ndarray:
+def audio_bands(samples: np.ndarray) -> np.ndarray:
     """Bands of the log-mel as a build has it."""
     return align.semitone_magnitudes(log_mel(samples).astype(np.float16), CONFIG)
 
 
 @pytest.fixture(scope="module")
 def played() -> tuple[np.ndarray, Notes]:
-    """What alignment hears of a melody, and its notes."""
+    """The bands of a melody, and its notes."""
     notes = melody(1)
-    return heard(sound(notes)), as_notes(notes)
+    return audio_bands(sound(notes)), as_notes(notes)
 
 
 @pytest.mark.parametrize("lag", [-0.3, -0.11, -0.02, 0.0, 0.007, 0.05, 0.3])
@@ -90,7 +90,9 @@ def test_a_drum_is_found_as_early_as_a_tone() -> None:
     n = len(onsets)
     notes = Notes(onsets, onsets + 0.1, np.full(n, 38), np.full(n, 90), np.zeros(n),
                   np.ones(n), np.full(n, 9))  # fmt: skip
-    assert align.measure(heard(samples), notes, CONFIG).lag_seconds == pytest.approx(0, abs=0.01)
+    assert align.measure(audio_bands(samples), notes, CONFIG).lag_seconds == pytest.approx(
+        0, abs=0.01
+    )
 
 
 def test_drift_is_the_last_thirds_lag_minus_the_firsts(played: tuple[np.ndarray, Notes]) -> None:
@@ -103,10 +105,10 @@ def test_drift_is_the_last_thirds_lag_minus_the_firsts(played: tuple[np.ndarray,
 def other_audio(kind: str) -> np.ndarray:
     if kind == "noise":
         noise = np.random.default_rng(0).normal(0, 0.1, int(16000 * SECONDS))
-        return heard(noise.astype(np.float32))
+        return audio_bands(noise.astype(np.float32))
     if kind == "silence":
-        return heard(np.zeros(int(16000 * SECONDS), np.float32))
-    return heard(sound(melody(2)))
+        return audio_bands(np.zeros(int(16000 * SECONDS), np.float32))
+    return audio_bands(sound(melody(2)))
 
 
 @pytest.mark.parametrize("kind", ["noise", "silence", "another melody"])
@@ -124,15 +126,15 @@ def test_audio_that_has_nothing_to_do_with_the_labels_moves_nothing(
     assert remark.startswith("not warped")
 
 
-def test_a_beat_that_fits_as_well_one_beat_later_is_not_sure() -> None:
+def test_a_beat_that_fits_as_well_one_beat_later_has_no_confidence() -> None:
     beat = [(0.5 * k, 0.5 * k + 0.2, 60, 100) for k in range(1, 56)]
-    found = align.measure(heard(sound(beat)), as_notes(beat), CONFIG)
+    found = align.measure(audio_bands(sound(beat)), as_notes(beat), CONFIG)
     assert found.peak > 2 * align.NOISE_PEAK
     assert found.confidence < align.MIN_CONFIDENCE
 
 
 def test_no_notes_and_no_frames_are_not_measured() -> None:
-    bands = heard(np.zeros(16000, np.float32))
+    bands = audio_bands(np.zeros(16000, np.float32))
     for found in (
         align.measure(bands, Notes.empty(), CONFIG),
         align.measure(bands[:0], as_notes(melody(1)), CONFIG),
@@ -208,7 +210,7 @@ def test_labels_that_outlast_the_audio_are_still_aligned_inside_it(audio_frames:
 
 @pytest.mark.parametrize("stretch", [5.0, 0.2])
 @pytest.mark.parametrize("frames", [1, 5, 3750])
-def test_labels_and_audio_of_very_different_length_are_refused_in_words(
+def test_labels_and_audio_of_very_different_length_are_refused_with_a_reason(
     played: tuple[np.ndarray, Notes], stretch: float, frames: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bands, notes = played
@@ -253,7 +255,7 @@ def test_a_build_reports_the_lag_and_leaves_the_labels(late_labels: Path, tmp_pa
     assert min(next(read_tracks(folder, "test")).notes.onset) == pytest.approx(melody(5)[0][0], abs=1e-3)  # fmt: skip
 
 
-def test_a_build_that_does_not_align_says_nothing(late_labels: Path, tmp_path: Path) -> None:
+def test_a_build_that_does_not_align_reports_nothing(late_labels: Path, tmp_path: Path) -> None:
     rows = built(late_labels, tmp_path, "off")[1]
     assert {row[name] for row in rows for name in ("lag", "drift", "align_confidence")} == {None}
 
