@@ -1,10 +1,10 @@
-"""Audio files as the model wants them: mono, 16 kHz, float32, in blocks.
+"""Reads audio files as the model needs them: mono, 16 kHz, float32, in blocks.
 
-Whatever libsndfile reads (wav, flac, ogg, opus, mp3, aiff, ...) at any rate and with any number of
-channels. Channels are averaged, then the rate is changed by soxr's "HQ" recipe, which is also what
-librosa.load, and so the original, applies. Memory does not grow with the length of the file, and
-the size of the blocks does not change a byte of the result: soxr's stream gives what its one-shot
-function gives, however its input is split (tests/mt3data/audio/test_audio.py).
+It reads all formats of libsndfile (wav, flac, ogg, opus, mp3, aiff, ...) at any rate and with any
+number of channels. Channels are averaged. Then soxr resamples with the recipe "HQ", as librosa.load
+and therefore the original do. Memory does not grow with the length of the file. The size of the
+blocks does not change the result, because soxr's stream gives the bytes of its one-shot function for
+any split of the input (tests/mt3data/audio/test_audio.py).
 """
 
 import os
@@ -25,23 +25,23 @@ from mt3data.audio.containers import Part, Section, find_parts, has_second_flac_
 from mt3data.errors import UserError
 from mt3data.files import kind_of
 
-# In a folder, files with these suffixes are taken for recordings.
+# Suffixes of the recordings in a folder.
 AUDIO_SUFFIXES = frozenset(
     ".wav .flac .mp3 .ogg .oga .opus .aif .aiff .aifc .au .caf .w64 .rf64 .wv".split()
 )
-# Those are recordings too, of formats that libsndfile does not read.
+# Suffixes of recordings that libsndfile does not read.
 UNREADABLE_SUFFIXES = frozenset(
     ".m4a .m4b .mp4 .aac .wma .ape .amr .3gp .mka .mkv .mov .webm".split()
 )
 TARGET_RATE = 16000  # Hz; mt3/spectrograms.py DEFAULT_SAMPLE_RATE
 INT16_FULL_SCALE = 32767  # int16 value of a sample of 1.0
 BLOCK_SECONDS = 10.0  # 3.5 MB of decoded stereo at 44.1 kHz
-_UNKNOWN = 1 << 62  # samples; libsndfile says 2^63 - 1 where the header does not tell
+_UNKNOWN = 1 << 62  # samples; libsndfile returns 2^63 - 1 where the header gives no length
 
 
 @dataclass(frozen=True)
 class AudioInfo:
-    """What the header of an audio file says."""
+    """The facts in the header of an audio file."""
 
     n_samples: int  # per channel, at `rate`
     rate: int  # Hz
@@ -49,17 +49,18 @@ class AudioInfo:
 
     @property
     def seconds(self) -> float:
-        """Duration."""
+        """Duration in seconds."""
         return self.n_samples / self.rate
 
 
 def audio_info(path: str | Path) -> AudioInfo:
-    """Length, rate and channels of an audio file, from its header alone.
+    """Returns the length, rate and channels of an audio file from its header.
 
-    An MP3 file whose header does not tell its length is decoded for it.
+    An MP3 file is decoded if its header does not give its length.
 
     Raises:
-        UserError: the file is missing, is not audio, holds no samples, or does not say how many.
+        UserError: the file is missing, is not audio, holds no samples, gives no length, or holds
+            more or less than its header states.
     """
     n_samples = rate = channels = 0
     for file in _open_parts(path):
@@ -74,17 +75,17 @@ def audio_info(path: str | Path) -> AudioInfo:
 def read_blocks(
     path: str | Path, rate: int = TARGET_RATE, block_seconds: float = BLOCK_SECONDS
 ) -> Iterator[np.ndarray]:
-    """Yield the audio of a file, mono and at `rate`, in pieces of about `block_seconds`.
+    """Yields the audio of a file, mono and at `rate`, in blocks of about `block_seconds`.
 
     Args:
         path: any file that libsndfile reads.
         rate: Hz.
-        block_seconds: how much is decoded at a time; memory depends on it, the samples do not.
+        block_seconds: length of what is decoded at a time. Memory depends on it, the samples do not.
     Yields:
         float32, shape (n,), full scale 1.0; n varies and is never 0.
     Raises:
-        UserError: the file is missing, is not audio, holds no samples, ends before its header says
-            it does, or holds NaN or infinite samples (the message says at which second).
+        UserError: see `audio_info`; or the file ends before the end that its header gives, or holds
+            NaN or infinite samples (the message gives the second).
     """
     stream: soxr.ResampleStream | None = None
     for file in _open_parts(path):
@@ -106,26 +107,27 @@ def read_blocks(
 
 
 def read_audio(path: str | Path, rate: int = TARGET_RATE) -> np.ndarray:
-    """The whole of an audio file, mono and at `rate`: float32, shape (n_samples,).
+    """Reads a whole audio file, mono and at `rate`: float32, shape (n_samples,).
 
-    Errors are those of `read_blocks`.
+    Raises:
+        UserError: see `read_blocks`.
     """
     return np.concatenate([np.zeros(0, np.float32), *read_blocks(path, rate)])
 
 
 def to_int16(samples: np.ndarray) -> np.ndarray:
-    """Samples as 16-bit integers, rounded; what is beyond full scale, 1.0, is clipped."""
+    """Rounds samples to 16-bit integers. Values beyond full scale, 1.0, are clipped."""
     scaled = np.clip(samples, -1, 1) * np.float32(INT16_FULL_SCALE)
     return np.rint(scaled, out=scaled).astype(np.int16)
 
 
 def from_int16(stored: np.ndarray) -> np.ndarray:
-    """What `to_int16` stored, as float32 samples with full scale 1.0."""
+    """Converts the result of `to_int16` to float32 samples with full scale 1.0."""
     return stored.astype(np.float32) / np.float32(INT16_FULL_SCALE)
 
 
 def require_finite(samples: np.ndarray, name: str, rate: int, first: int = 0) -> None:
-    """Raise a UserError, saying where, if any of the samples is NaN or infinite.
+    """Raises a UserError with the place of the first NaN or infinite sample, if there is one.
 
     Args:
         samples: shape (n,).
@@ -140,9 +142,9 @@ def require_finite(samples: np.ndarray, name: str, rate: int, first: int = 0) ->
 
 
 def require_file(path: Path) -> None:
-    """Raise a UserError, saying what there is instead, unless a path is that of a file."""
+    """Raises a UserError that names what is there, unless a path is that of a file."""
     if re.match(r"(https?|ftp):/", str(path)):
-        address = str(path).replace(":/", "://", 1)  # of which Path leaves one slash
+        address = str(path).replace(":/", "://", 1)  # Path removes one slash
         raise UserError(f"{address}: a web address; expected a file on this machine; download it")
     if not path.is_file():
         raise UserError(
@@ -151,7 +153,7 @@ def require_file(path: Path) -> None:
 
 
 def conversion(path: Path) -> str:
-    """The command that makes a WAV file of one that libsndfile does not read."""
+    """Returns a command that converts a file to WAV."""
     return f"`ffmpeg -i {shlex.quote(str(path))} converted.wav`"
 
 
@@ -161,7 +163,7 @@ def _open_parts(path: str | Path) -> Iterator[soundfile.SoundFile]:
     require_file(path)
     if path.stat().st_size == 0:
         raise UserError(f"{path}: empty file; record or download it again")
-    with _unread(path):
+    with _as_user_error(path):
         parts = find_parts(path)
     rate = 0
     for number, part in enumerate(parts):
@@ -181,7 +183,7 @@ def _open_part(path: Path, part: Part, n_parts: int) -> Iterator[soundfile.Sound
         with _streamed(path, part) as file:
             yield file
         return
-    with _unread(path):
+    with _as_user_error(path):
         if part.start or n_parts > 1:
             file = soundfile.SoundFile(Section(path, part.start, part.end))
         else:
@@ -191,15 +193,15 @@ def _open_part(path: Path, part: Part, n_parts: int) -> Iterator[soundfile.Sound
             raise UserError(f"{path}: 0 samples of audio; record or download the file again")
         if file.frames >= _UNKNOWN:
             raise UserError(
-                f"{path}: its header does not say how long it is, as when written to a pipe; "
+                f"{path}: its header does not give its length, as when written to a pipe; "
                 f"try {conversion(path)}"
             )
         yield file
 
 
 @contextmanager
-def _unread(path: Path) -> Iterator[None]:
-    """Makes a UserError of a file that cannot be opened."""
+def _as_user_error(path: Path) -> Iterator[None]:
+    """Converts the errors of opening a file to a UserError."""
     try:
         yield
     except soundfile.LibsndfileError as error:
@@ -232,7 +234,7 @@ def _streamed(path: Path, part: Part) -> Iterator[soundfile.SoundFile]:
     thread = threading.Thread(target=feed, daemon=True)
     thread.start()
     try:
-        with _unread(path):
+        with _as_user_error(path):
             opened = soundfile.SoundFile(reader, closefd=False)
         with opened as file:
             yield file
@@ -244,7 +246,7 @@ def _streamed(path: Path, part: Part) -> Iterator[soundfile.SoundFile]:
 def _decode(
     file: soundfile.SoundFile, path: str | Path, block_seconds: float
 ) -> Iterator[np.ndarray]:
-    """Mono blocks at the file's own rate, checked."""
+    """Yields mono blocks at the file's own rate and checks them."""
     size = max(1, int(block_seconds * file.samplerate))
     done = 0
     while True:
@@ -271,7 +273,7 @@ def _decode(
 
 
 def _mono(samples: np.ndarray) -> np.ndarray:
-    """Mean of the channels of samples of shape (n, channels)."""
+    """Averages the channels of samples of shape (n, channels)."""
     channels = samples.shape[1]
     if channels == 1:
         return samples[:, 0]

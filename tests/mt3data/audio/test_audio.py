@@ -95,7 +95,7 @@ def test_a_flac_that_does_not_know_its_length_is_refused(tmp_path):
     content[8 + 13] &= 0xF0
     content[8 + 14 : 8 + 18] = bytes(4)
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"piped\.flac: its header does not say how long it is"):
+    with pytest.raises(UserError, match=r"piped\.flac: its header does not give its length"):
         audio.audio_info(path)
 
 
@@ -178,7 +178,9 @@ def test_an_mp3_with_junk_before_its_first_frame_is_read(tmp_path):
     assert len(audio.read_audio(tmp_path / "b.mp3")) == 32000
     first = content.find(b"\xff\xfb")
     (tmp_path / "c.mp3").write_bytes(bytes(1000) + content[content.find(b"\xff\xfb", first + 40) :])
-    with pytest.raises(UserError, match=r"c\.mp3: not audio .* try `ffmpeg"):  # nor says its length
+    with pytest.raises(
+        UserError, match=r"c\.mp3: not audio .* try `ffmpeg"
+    ):  # and no header gives its length
         audio.read_audio(tmp_path / "c.mp3")
 
 
