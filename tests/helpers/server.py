@@ -33,8 +33,8 @@ class Fault:
         truncate: the file ends after so many bytes, and the header says so; -1 for none.
         no_range: Range is ignored.
         refuse_range: every Range is answered with 416.
-        length: what Content-Length says; -1 for the truth.
-        redirect: path to which this one moved.
+        length: value of Content-Length; -1 for the true one, text for an invalid one.
+        redirect: path or address to which this path moved.
         headers: more headers.
     """
 
@@ -45,7 +45,7 @@ class Fault:
     truncate: int = -1
     no_range: bool = False
     refuse_range: bool = False
-    length: int = -1
+    length: int | str = -1
     redirect: str = ""
     headers: tuple[tuple[str, str], ...] = ()
 
@@ -147,7 +147,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = content[first : last + 1]
         if fault.wrong_bytes:
             body = bytes(255 - byte for byte in body)
-        self._head(path, status, len(body) if fault.length < 0 else fault.length, headers)
+        self._head(path, status, len(body) if fault.length == -1 else fault.length, headers)
         for stop in (fault.drop_after, fault.hang_after):
             if 0 <= stop < len(body):
                 self.wfile.write(body[:stop])
@@ -158,9 +158,12 @@ class _Handler(BaseHTTPRequestHandler):
                     self.publisher.stopped.wait(HANG_SECONDS)
                 return
         self.wfile.write(body)
-        self.close_connection = fault.length > len(body) or self.close_connection
+        promised = fault.length if isinstance(fault.length, int) else len(body) + 1
+        self.close_connection = promised > len(body) or self.close_connection
 
-    def _head(self, path: str, status: int, length: int, headers: list[tuple[str, str]]) -> None:
+    def _head(
+        self, path: str, status: int, length: int | str, headers: list[tuple[str, str]]
+    ) -> None:
         self.publisher.requests.append((path, self.headers.get("Range", ""), status))
         self.send_response(status)
         for name, value in [*headers, ("Content-Length", str(length))]:

@@ -69,17 +69,40 @@ def test_nothing_stays_of_a_run_that_was_killed_while_it_wrote_its_note(
         (Fault(truncate=1000), "the server has 1,000 bytes, expected 1,004,000"),
         (Fault(length=2_000_000), "the server has 2,000,000 bytes, expected 1,004,000"),
         (Fault(length=1_000_000), "the server has 1,000,000 bytes, expected 1,004,000"),
+        (Fault(length="abc"), "a length of 'abc', expected a number of bytes"),
+        (Fault(length="9" * 5000), "a length of '999"),
+        (Fault(redirect="http://[::1/x"), "an address is invalid"),
+        (Fault(redirect="http://a..b/x"), "an address is invalid"),
+        (Fault(redirect="http://127.0.0.1:99999/x"), "an address is invalid"),
+        (Fault(redirect="ftp://127.0.0.1/x"), "an address is invalid"),
+        (Fault(redirect="/data.csv"), "redirects"),
         (Fault(drop_after=0), "broke off at byte 0"),
         (Fault(wrong_bytes=True), "md5 is "),
     ],
-    ids=["404", "503", "truncated", "length too long", "length too short", "drop", "wrong bytes"],
+    ids=[
+        "404",
+        "503",
+        "truncated",
+        "length too long",
+        "length too short",
+        "length no number",
+        "length of 5,000 digits",
+        "redirect to half an address",
+        "redirect to an empty label",
+        "redirect to no port",
+        "redirect to ftp",
+        "redirect in a circle",
+        "drop",
+        "wrong bytes",
+    ],
 )
 def test_a_lasting_fault_is_told_in_one_line(
     web: Publisher, tmp_path: Path, fault: Fault, complaint: str
 ) -> None:
     web.lasting["/data.csv"] = fault
-    with pytest.raises(UserError, match=complaint):
+    with pytest.raises(UserError, match=complaint) as error:
         get(tmp_path, source(web, "data.csv"))
+    assert "\n" not in str(error.value)
     assert "data.csv" not in files(tmp_path / "toy")
 
 
@@ -98,8 +121,15 @@ def test_a_file_with_a_wrong_checksum_is_kept_aside_and_both_values_are_said(
 
 @pytest.mark.parametrize(
     "fault",
-    [Fault(status=404), Fault(truncate=9), Fault(wrong_bytes=True), Fault(drop_after=0)],
-    ids=["404", "truncated", "wrong bytes", "drops"],
+    [
+        Fault(status=404),
+        Fault(truncate=9),
+        Fault(wrong_bytes=True),
+        Fault(drop_after=0),
+        Fault(length="abc"),
+        Fault(redirect="http://[::1/x"),
+    ],
+    ids=["404", "truncated", "wrong bytes", "drops", "length", "redirect"],
 )
 def test_a_mirror_is_used_where_the_first_address_fails(
     web: Publisher, tmp_path: Path, fault: Fault
