@@ -10,8 +10,6 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-import requests
-
 from mt3data.download.http import (
     CONNECTION_ERRORS,
     RETRY_POLICY,
