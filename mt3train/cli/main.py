@@ -7,7 +7,8 @@ from pathlib import Path
 import click
 
 from mt3data import __version__
-from mt3data.terminal import AT_LEAST_1, EXIT_CODES, PATH, CommandGroup, echo
+from mt3data.files import STDOUT
+from mt3data.terminal import AT_LEAST_1, EXIT_CODES, FORCE, PATH, CommandGroup, echo
 from mt3train.cli.scores import evaluate, score
 from mt3train.cli.transcribe import transcribe
 
@@ -40,8 +41,9 @@ def train(arguments: tuple[str, ...]) -> None:
 
 @main.command()
 @click.argument("runs", nargs=-1, required=True, type=PATH)
-@click.option("-o", "--out", type=PATH, required=True, help="The picture: .png, .svg or .pdf.")
-def plot(runs: tuple[Path, ...], out: Path) -> None:
+@click.option("-o", "--out", type=PATH, required=True, help="The picture: .png, .svg or .pdf; -: a PNG to standard output.")  # fmt: skip
+@FORCE
+def plot(runs: tuple[Path, ...], out: Path, force: bool) -> None:
     """Draws the curves of training runs.
 
     Of several runs in one picture: loss, accuracy, F1, gradient norm, learning rate, speed.
@@ -51,9 +53,9 @@ def plot(runs: tuple[Path, ...], out: Path) -> None:
     """
     from mt3train.training.plots import plot as run
 
-    for line in run(runs, out):
+    for line in run(runs, out, force):
         echo(line, err=True)
-    echo(out)
+    echo(out, err=out == STDOUT)
 
 
 @main.command()
@@ -64,7 +66,8 @@ def plot(runs: tuple[Path, ...], out: Path) -> None:
 @click.option(
     "--half", is_flag=True, help="Half precision: half the bytes, 3 digits of each weight."
 )
-def convert(source: Path, out: Path, heads: int | None, half: bool) -> None:
+@FORCE
+def convert(source: Path, out: Path, heads: int | None, half: bool, force: bool) -> None:
     """Makes one file of weights: of MT3's own, or of a run.
 
     SOURCE is the folder of a T5X checkpoint, mt3-pytorch's mt3.pth, or a run. It reads MT3 and the ISMIR 2021 piano model, without JAX, T5X or unpickling. Their licence is
@@ -76,7 +79,7 @@ def convert(source: Path, out: Path, heads: int | None, half: bool) -> None:
     """
     from mt3train.weights.convert import convert as run
 
-    done = run(source, out, heads, half)
+    done = run(source, out, heads, half, force)
     echo(
         f"{out}: {done.family}, {done.n_parameters:,} parameters, {out.stat().st_size:,} bytes, "
         f"step {done.info.step}, sha256 of the arrays {done.sha256}"

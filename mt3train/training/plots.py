@@ -5,8 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from mt3data.errors import UserError
+from mt3data.report.plots import save_figure
 from mt3train.training.logger import read_metrics
 
+COMMAND = "mt3train plot"
 # One panel each: heading, scale of its axis, and what it shows; dashed what is from evaluation.
 PANELS = (
     ("loss per token", "log", ("loss", "eval_loss")),
@@ -21,25 +23,22 @@ STYLES: dict[str, Any] = {"loss": "-", "accuracy": "-", "eval_loss": "--", "eval
           "onset_offset_f1": "-.", "program_f1": "-", "drum_f1": "--"}  # fmt: skip
 
 
-def plot(runs: Sequence[Path], out: Path) -> list[str]:
-    """Draw the curves of runs into one picture, a colour for each run.
+def plot(runs: Sequence[Path], out: Path, force: bool = False) -> list[str]:
+    """Draws the curves of runs into one picture, a colour for each run.
 
     Args:
         runs: their folders.
-        out: a .png, .svg or .pdf file.
+        out: a .png, .svg or .pdf file, or `files.STDOUT`.
+        force: replace a file of any origin.
     Returns:
         What was drawn, a line for each run.
     Raises:
-        UserError: a folder without metrics, or an ending that matplotlib cannot write.
+        UserError: a folder without metrics, or an output that may not be written.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter
 
     lines_of = {run: _lines(run) for run in runs}
-    endings = FigureCanvasAgg.get_supported_filetypes()
-    if out.suffix.removeprefix(".").lower() not in endings:
-        raise UserError(f"{out}: expected a name that ends in .png, .svg, .pdf")
     panels = [panel for panel in PANELS if any(_curve(lines, key)[0] for key in panel[2]
                                                for lines in lines_of.values())]  # fmt: skip
     rows = -(-len(panels) // 2)
@@ -59,7 +58,7 @@ def plot(runs: Sequence[Path], out: Path) -> list[str]:
     handles = [_handle(number, str(run)) for number, run in enumerate(runs)]
     figure.legend(handles=handles, loc="outside upper center", ncols=min(3, len(runs)))
     out.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(out, dpi=110)
+    save_figure(figure, out, COMMAND, force)
     return [f"{run}: {len(lines)} lines, to step {lines[-1]['step']}"
             for run, lines in lines_of.items()]  # fmt: skip
 

@@ -68,10 +68,13 @@ class CheckpointInfo:
     max_target_length: int = 1024
 
 
-def save_weights(path: Path, model: MT3, info: CheckpointInfo, half: bool = False) -> None:
-    """Write a model's weights and their description to one file.
+def save_weights(
+    path: Path, model: MT3, info: CheckpointInfo, half: bool = False, made_by: str = ""
+) -> None:
+    """Writes a model's weights and their description to one file.
 
     Args:
+        made_by: mark of the command that writes the file, see `files.mark`.
         half: as float16, in half the bytes; readers get float32 again.
     Raises:
         UserError: it cannot be written, or a weight has no float16.
@@ -79,7 +82,7 @@ def save_weights(path: Path, model: MT3, info: CheckpointInfo, half: bool = Fals
     tensors = dict(model.state_dict())
     if half:
         tensors = {name: _to_half(name, tensor) for name, tensor in tensors.items()}
-    _write(path, tensors, dataclasses.asdict(info))
+    _write(path, tensors, dataclasses.asdict(info), made_by)
 
 
 def _to_half(name: str, tensor: Tensor) -> Tensor:
@@ -307,12 +310,15 @@ def _open(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return metadata, tensors
 
 
-def _write(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
+def _write(
+    path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any], made_by: str = ""
+) -> None:
     held = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata = {"schema": SCHEMA, **metadata}
     metadata |= {"checksum": checksum(held, metadata)}
     try:
-        write_atomically(path, to_bytes(held, {METADATA_KEY: json.dumps(metadata)}))
+        header = {METADATA_KEY: json.dumps(metadata)} | ({"made_by": made_by} if made_by else {})
+        write_atomically(path, to_bytes(held, header))
     except OSError as error:
         raise UserError(
             f"{path}: cannot be written ({error.strerror}); make room there, or choose another path:"

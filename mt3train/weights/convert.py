@@ -11,6 +11,7 @@ and length of segments belong to the published model that has this vocabulary. A
 too few, or of another shape, is an error that names it.
 """
 
+import os
 import pickle
 import re
 from collections.abc import Mapping
@@ -24,12 +25,14 @@ import torch
 from torch import Tensor
 
 from mt3data.errors import UserError
+from mt3data.files import STDOUT, mark, require_output
 from mt3data.music.vocabulary import VocabularyConfig, num_embeddings
 from mt3train.model import MT3, ModelConfig
 from mt3train.weights import checkpoint
 from mt3train.weights.checkpoint import CheckpointInfo
 from mt3train.weights.t5x import read_t5x
 
+COMMAND = "mt3train convert"
 # What the published models expect and say (mt3/gin/mt3.gin and ismir2021.gin; both cut segments
 # first and then transform them).
 PUBLISHED = {
@@ -90,26 +93,35 @@ class Converted:
 
 
 def convert(
-    source: str | Path, out: str | Path, num_heads: int | None = None, half: bool = False
-) -> Converted:
-    """Write weights as a checkpoint of ours.
+    source: str | Path, out: str | Path, num_heads: int | None = None, half: bool = False,
+    force: bool = False,
+) -> Converted:  # fmt: skip
+    """Writes weights as a checkpoint of mt3train.
 
     Args:
         source: a T5X checkpoint's folder, mt3-pytorch's .pth file, a checkpoint or a run of ours.
         out: the .safetensors file to write.
         num_heads: heads of its attention; None: 6, if it has the published models' sizes.
         half: store float16. The checksum is that of the weights as they will be read.
+        force: replace a file of any origin.
     Raises:
-        UserError: the source is missing, damaged, pickled code, not exactly MT3, or beyond float16.
+        UserError: the source is missing, damaged, pickled code, not exactly MT3, or beyond float16;
+            or the output may not be written.
     """
     source, out = Path(source), Path(out)
+    require_output(out, COMMAND, force)
+    if out == STDOUT or (out.exists() and not out.is_file()):
+        raise UserError(
+            f"{out}: weights are read again after they were written; name a regular file"
+        )
     if source.suffix == checkpoint.WEIGHTS or (source.is_dir() and checkpoint.checkpoints(source)):
         if num_heads is not None:
             raise UserError(f"{source} says how many heads it has; leave out --heads")
         family, (model, info) = "mt3train", checkpoint.load_model(source)
     else:
         family, model, info = _read_foreign(source, num_heads)
-    checkpoint.save_weights(out, model, info, half)
+    target = Path(os.path.realpath(out))  # a link stays
+    checkpoint.save_weights(target, model, info, half, mark(COMMAND))
     written = checkpoint.read_weights(out)[1]
     return Converted(
         family, info, sum(t.numel() for t in written.values()), checkpoint.checksum(written)

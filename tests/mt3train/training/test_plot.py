@@ -63,5 +63,23 @@ def test_a_folder_without_metrics_and_an_unknown_ending_are_refused(tmp_path):
     with pytest.raises(UserError, match="holds no metrics.jsonl with a line in it"):
         plot([tmp_path], tmp_path / "c.png")
     run = a_run(tmp_path / "run", TRAINED)
-    with pytest.raises(UserError, match="c.mid: expected a name that ends in .png, .svg, .pdf"):
+    with pytest.raises(UserError, match="c.mid: expected a name that ends in .png, .svg or .pdf"):
         plot([run], tmp_path / "c.mid")
+
+
+def test_the_command_replaces_only_its_own_pictures(tmp_path):
+    run, out = a_run(tmp_path / "run", TRAINED, LATER), tmp_path / "c.png"
+    out.write_bytes(b"a photograph")
+    words = ["plot", str(run), "--out", str(out)]
+    refused = CliRunner().invoke(main, words)
+    assert (refused.exit_code, out.read_bytes()) == (2, b"a photograph")
+    assert CliRunner().invoke(main, [*words, "--force"]).exit_code == 0
+    assert CliRunner().invoke(main, words).exit_code == 0  # its own
+
+
+@pytest.mark.parametrize("ending", ["png", "svg", "pdf"])
+def test_a_picture_of_each_kind_is_known_as_its_own(ending, tmp_path):
+    run, out = a_run(tmp_path / "run", TRAINED, LATER), tmp_path / f"c.{ending}"
+    for _ in range(2):
+        plot([run], out)
+    assert out.stat().st_size > 1000

@@ -309,3 +309,24 @@ def test_the_command_prints_count_and_checksum_and_mistakes_take_one_line(tmp_pa
     wrong = run(tmp_path / "nowhere.pth", "-o", tmp_path / "b.safetensors")
     assert wrong.exit_code == 2
     assert wrong.stderr.count("\n") == 1 and "no such file" in wrong.stderr
+
+
+def test_a_file_of_another_origin_is_kept_and_a_link_stays_a_link(tmp_path, randomised):
+    source = write_t5x(tmp_path / "t5x", arrays_of(randomised))
+    out = tmp_path / "out.safetensors"
+    out.symlink_to("store.safetensors")
+    for _ in range(2):  # the second time over its own file
+        convert(source, out, 2)
+    assert out.is_symlink() and same_weights(tmp_path / "store.safetensors", randomised)
+    save_weights(tmp_path / "trained.safetensors", randomised, load_model(out)[1])
+    with pytest.raises(UserError, match="not written by `mt3train convert`"):
+        convert(source, tmp_path / "trained.safetensors", 2)
+    convert(source, tmp_path / "trained.safetensors", 2, force=True)
+
+
+@pytest.mark.parametrize("out", ["-", "/dev/null"])
+def test_weights_need_a_regular_file(out, tmp_path, randomised):
+    source = write_t5x(tmp_path / "t5x", arrays_of(randomised))
+    with pytest.raises(UserError, match="regular file"):
+        convert(source, out, 2, force=True)
+    assert Path("/dev/null").is_char_device()
