@@ -1,11 +1,12 @@
-"""What stays of a track that kills its worker, or hangs, and how the others go on.
+"""Detects tracks that crash or hang a worker process, so that the build can skip them and finish.
 
-Before a worker begins a track it makes a marker, an empty file, and removes it afterwards. A worker
-that dies leaves its marker; one that is stopped because the track took too long leaves one with a
-traceback in it. Whoever comes to the track next, on whatever machine, sees the markers and knows.
+Before a worker begins a track it creates a marker, an empty file, and removes it afterwards. A worker
+that crashes leaves its marker. A worker that is stopped because the track took too long leaves a
+marker with a traceback in it. The next worker that comes to the track finds the markers.
 
-Two deaths are needed for a verdict: memory may have run out because of another process. Markers
-belong to one run: the death of the whole build, driver included, says nothing about any track.
+A track is skipped after two crashes, because the first may have come from a shortage of memory that
+another process caused. Markers belong to one run: when the whole build is killed, driver included,
+no track is the cause.
 """
 
 from __future__ import annotations
@@ -27,20 +28,33 @@ from mt3data.build.plan import PlannedTrack
 from mt3data.errors import UserError
 from mt3data.files import remove_atomically
 
-LEAST_LIMIT_SECONDS, LIMIT_PER_SECOND = 600.0, 2.0  # a track takes a hundredth of that
-MOST_LIMIT_SECONDS = 1e9  # of what a system's timer takes
+# A track takes about a hundredth of its length.
+LEAST_LIMIT_SECONDS, LIMIT_PER_SECOND = 600.0, 2.0
+MOST_LIMIT_SECONDS = 1e9  # that a system's timer accepts
 MAX_CRASHES = 2
+
+
+def limit_seconds(planned: PlannedTrack, track_timeout: float) -> float:
+    """Returns how long a worker may take for a track; a track_timeout of 0: by its length."""
+    by_length = LIMIT_PER_SECOND * planned.variants * planned.seconds
+    return track_timeout or max(LEAST_LIMIT_SECONDS, by_length)
+
+
+def hang_reason(planned: PlannedTrack, track_timeout: float) -> tuple[str, str]:
+    """Returns stage and reason of a track that took too long, the same on any machine."""
+    limit = limit_seconds(planned, track_timeout)
+    return "hang", f"not done after {limit:g} s, see track_timeout; its worker was stopped"
 
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a build, as its workers know it.
+    """One run of a build.
 
     Attributes:
-        folder: of the markers; it goes when the run ends, and tells workers so.
-        root: where the dataset lies.
+        folder: of the markers. It is removed when the run ends, which stops late workers.
+        root: folder of the dataset.
         track_timeout: seconds after which a track's worker is stopped; 0: by the track's length.
-        environment: what changes bytes, see `environment`; workers must have the same.
+        environment: versions that change bytes, see `environment`; workers must have the same.
     """
 
     folder: Path
@@ -49,7 +63,7 @@ class Run:
     environment: dict[str, str]
 
     def require_same_place(self) -> None:
-        """Raises a UserError where this worker sees other folders or has other libraries."""
+        """Raises a UserError where this worker has other folders or other libraries."""
         here = platform.node()
         if not self.folder.is_dir():
             raise UserError(
@@ -69,36 +83,26 @@ class Run:
                     "could differ, so install the same versions on both"
                 )
 
-    def limit_seconds(self, planned: PlannedTrack) -> float:
-        """How long a worker may take for a track."""
-        by_length = LIMIT_PER_SECOND * planned.variants * planned.seconds
-        return self.track_timeout or max(LEAST_LIMIT_SECONDS, by_length)
-
     def should_skip(self, planned: PlannedTrack) -> tuple[str, str] | None:
-        """Stage and reason, the same on any machine, if the track is not to be tried again."""
+        """Returns stage and reason, the same on any machine, if a track must not be tried again."""
         markers = self.markers()
         hung = [markers[path] for path in markers if track_of(path) == planned.track.id]
         if any(hung):
-            limit = self.limit_seconds(planned)
-            return (
-                "hang",
-                f"not done after {limit:g} s, see track_timeout; its worker was stopped",
-            )
+            return hang_reason(planned, self.track_timeout)
         if len(hung) >= MAX_CRASHES:
-            return (
-                "worker",
-                f"its worker died {MAX_CRASHES} times at it (memory, or a library crashed)",
-            )
+            crashed = f"its worker died {MAX_CRASHES} times at it (memory, or a library crashed)"
+            return "worker", crashed
         return None
 
     @contextmanager
     def guard(self, planned: PlannedTrack) -> Iterator[None]:
-        """Marks a track as begun; ends this process if the body takes longer than it may."""
+        """Marks a track as begun; ends this process if the body takes longer than the limit."""
         marker = self._new_marker(planned.track.id)
+        limit = limit_seconds(planned, self.track_timeout)
         try:
             with marker.open("w") as file:
-                # From a thread of C, so it works where Python is stuck in a library.
-                faulthandler.dump_traceback_later(self.limit_seconds(planned), exit=True, file=file)
+                # A thread of C does it, so it works where Python is blocked in a library.
+                faulthandler.dump_traceback_later(limit, exit=True, file=file)
                 try:
                     yield
                 finally:
@@ -119,27 +123,27 @@ class Run:
         raise AssertionError
 
     def markers(self) -> dict[Path, bool]:
-        """The markers that lie there, and whether each tells of a hang."""
+        """Returns the existing markers, and for each whether its track hung."""
         found = {}
         for path in sorted(self.folder.glob("*")):
-            with suppress(FileNotFoundError):  # it may go at any moment
+            with suppress(FileNotFoundError):  # its worker may remove it at any moment
                 found[path] = path.stat().st_size > 0
         return found
 
 
 def track_of(marker: Path) -> str:
-    """The id of the track that a marker is about."""
+    """Returns the id of the track of a marker."""
     return marker.stem
 
 
 @contextmanager
 def new_run(state: Path, root: Path, track_timeout: float) -> Iterator[Run]:
-    """A run whose markers lie in a new folder below `state`; those of earlier runs are removed.
+    """Creates a run with a new folder of markers below `state`; removes those of earlier runs.
 
     Args:
-        state: the folder of a build's state records.
-        root: the dataset, which every worker must find there.
-        track_timeout: seconds that a track may take; 0: as long as `Run.limit_seconds` says.
+        state: folder of the state records of a build.
+        root: folder of the dataset, which every worker must find there.
+        track_timeout: see `Run`.
     """
     for old in state.glob("run-*"):
         remove_atomically(old)
@@ -152,7 +156,7 @@ def new_run(state: Path, root: Path, track_timeout: float) -> Iterator[Run]:
 
 
 def environment() -> dict[str, str]:
-    """Versions that could change bytes; never a time, host or path."""
+    """Returns the versions that could change bytes; no time, host or path."""
     import scipy
     import soundfile
     import soxr

@@ -30,7 +30,7 @@ def forecast(plan: Plan) -> list[str]:
     """
     build_folder = BuildFolder(plan)
     is_complete = build_folder.complete_manifest() is not None
-    left = [s for s in plan.shards if not is_complete and not build_folder.shard_is_done(s)]
+    left = [] if is_complete else build_folder.shards_to_do()
     names_left = {shard.name for shard in left}
     lines = [f"{plan.folder}: {plan.manifest.title}, window {plan.config.windows.frames}, "
              f"right_context {plan.config.windows.right_context}; by headers alone, nothing is written"]  # fmt: skip

@@ -71,7 +71,12 @@ def run(
     """
     require_engine(engine)
     if engine == LOCAL:
-        yield from _run_here(workers, task, jobs)
+        most = max(4, 2 * (os.cpu_count() or 1))
+        if workers > most:
+            on_message(
+                f"--workers {workers}: this machine has {os.cpu_count()} cores; using {most}"
+            )
+        yield from _run_here(min(workers, most), task, jobs)
     else:
         yield from _run_on_cluster(engine, task, jobs, on_message)
 

@@ -1,10 +1,11 @@
-"""The plan of a build: which tracks go into which shard, decided before any work.
+"""Plans a build: which tracks go into which shard, decided before any work.
 
-Planning is serial and cheap: it lists the dataset and reads audio headers. What a plan holds depends
-on the tracks, the seed and the settings alone, and failures later never move a boundary.
+Planning lists the dataset, reads the headers of audio files and takes digests of label files. A plan
+depends on the tracks, the seed and the settings alone. A track that fails later never moves the
+boundary of a shard.
 
-Tracks of the training split are interleaved over the shards by a seeded permutation, so that a
-stream of a few shards sees all kinds of them; those of other splits keep their order.
+Tracks of the training split are spread over the shards by a seeded permutation, so that a stream of
+a few shards holds all kinds of music. Tracks of other splits keep their order.
 """
 
 from __future__ import annotations
@@ -20,42 +21,43 @@ from typing import Any
 
 import numpy as np
 
-from mt3data import __version__
 from mt3data.audio.load import audio_info
 from mt3data.audio.spectrogram import count_frames
-from mt3data.build.track_table import failed_row, variant_stems
+from mt3data.build.identity import BYTES_VERSION, describe_track, digest, sha256_of, stat_of
+from mt3data.build.track_table import failed_row
 from mt3data.datasets.manifest import DatasetManifest, load, names
 from mt3data.datasets.stem_mixes import LAW, MIN_STEMS, PAPER_SUBSETS, with_subsets
 from mt3data.datasets.track import Track
 from mt3data.errors import UserError
-from mt3data.files import canonical_json
 from mt3data.shards.format import SCHEMA_VERSION
-from mt3data.shards.windows import WindowConfig, window_starts
+from mt3data.shards.windows import WindowConfig, n_variants, window_starts
 
 MAX_SHARD_BYTES, MIN_SHARD_BYTES = 256 << 20, 8 << 20
-SHARDS_PER_SPLIT = 64  # wanted at least, so that streaming readers can divide a large split
+SHARDS_PER_SPLIT = 64  # at least, so that streaming readers can divide a large split
 PROFILES = ("fixed", "paper")
 RECORD_OVERHEAD = 8192  # bytes of a record beside mel and audio: tar headers, notes, tokens, json
 
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """What to build. All that changes bytes is fingerprinted: not paths, workers, engine, timeout, exclude.
+    """Settings of a build. The identity holds all that change bytes.
+
+    Paths, workers, engine and timeout change none.
 
     Attributes:
-        dataset: name of a manifest.
-        root: where the dataset lies.
-        out: folder for builds; this one goes into `out/dataset`, or `out/name`.
+        dataset: name of a dataset manifest.
+        root: folder of the dataset.
+        out: folder for builds. This build goes into `out/dataset`, or `out/name`.
         splits: only these; empty means all.
-        tracks: at most this many tracks in all, every split keeping its share; 0 means all.
-        split_scheme: a scheme of the manifest; None takes its default.
+        tracks: at most this many tracks in all, each split with its share; 0 means all.
+        split_scheme: a scheme of the dataset manifest; None takes its default.
         windows: how tracks are cut.
         workers: processes on this machine.
-        profile: "fixed" repairs what is verified as wrong, "paper" is what MT3 did: known errors are
-            kept, and Slakh's training tracks are PAPER_SUBSETS subsets of their stems.
-        subsets: so many subsets of stems for each training track that has stems; 0: by profile.
-        min_stems: of a subset.
-        name: what the build is called where it is not the dataset; for the user's own folders.
+        name: name of the build where it is not the dataset's; for the user's own folders.
+        profile: "fixed" repairs verified faults of the dataset. "paper" does what MT3 did: known
+            errors are kept, and Slakh's training tracks are PAPER_SUBSETS subsets of their stems.
+        subsets: number of stem subsets for each training track that has stems; 0: by profile.
+        min_stems: stems of the smallest subset.
         engine: "local", or the address of a dask scheduler.
         track_timeout: seconds after which a track's worker is stopped; 0: by the track's length.
         exclude: tracks to leave out, id or name -> (stage, reason), as if they had failed so.
@@ -81,19 +83,21 @@ class BuildConfig:
 
 @dataclass(frozen=True)
 class PlannedTrack:
-    """A track, and what was seen of it while planning.
+    """A track with what planning found.
 
     Attributes:
         seconds: length of its audio by the header.
-        source_bytes: sizes of its `source_files`; -1 for what is no file.
-        variants: how often it is cut.
-        records: how many that makes.
-        exclusion: stage and reason where it is to be left out.
+        source_bytes: sizes of its `source_files`; -1 where there is no file.
+        labels_sha256: of its label files; None where one cannot be read.
+        variants: number of its variants.
+        records: number of records of all variants.
+        exclusion: stage and reason where the track is to be left out.
     """
 
     track: Track
     seconds: float
     source_bytes: tuple[int, ...]
+    labels_sha256: str | None
     variants: int
     records: int
     exclusion: tuple[str, str] | None = None
@@ -101,7 +105,7 @@ class PlannedTrack:
 
 @dataclass(frozen=True)
 class ShardPlan:
-    """One shard: its name and the tracks that go into it, in order; about how many bytes it has."""
+    """One shard: its name, its tracks in order, and about how many bytes it will have."""
 
     name: str
     split: str
@@ -110,37 +114,47 @@ class ShardPlan:
 
     @property
     def seconds(self) -> float:
-        """Audio to be transformed, every variant counted."""
+        """Seconds of audio to be transformed, over all variants."""
         return sum(planned.variants * planned.seconds for planned in self.tracks)
 
     @property
     def records(self) -> int:
-        """Records if no track fails, by the headers."""
+        """Number of records by the headers, if no track fails."""
         return sum(planned.records for planned in self.tracks)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a build will do, decided before any work."""
+    """All decisions about a build, made before any work.
+
+    Attributes:
+        manifest: the dataset manifest.
+        tracks: all tracks of the build by id, unusable ones included.
+        rejected: rows of tracks.parquet of the tracks that cannot be used.
+        identity: all that determines the bytes of the build, except the content of audio files.
+        folder: where the build goes.
+    """
 
     config: BuildConfig
     manifest: DatasetManifest
+    tracks: Mapping[str, Track]
     shards: tuple[ShardPlan, ...]
-    rejected: tuple[dict[str, Any], ...]  # rows of tracks.parquet for tracks that cannot be used
-    identity: dict[str, Any]  # everything that changes bytes
-    folder: Path  # where the build goes
+    rejected: tuple[dict[str, Any], ...]
+    identity: dict[str, Any]
+    folder: Path
 
     @property
-    def fingerprint(self) -> str:
-        """sha256 of `identity`."""
-        return hashlib.sha256(canonical_json(self.identity)).hexdigest()
+    def card_facts(self) -> dict[str, str]:
+        """Facts of the dataset manifest that only the card and the build manifest repeat."""
+        names = ("title", "licence", "licence_url", "redistribution", "citation")
+        return {name: getattr(self.manifest, name) for name in names}
 
 
 def make_plan(config: BuildConfig) -> Plan:
-    """The content of every shard, decided from headers and labels alone.
+    """Decides the content of every shard from headers and labels alone.
 
-    Tracks of the training split are ordered by a hash of (seed, track), those of other splits by
-    id; they fill shards greedily. Windows of a track stay together.
+    Tracks of the training split are ordered by a hash of (seed, track), tracks of other splits by
+    id. They fill shards greedily. All windows of a track are in one shard.
 
     Raises:
         UserError: unknown dataset, split or scheme, a wrong root, or no track at all.
@@ -149,66 +163,90 @@ def make_plan(config: BuildConfig) -> Plan:
     adapter = importlib.import_module(f"mt3data.datasets.adapters.{manifest.adapter}")
     if config.name:
         manifest = replace(manifest, name=checked_name(config))
-    tracks = list(
-        adapter.tracks(config.root.absolute(), _as_published(manifest, config), config.split_scheme)
+    listed = adapter.tracks(
+        config.root.absolute(), _as_published(manifest, config), config.split_scheme
     )
+    chosen = _choose([_printable(track) for track in listed], config)
     subsets = config.subsets or (PAPER_SUBSETS if config.profile == "paper" else 0)
-    chosen = _choose(tracks, config)
     if subsets:
         seed, least = config.windows.seed, config.min_stems
         chosen = [with_subsets(track, seed, subsets, least) for track in chosen]
-    sizes = {track.id: _source_bytes(track) for track in chosen}
     excluded = _listed(chosen, config.exclude)
-    usable, rejected = [], []
+    usable, rejected, entries = [], [], []
     for track in chosen:
+        sizes = tuple(stat_of(path)[0] for path in track.source_files)
+        labels, frames = sha256_of(track.label_files), None
         try:
-            usable.append(_planned(track, sizes[track.id], excluded.get(track.id), config.windows))
-        except UserError as error:
+            planned = _planned(track, sizes, labels, excluded.get(track.id), config.windows)
+            frames = count_frames(round(planned.seconds * config.windows.spectrogram.sample_rate))
+            usable.append(planned)
+        except Exception as error:  # of one track, whatever its files make a library raise
             rejected.append(failed_row(track, *excluded.get(track.id, ("plan", error))))
+        entries.append({
+            "track": track.id, "split": track.split, "facts_sha256": digest(describe_track(track)),
+            "header_frames": frames, "source_bytes": list(sizes), "labels_sha256": labels,
+        })  # fmt: skip
     shards: list[ShardPlan] = []
     for split in sorted({planned.track.split for planned in usable}):
         mine = [planned for planned in usable if planned.track.split == split]
         shards += _pack(split, mine, config.windows)
     identity = {
-        "schema": SCHEMA_VERSION, "version": __version__, "dataset": manifest.name,
+        "schema": SCHEMA_VERSION, "bytes_version": BYTES_VERSION, "dataset": manifest.name,
         "split_scheme": config.split_scheme or manifest.default_scheme,
         **_settings(config.windows),
         "profile": config.profile,
         "subsets": {"variants": subsets, "law": LAW.format(config.min_stems)}
         if any(t.variants for t in chosen) else None,
-        "tracks": [
-            [t.id, t.split, t.trim, variant_stems(t), *sizes[t.id]] for t in chosen
-        ],
+        "tracks": entries,
     }  # fmt: skip
     folder = config.out / manifest.name
-    return Plan(config, manifest, tuple(shards), tuple(rejected), identity, folder)
+    return Plan(
+        config, manifest, {track.id: track for track in chosen}, tuple(shards), tuple(rejected),
+        identity, folder,
+    )  # fmt: skip
 
 
-def _source_bytes(track: Track) -> tuple[int, ...]:
-    """The sizes of a track's source files; -1 for what is no file."""
-    return tuple(p.stat().st_size if p.is_file() else -1 for p in track.source_files)
+def _printable(track: Track) -> Track:
+    """Escapes what UTF-8 cannot encode, such as the bytes of a file name in another encoding."""
+    texts = {"name": track.name, "failure": track.failure, "problems": track.problems}
+    safe = {key: _escaped(text) for key, text in texts.items()}
+    return track if safe == texts else replace(track, **safe)
+
+
+def _escaped(text: Any) -> Any:
+    if isinstance(text, tuple):
+        return tuple(map(_escaped, text))
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _planned(
-    track: Track, sizes: tuple[int, ...], exclusion: tuple[str, str] | None, windows: WindowConfig
+    track: Track,
+    sizes: tuple[int, ...],
+    labels_sha256: str | None,
+    exclusion: tuple[str, str] | None,
+    windows: WindowConfig,
 ) -> PlannedTrack:
-    """Reads the headers of a track's audio; a UserError says why it cannot be used."""
+    """Reads the headers of a track's audio.
+
+    Raises:
+        UserError: the track cannot be used.
+    """
     if track.failure:
         raise UserError(track.failure)
     seconds = max(audio_info(path).seconds for path in track.audio_files)
     variants = n_variants(track, windows)
     frames = count_frames(round(seconds * windows.spectrogram.sample_rate))
-    phased = not track.variants  # variants over other stems all begin at frame 0
+    phased = not track.variants  # variants of other stems all begin at frame 0
     records = sum(
         len(window_starts(frames, k if phased else 0, track.id, windows)) for k in range(variants)
     )
-    return PlannedTrack(track, seconds, sizes, variants, records, exclusion)
+    return PlannedTrack(track, seconds, sizes, labels_sha256, variants, records, exclusion)
 
 
 def _listed(
     chosen: list[Track], exclude: Mapping[str, tuple[str, str]]
 ) -> dict[str, tuple[str, str]]:
-    """Stage and reason by track id, where the list may have names as well."""
+    """Returns stage and reason by track id; the list may hold ids or names."""
     listed = {t.id: exclude[key] for t in chosen for key in (t.id, t.name) if key in exclude}
     known = {key for track in chosen for key in (track.id, track.name)}
     if unknown := sorted(set(exclude) - known):
@@ -220,7 +258,7 @@ def _listed(
 
 
 def _as_published(manifest: DatasetManifest, config: BuildConfig) -> DatasetManifest:
-    """The manifest as the adapter is to follow it: profile "paper" repairs nothing, only tells."""
+    """Returns the dataset manifest for the adapter. Profile "paper" reports faults and repairs none."""
     if config.profile not in PROFILES:
         raise UserError(f"--profile {config.profile}: expected {' or '.join(PROFILES)}")
     if config.windows.variants > 1 and (config.subsets or config.profile == "paper"):
@@ -235,7 +273,7 @@ def _as_published(manifest: DatasetManifest, config: BuildConfig) -> DatasetMani
 
 
 def checked_name(config: BuildConfig) -> str:
-    """The name that the user gave to a build of `folder`; a UserError says what is wrong with it."""
+    """Returns the name that the user gave to a build of `folder`; raises a UserError for a bad name."""
     if config.dataset != "folder":
         raise UserError(f"--name is for the dataset `folder`; {config.dataset} keeps its own name")
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,39}", config.name):
@@ -252,7 +290,7 @@ def _settings(windows: WindowConfig) -> dict[str, Any]:
 
 
 def _choose(tracks: list[Track], config: BuildConfig) -> list[Track]:
-    """The tracks asked for, by split and number."""
+    """Returns the requested tracks, by split and number."""
     splits = sorted({track.split for track in tracks if track.split})
     unknown = set(config.splits) - set(splits)
     if unknown:
@@ -313,8 +351,3 @@ def record_bytes(windows: WindowConfig) -> int:
     sound = (windows.schema[name] for name in windows.features)
     size = sum(math.prod(s["shape"]) * np.dtype(s["dtype"]).itemsize for s in sound)
     return size + RECORD_OVERHEAD
-
-
-def n_variants(track: Track, windows: WindowConfig) -> int:
-    """Passes over a track: only training tracks are cut more than once."""
-    return len(track.variants) or (windows.variants if track.split == "train" else 1)

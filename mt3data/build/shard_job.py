@@ -1,7 +1,7 @@
-"""What a worker does: one shard, track by track, and its state record when it is durable.
+"""Builds one shard, track by track, on a worker; writes its state record when it is durable.
 
-A track that fails becomes a quarantined row and leaves no record; the others are not affected.
-Errors about the output are no track's fault and end the build.
+A track that fails becomes a quarantined row and leaves no record. Errors of the output folder end
+the build, because no track causes them.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ import threading
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any
 
 from mt3data.build.crash_guard import Run
+from mt3data.build.identity import FileStat, sha256_of, stat_of
 from mt3data.build.plan import PlannedTrack, ShardPlan
 from mt3data.build.track_examples import TrackExamples, TrackFailure
 from mt3data.build.track_table import failed_row
@@ -27,18 +27,23 @@ from mt3data.files import canonical_json, write_atomically
 from mt3data.shards.windows import WindowConfig
 from mt3data.shards.writer import ShardWriter
 
-STATE = ".state"  # of an unfinished build: a file per finished shard; gone with the manifest
+STATE = ".state"  # folder of an unfinished build: a file per finished shard
 # A dask worker with several threads would run several tasks, and a process has one time limit.
 _ONE_AT_A_TIME = threading.Lock()
 
 
 def build_shard(plan: ShardPlan, folder: Path, windows: WindowConfig, run: Run) -> dict[str, Any]:
-    """The task that an engine hands to a worker: one shard, written into folder on one thread.
+    """Writes one shard on one thread; the task that an engine gives to a worker.
 
+    Args:
+        plan: of the shard.
+        folder: of the build.
+        windows: how tracks are cut.
+        run: the run of the build to which the task belongs.
     Returns:
-        What the build's log says of it: shard, host, pid, seconds and failures.
+        What the log of the build records: shard, host, pid, seconds and failures.
     Raises:
-        UserError: this machine cannot do it: see `Run.require_same_place`, or the shard cannot be
+        UserError: this machine cannot do it, see `Run.require_same_place`; or the shard cannot be
             written.
     """
     from threadpoolctl import threadpool_limits
@@ -63,20 +68,26 @@ def build_shard(plan: ShardPlan, folder: Path, windows: WindowConfig, run: Run) 
 def write_shard(
     plan: ShardPlan, folder: Path, windows: WindowConfig, run: Run
 ) -> list[dict[str, str]]:
-    """Builds one shard in the build's folder and, when it is durable, its state record.
+    """Writes one shard into the folder of its build, then its state record.
+
+    A shard whose tracks all failed has a state record and no file.
 
     Returns:
-        For each track that failed its id and stage, and what is to be told of it.
+        Id, stage and text of the failure of each track that failed.
     """
     writer = ShardWriter(folder / plan.name)
-    rows, references, failures = [], [], []
+    rows, references, failures, audio = [], [], [], dict[str, list[FileStat]]()
     try:
         for planned in plan.tracks:
             track = planned.track
+            audio[track.id] = [stat_of(path) for path in track.audio_files]
             try:
                 examples = _add_track(writer, planned, windows, run)
             except TrackFailure as failure:
-                rows.append(failed_row(track, failure.stage, failure.reason))
+                row = failed_row(track, failure.stage, failure.reason)
+                if failure.stage != "source":  # else its files are in the middle of a change
+                    row["audio_sha256"] = sha256_of(track.audio_files)
+                rows.append(row)
                 failures.append(
                     {"track": track.id, "stage": failure.stage, "told": _traceback_text(failure)}
                 )
@@ -84,23 +95,30 @@ def write_shard(
             rows.append(examples.row)
             if plan.split != "train":
                 references.append({"track": track.id, "notes": examples.notes.to_array().tolist()})
-        shard = writer.close()
+        shard = writer.close() if writer.rows else writer.abandon()
     except BaseException:
         writer.abandon()
         raise
-    state = {"shard": shard | {"split": plan.split}, "rows": writer.rows, "tracks": rows,
-              "references": references}  # fmt: skip
-    write_atomically(state_path(folder, plan.name), canonical_json(state))
+    write_state(folder, plan, {
+        "shard": shard, "rows": writer.rows, "tracks": rows, "references": references,
+        "audio": audio, "excluded": [p.track.id for p in plan.tracks if p.exclusion],
+    })  # fmt: skip
     return failures
 
 
+def write_state(folder: Path, plan: ShardPlan, state: dict[str, Any]) -> None:
+    """Writes the state record of a shard: from then on the shard is done."""
+    state["shard"] |= {"split": plan.split}
+    write_atomically(state_path(folder, plan.name), canonical_json(state))
+
+
 def state_path(folder: Path, shard: str) -> Path:
-    """Where the state record of a shard stands in the folder of its build."""
+    """Returns the path of the state record of a shard in the folder of its build."""
     return folder / STATE / f"{shard}.json"
 
 
 def _traceback_text(failure: TrackFailure) -> str:
-    """A traceback where the track met what looks like a bug, of ours or a library's."""
+    """Returns the traceback of an unexpected exception, else the reason of the failure."""
     if failure.__cause__ is None or isinstance(failure.__cause__, UserError):
         return str(failure)
     return "".join(traceback.format_exception(failure.__cause__))
@@ -117,16 +135,19 @@ def _add_track(
     with run.guard(planned), writer.all_or_nothing(), _unchanged(planned):
         for window in examples:
             writer.add(track.dataset, track.split, track.id, track.name, window)
+        if examples.row["labels_sha256"] != planned.labels_sha256:
+            raise TrackFailure("source", "its labels changed since the build was planned")
     return examples
 
 
 @contextmanager
 def _unchanged(planned: PlannedTrack) -> Iterator[None]:
-    """Raises a TrackFailure if a source file differs from the plan's, or changes meanwhile."""
-    before = _seen(planned.track)
-    for (name, size, _), planned_size in zip(before, planned.source_bytes, strict=True):
+    """Raises a TrackFailure if a source file differs from the plan's, or changes in the body."""
+    before = _stats(planned.track)
+    sizes = zip(planned.track.source_files, before, planned.source_bytes, strict=True)
+    for path, (size, _, _), planned_size in sizes:
         if size != planned_size:
-            raise TrackFailure("source", f"{name} changed since the build was planned")
+            raise TrackFailure("source", f"{path.name} changed since the build was planned")
     try:
         yield
     except TrackFailure:  # what was read may be wrong for that reason
@@ -135,20 +156,11 @@ def _unchanged(planned: PlannedTrack) -> Iterator[None]:
     _require_same(before, planned.track)
 
 
-def _require_same(before: list[tuple[str, int, int]], track: Track) -> None:
-    for old, new in zip(before, _seen(track), strict=True):
-        if old != new:
-            raise TrackFailure("source", f"{new[0]} changed while it was read")
+def _require_same(before: list[FileStat], track: Track) -> None:
+    for path, old, new in zip(track.source_files, before, _stats(track), strict=True):
+        if old[:2] != new[:2]:
+            raise TrackFailure("source", f"{path.name} changed while it was read")
 
 
-def _seen(track: Track) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of every source file; -1 and 0 for what is no file."""
-    seen = []
-    for path in track.source_files:
-        size, changed = -1, 0
-        with suppress(OSError):
-            stat = path.stat()
-            if S_ISREG(stat.st_mode):
-                size, changed = stat.st_size, stat.st_mtime_ns
-        seen.append((path.name, size, changed))
-    return seen
+def _stats(track: Track) -> list[FileStat]:
+    return [stat_of(path) for path in track.source_files]

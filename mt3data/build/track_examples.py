@@ -1,12 +1,10 @@
-"""One track becomes training examples: read, cut, aligned, labelled; and what is to be told of it."""
+"""Turns one track into training examples: reads, cuts, aligns and labels it."""
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,22 +13,25 @@ from mt3data.align import lag as align
 from mt3data.align.warp import warp
 from mt3data.audio.load import read_audio
 from mt3data.audio.spectrogram import count_frames, pad_to_frames
-from mt3data.build.plan import n_variants
+from mt3data.build.identity import sha256_of
 from mt3data.build.track_table import track_row
 from mt3data.datasets.stem_mixes import mixes
 from mt3data.datasets.track import Track
+from mt3data.errors import UserError
 from mt3data.music.notes import Notes, trim_overlapping
-from mt3data.shards.windows import Cut, Window, WindowConfig, cut, label, window_mel
+from mt3data.shards.windows import Cut, Window, WindowConfig, cut, label, n_variants, window_mel
 
-CORRECTIONS = ("shift", "dtw")  # of WindowConfig.align: what moves labels
+CORRECTIONS = ("shift", "dtw")  # of WindowConfig.align: those that move labels
+# Labels beyond these limits belong to another recording, or to another time base.
+MAX_LATE_SHARE, MAX_LATE_SECONDS = 0.05, 60.0
 
 
 class TrackFailure(Exception):
-    """What is wrong with a track, its files or its labels; other tracks are not affected.
+    """A fault of a track, its files or its labels, which does not affect other tracks.
 
     Attributes:
-        stage: "labels", "audio", "align" or "windows".
-        reason: what was raised, or one sentence.
+        stage: "labels", "audio", "align", "windows" or "source".
+        reason: the exception, or one sentence.
     """
 
     def __init__(self, stage: str, reason: Exception | str) -> None:
@@ -39,15 +40,15 @@ class TrackFailure(Exception):
 
 
 class TrackExamples:
-    """The windows of one track, made one by one while they are iterated over.
+    """Yields the windows of one track one by one.
 
-    Of a track only its samples are held whole, 4 MB a minute; its mel is gone once it is taken.
+    Only the samples of the track are held in memory as a whole, 4 MB a minute.
 
     Attributes:
-        row: after the last window, the track's row of tracks.parquet. Where variants hear different
-            stems, it counts the notes of all of them; lag and drift are those of variant 0.
-        notes: after the last window, the notes of variant 0, aligned where that was asked for, but
-            untrimmed.
+        row: after the last window, the track's row of tracks.parquet. Where variants have different
+            stems, it counts the notes of all variants; lag and drift are those of variant 0.
+        notes: after the last window, the notes of variant 0, aligned where the config asks for it,
+            but untrimmed.
     """
 
     def __init__(self, track: Track, config: WindowConfig) -> None:
@@ -60,38 +61,44 @@ class TrackExamples:
         """Yields the windows, variant by variant, in time order.
 
         Raises:
-            TrackFailure: at any moment; windows that came before it are to be thrown away.
+            TrackFailure: at any moment. The windows before it must then be discarded.
         """
         try:
             yield from self._windows()
-        except Exception as error:  # whatever a file makes a library do, it is this track's alone
+        except Exception as error:  # whatever a file makes a library raise costs this track alone
             raise TrackFailure(self._stage, error) from error
 
     def _windows(self) -> Iterator[Window]:
         track, config, rate = self.track, self.config, self.config.spectrogram.sample_rate
-        notes, remarks = _notes_of_variants(track)
-        labels_sha256 = _sha256_of(track.label_files)
+        notes, problems_of_labels = _notes_of_variants(track)
+        labels_sha256 = sha256_of(track.label_files)
         self._stage = "audio"
-        heard = mixes(track, rate) if track.variants else [read_audio(track.audio, rate)]
-        audio_sha256 = _sha256_of(track.audio_files)
-        seconds, problems = len(heard[0]) / rate, [*remarks, *_clipped(heard, config)]
-        frames = count_frames(len(heard[0]), config.spectrogram.hop)
-        records, found = 0, []
-        for cuts, of_variant in zip(_cuts(track, heard, config), notes, strict=True):
-            found.append((yield from self._variant(cuts, of_variant)))
+        audio = mixes(track, rate) if track.variants else [read_audio(track.audio, rate)]
+        audio_sha256 = sha256_of(track.audio_files)
+        seconds = len(audio[0]) / rate
+        frames = count_frames(len(audio[0]), config.spectrogram.hop)
+        self._stage = "labels"
+        n_late = sum(_count_late(each, seconds) for each in notes)
+        problems = [*problems_of_labels, *_clipped(audio, config)]
+        if n_late:
+            n_notes = sum(map(len, notes))
+            problems.append(f"{n_late} of {n_notes} notes begin after the end of the audio")
+        records, aligned = 0, []
+        for cuts, of_variant in zip(_cuts(track, audio, config), notes, strict=True):
+            aligned.append((yield from self._variant(cuts, of_variant)))
             records += sum(len(one.starts) for one in cuts)
-        self.notes = found[0].notes
-        labels = [one.labels for one in found]
+        self.notes = aligned[0].notes
+        labels = [one.labels for one in aligned]
         self.row = track_row(
             track, status="ok", seconds=seconds, frames=frames, notes=sum(map(len, labels)),
             records=records, audio_sha256=audio_sha256, labels_sha256=labels_sha256,
             notes_after_audio=sum(int((n.onset >= seconds).sum()) for n in labels),
-            problems=[*problems, *dict.fromkeys(r for one in found for r in one.remarks)],
-            **found[0].facts,
+            problems=[*problems, *dict.fromkeys(p for one in aligned for p in one.problems)],
+            **aligned[0].columns,
         )  # fmt: skip
 
     def _variant(self, cuts: list[Cut], notes: Notes) -> Generator[Window, None, _Aligned]:
-        """Yields the windows of variants that hear the same; returns what became of their labels."""
+        """Yields the windows of the variants that share their audio; returns their labels."""
         config, first = self.config, cuts[0]
         measured = config.align == "measure" and first.variant == 0
         # Where labels stay as they are, lag is measured on the mel of the windows as they come by.
@@ -117,55 +124,73 @@ class TrackExamples:
 
 @dataclass(frozen=True)
 class _Aligned:
-    """What became of the labels of a variant.
+    """Labels of a variant after alignment.
 
     Attributes:
-        notes: moved where that was asked for; labels: the same, trimmed where the track wants it.
-        facts: columns of tracks.parquet, as measured before any correction (null: not measurable).
-        remarks: what was not done, or lost.
+        notes: moved where the config asks for it.
+        labels: the same, trimmed where the track asks for it.
+        columns: of tracks.parquet, as measured before any correction; null: not measurable.
+        problems: corrections that were not made, and notes that were lost.
     """
 
     notes: Notes
-    facts: dict[str, Any] = field(default_factory=dict)
-    remarks: tuple[str, ...] = ()
+    columns: dict[str, Any] = field(default_factory=dict)
+    problems: tuple[str, ...] = ()
     labels: Notes = field(default_factory=Notes.empty)
 
 
-def _cuts(track: Track, heard: list[np.ndarray], config: WindowConfig) -> Iterator[list[Cut]]:
-    """The variants over each audio in `heard`: one over each, or all over the only one.
+def _count_late(notes: Notes, seconds: float) -> int:
+    """Counts the notes that begin after the end of the audio.
 
-    Takes what it has padded out of `heard`, so that it is not held twice.
+    Raises:
+        UserError: they are too many or too late, so the labels do not belong to the audio.
     """
-    for k in range(len(heard)):
-        samples = pad_to_frames(heard.pop(0), config.spectrogram.hop)
+    late = notes.onset[notes.onset >= seconds]
+    last = float(late.max(initial=seconds)) - seconds
+    if len(late) > max(1, MAX_LATE_SHARE * len(notes)) or last > MAX_LATE_SECONDS:
+        raise UserError(
+            f"{len(late)} of {len(notes)} notes begin after the end of the audio at {seconds:.1f} s, the "
+            f"last {last:.1f} s later; expected at most {MAX_LATE_SHARE:.0%} and {MAX_LATE_SECONDS:g} s. "
+            "Check that the labels belong to this recording"
+        )
+    return len(late)
+
+
+def _cuts(track: Track, audio: list[np.ndarray], config: WindowConfig) -> Iterator[list[Cut]]:
+    """Yields the variants of each audio: one of each, or all of the only one.
+
+    Removes padded audio from the list, so that it is not held twice.
+    """
+    for k in range(len(audio)):
+        samples = pad_to_frames(audio.pop(0), config.spectrogram.hop)
         if track.variants:
             yield [cut(samples, track.id, k, config, phased=False)]
         else:
             yield [cut(samples, track.id, n, config) for n in range(n_variants(track, config))]
 
 
-def _clipped(heard: list[np.ndarray], config: WindowConfig) -> list[str]:
-    """Says how many samples an audio member cannot hold."""
+def _clipped(audio: list[np.ndarray], config: WindowConfig) -> list[str]:
+    """Reports how many samples are beyond the range of stored audio."""
     if "audio" not in config.features:
         return []
-    beyond = sum(int((one > 1).sum() + (one < -1).sum()) for one in heard)
+    beyond = sum(int((one > 1).sum() + (one < -1).sum()) for one in audio)
     if not beyond:
         return []
-    return [f"{beyond} of {sum(map(len, heard))} samples are beyond full scale; clipped"]
+    return [f"{beyond} of {sum(map(len, audio))} samples are beyond full scale; clipped"]
 
 
 def _notes_of_variants(track: Track) -> tuple[list[Notes], tuple[str, ...]]:
-    """The notes of each variant that hears stems of its own, or those of all; and problems."""
+    """Returns the notes of each variant that has its own stems, or of all variants; and problems."""
     if not track.variants:
         notes, problems = track.load_labels()
         return [notes], problems
     parts, problems = track.load_parts()
-    used = [[part for i, part in parts if i in members] for members in track.variants]
+    used = [[part for i, part in parts if i in stems] for stems in track.variants]
     return [Notes.concat(some) for some in used], problems
 
 
 def _bands(first: Cut, config: WindowConfig) -> np.ndarray:
-    """What alignment hears of a variant, from a mel of its own."""
+    """Computes the bands of a whole variant for alignment, from a log-mel of its own."""
     bands = np.empty((first.track_frames, align.DRUMS), np.float32)
     for start in first.starts:
         part = bands[start : start + config.frames]
@@ -175,39 +200,30 @@ def _bands(first: Cut, config: WindowConfig) -> np.ndarray:
 
 
 def _align(bands: np.ndarray, notes: Notes, config: WindowConfig) -> _Aligned:
-    """Measures how well labels and audio agree and does about it what config.align says.
+    """Measures how well labels and audio agree, and corrects the labels as config.align says.
 
     Args:
         bands: of the whole track, see align.semitone_magnitudes.
     """
     faded = config.frames if config.right_context == "zeros" else 0
     found = align.measure(bands, notes, config.spectrogram, faded)
-    facts: dict[str, Any] = {
+    columns: dict[str, Any] = {
         "lag": _or_null(found.lag_seconds),
         "drift": _or_null(found.drift_seconds),
         "align_confidence": _or_null(found.confidence),
     }
-    moved, remark = notes, ""
+    moved, problem = notes, ""
     if config.align == "shift":
-        moved, remark = align.remove_lag(notes, found)
+        moved, problem = align.remove_lag(notes, found)
     elif config.align == "dtw":
-        moved, _, remark = warp(bands, notes, config.spectrogram, faded)
-    remarks = [remark] if remark else []
+        moved, _, problem = warp(bands, notes, config.spectrogram, faded)
+    problems = [problem] if problem else []
     if moved is not notes:
-        facts["aligned"] = "shifted" if config.align == "shift" else "warped"
+        columns["aligned"] = "shifted" if config.align == "shift" else "warped"
         if len(moved) < len(notes):
-            remarks.append(f"{len(notes) - len(moved)} notes end before the audio begins; dropped")
-    return _Aligned(moved, facts, tuple(remarks))
+            problems.append(f"{len(notes) - len(moved)} notes end before the audio begins; dropped")
+    return _Aligned(moved, columns, tuple(problems))
 
 
 def _or_null(value: float) -> float | None:
     return round(value, 6) if math.isfinite(value) else None
-
-
-def _sha256_of(paths: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while block := file.read(1 << 20):
-                digest.update(block)
-    return digest.hexdigest()

@@ -93,8 +93,7 @@ def _download(dataset: str, root: Path, options: DownloadOptions) -> None:
 
 
 def _fetch_shards(address: str, cache: Path | None) -> Path:
-    from mt3data.shards.cache import cached
-    from mt3data.shards.stream import is_address
+    from mt3data.shards.stream import cached, is_address
 
     if not is_address(address):
         raise UserError(f"{address} is no http(s) address of a build, so --cache has no use here")

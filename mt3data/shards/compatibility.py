@@ -1,4 +1,4 @@
-"""What builds must agree on to be read together, and which crops of their records there can be."""
+"""Compares the settings of builds that are read together, and checks which crops they allow."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from mt3data.music.vocabulary import VocabularyConfig
 
 @dataclass(frozen=True)
 class CommonSettings:
-    """How all records of some builds were made, and what is read of them.
+    """The common settings of some builds, and the feature that is read.
 
     Attributes:
         spectrogram, vocabulary, right_context: the settings of the builds.
@@ -30,7 +30,7 @@ class CommonSettings:
     feature: str
 
     def check_crops(self, frames: int) -> None:
-        """Refuses crops of so many frames where the records cannot give them.
+        """Checks that the records allow crops of a number of frames.
 
         Raises:
             UserError: crops longer than the records, or random crops of a mel of right_context "zeros".
@@ -47,7 +47,7 @@ class CommonSettings:
             )
 
     def crop(self, frames: int) -> tuple[tuple[int, ...], np.dtype]:
-        """Shape and type of one crop: [frames, n_mels] float16, or [samples] int16."""
+        """Returns shape and type of one crop: [frames, n_mels] float16, or [samples] int16."""
         spectrogram = self.spectrogram
         if self.feature == "mel":
             return (frames, spectrogram.n_mels), np.dtype(np.float16)
@@ -58,7 +58,7 @@ class CommonSettings:
 def common_settings(
     builds: Sequence[tuple[Any, dict[str, Any]]], feature: str | None = None
 ) -> CommonSettings:
-    """What some builds agree on.
+    """Returns the common settings of some builds.
 
     Args:
         builds: place and manifest of each, at least one.
@@ -82,11 +82,11 @@ def common_settings(
 
 
 def describe_difference(name: str, one: tuple[Any, Any], other: tuple[Any, Any]) -> str:
-    """In what two unequal settings differ: "num_velocity_bins: 1 in shards/a, 127 in shards/b".
+    """Describes how two settings differ: "num_velocity_bins: 1 in shards/a, 127 in shards/b".
 
     Args:
         name: of the setting.
-        one, other: its value, and the place that has it. Of dicts only what differs is told.
+        one, other: its value, and the place that has it. Of dicts only the differences are listed.
     """
     (a, here), (b, there) = one, other
     if not (isinstance(a, dict) and isinstance(b, dict)):

@@ -1,19 +1,18 @@
-"""Shards: the files in which training data rests, and how to tell that they are whole.
+"""Defines the shard format: files, arrays, tables and the build manifest.
 
-A build is a folder: WebDataset tar shards, one parquet index per split that gives the byte position
-of every member, one row per track in `tracks.parquet`, untrimmed notes of the evaluation splits in
-`references-SPLIT.parquet`, and `manifest.json`, written last, which names every shard with its size
-and sha256. A record is some members of one key, side by side, in this order; of mel and audio it has
-one or both:
+A build is a folder of WebDataset tar shards. One parquet index per split holds the byte position of
+every member. `tracks.parquet` has one row per track, and `references-SPLIT.parquet` holds the untrimmed
+notes of each evaluation split. `manifest.json`, the build manifest, is written last and names every file
+with its size and sha256. A record is these members of one key, in this order; it has mel, audio or both:
 
-    KEY.audio.npy   int16 [frames * hop + fft_size - hop]: what the frames hear, full scale 32767
+    KEY.audio.npy   int16 [frames * hop + fft_size - hop]: the samples of all frames, full scale 32767
     KEY.json        where the record comes from
     KEY.mel.npy     float16 [frames, n_mels], C order, so that a crop is one contiguous byte range
     KEY.notes.npy   float64 [n, 7]: the columns of Notes
     KEY.tokens.npy  int16 [n], EOS last
 
-Tars are USTAR with time, owner and mode fixed and nothing compressed, so the same input gives the
-same bytes. Nothing in a shard is ever pickled.
+Tars are USTAR with fixed time, owner and mode and without compression, so the same input gives the
+same bytes. Nothing in a shard is pickled.
 """
 
 from __future__ import annotations
@@ -21,31 +20,138 @@ from __future__ import annotations
 import glob
 import hashlib
 import io
-import json
-import re
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
-from operator import itemgetter
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 
+from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.errors import UserError
-from mt3data.files import canonical_json, write_atomically
+from mt3data.files import write_atomically
+from mt3data.music.vocabulary import VocabularyConfig
+from mt3data.shards.schema import MAX_BYTES, Limits, parse_document
 
 SCHEMA_VERSION = 2
-BUILD_MANIFEST = "manifest.json"
-# What a manifest holds beside the settings and tracks that its fingerprint is taken of.
+BUILD_MANIFEST, LOG = "manifest.json", "build.log.jsonl"
+# Fields of a build manifest of which its fingerprint is not taken.
 OUTCOME = {"fingerprint", "licence", "licence_url", "redistribution", "citation", "title", "splits",
-           "shards", "files", "quarantined", "environment"}  # fmt: skip
-# "pipe:" would be a command to webdataset, and ".." leads out of the folder.
-FILE_NAME = re.compile(r"(index/)?[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+           "shards", "files", "quarantined", "environment", "version"}  # fmt: skip
 NPY_MAGIC = b"\x93NUMPY\x01\x00"
+RECORD_BYTES = 3 * 512  # at least: the headers of its members
+
+Sha256 = Annotated[str, Limits(pattern="[0-9a-f]{64}")]
+Name = Annotated[str, Limits(pattern="[A-Za-z0-9_-]{1,64}")]  # one safe component of a path
+Text = Annotated[str, Limits(length=10_000)]
+Count = Annotated[int, Limits()]
+Positive = Annotated[int, Limits(1)]
+# "pipe:" would be a command to webdataset, and ".." leads out of the folder.
+SHARD_NAME = r"[A-Za-z0-9_-][A-Za-z0-9_.-]*\.tar"
+FILE_NAME = r"(index/)?[A-Za-z0-9_-]+\.(parquet|md)"
+
+
+@dataclass(frozen=True)
+class _Spectrogram:
+    sample_rate: Annotated[int, Limits(1, 1e6)]
+    hop: Annotated[int, Limits(1, 1e5)]
+    fft_size: Annotated[int, Limits(1, 1e6)]
+    n_mels: Annotated[int, Limits(1, 1e4)]
+    fmin: Annotated[float, Limits(0, 1e6)]
+    fmax: Annotated[float, Limits(0, 1e6)]
+
+
+@dataclass(frozen=True)
+class _Vocabulary:
+    num_velocity_bins: Annotated[int, Limits(1, 127)]
+    steps_per_second: Annotated[int, Limits(1, 1e4)]
+    max_shift_seconds: Annotated[int, Limits(1, 1e3)]
+    encoding: Literal["ties", "noties", "onsets"]
+    granularity: Literal["full", "midi_class", "flat"]
+
+
+@dataclass(frozen=True)
+class _Feature:
+    dtype: Literal["float16", "int16", "float64"]
+    shape: list[Positive | None]
+
+
+@dataclass(frozen=True)
+class _Totals:
+    tracks: Count
+    records: Count
+    frames: Count
+    hours: Annotated[float, Limits(0, 1e7)]
+    notes: Count
+    tokens: Count
+    max_tokens: Count
+    targets_too_long: Count | None
+    quarantined: Count
+
+
+@dataclass(frozen=True)
+class _Shard:
+    name: Annotated[str, Limits(pattern=SHARD_NAME, length=200)]
+    split: Name
+    records: Positive
+    bytes: Count
+    sha256: Sha256
+
+
+@dataclass(frozen=True)
+class _File:
+    name: Annotated[str, Limits(pattern=FILE_NAME, length=200)]
+    bytes: Count
+    sha256: Sha256
+
+
+@dataclass(frozen=True)
+class _Tracks:
+    count: Count
+    planned: Sha256
+    built: Sha256
+
+
+@dataclass(frozen=True)
+class _BuildManifest:
+    """The fields of a build manifest that readers use, see docs/shards.md."""
+
+    bytes_version: Positive
+    dataset: Name
+    title: Text
+    licence: Text
+    licence_url: Text
+    redistribution: Text
+    citation: Text
+    version: Text
+    fingerprint: Sha256
+    split_scheme: Text
+    window: Annotated[int, Limits(1, 1e6)]
+    right_context: Literal["zeros", "audio"]
+    variants: Positive
+    seed: Annotated[int, Limits(0, 2.0**64)]
+    align: Literal["measure", "off", "shift", "dtw"]
+    profile: Text
+    subsets: dict[Text, int | Text] | None
+    spectrogram: _Spectrogram
+    vocabulary: _Vocabulary
+    features: dict[Literal["mel", "audio", "notes", "tokens"], _Feature]
+    tracks: _Tracks
+    splits: dict[Name, _Totals]
+    shards: list[_Shard]
+    files: list[_File]
+    quarantined: Count
+    environment: dict[Text, Text]
+
+
+@dataclass(frozen=True)
+class _AnyVersion:
+    schema: int
 
 
 def tar_members(arrays: Iterable[str]) -> tuple[str, ...]:
-    """How the members of a record end, in their order in a tar: "json", "mel.npy", ...
+    """Returns the suffixes of the members of a record in their order in a tar: "json", "mel.npy", ...
 
     Args:
         arrays: names of the arrays, as `features` of the build manifest has them.
@@ -54,7 +160,7 @@ def tar_members(arrays: Iterable[str]) -> tuple[str, ...]:
 
 
 def npy_parts(array: np.ndarray) -> tuple[bytes, memoryview]:
-    """Header and data of an array as a .npy file of version 1.0, the data without a copy.
+    """Returns header and data of an array as a .npy file of version 1.0; the data are not copied.
 
     Raises:
         ValueError: the array holds Python objects.
@@ -74,10 +180,10 @@ def _npy_header(dtype: np.dtype, shape: tuple[int, ...]) -> bytes:
 
 
 def read_npy(data: bytes) -> np.ndarray:
-    """The array in the data of a version 1.0 .npy file, read-only; never unpickles.
+    """Returns the array in the data of a version 1.0 .npy file, read-only; never unpickles.
 
     Raises:
-        ValueError: other bytes than that, Python objects, or fewer bytes than the shape wants.
+        ValueError: other data, Python objects, or fewer bytes than the shape needs.
     """
     if data[:8] != NPY_MAGIC:
         raise ValueError(f"begins with {data[:8]!r}; expected a .npy file of version 1.0")
@@ -95,7 +201,7 @@ def _parse_npy_header(header: bytes) -> tuple[np.dtype, tuple[int, ...]]:
 
 
 def write_listed(path: Path, data: bytes) -> dict[str, Any]:
-    """As `write_atomically`; returns name, bytes and sha256, as the manifest lists files."""
+    """Writes a file atomically; returns name, bytes and sha256 as a build manifest lists them."""
     write_atomically(path, data)
     return {"name": path.name, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
@@ -104,7 +210,7 @@ def write_listed(path: Path, data: bytes) -> dict[str, Any]:
 
 
 def index_schema(arrays: Iterable[str]) -> Any:
-    """The columns of index/SPLIT.parquet, one row per record in the order of the shards.
+    """Returns the columns of index/SPLIT.parquet, one row per record in the order of the shards.
 
     Args:
         arrays: names of a record's arrays, as `features` of the build manifest has them.
@@ -128,7 +234,7 @@ def index_schema(arrays: Iterable[str]) -> Any:
 
 
 def tracks_schema() -> Any:
-    """The columns of tracks.parquet, one row per track, quarantined ones included."""
+    """Returns the columns of tracks.parquet, one row per track, quarantined ones included."""
     import pyarrow as pa
 
     return pa.schema([
@@ -139,12 +245,14 @@ def tracks_schema() -> Any:
         ("lag", pa.float64()), ("drift", pa.float64()), ("align_confidence", pa.float64()),
         ("aligned", pa.string()), ("variants", pa.list_(pa.string())),
         ("audio_sha256", pa.string()), ("labels_sha256", pa.string()),
+        ("facts_sha256", pa.string()), ("source_bytes", pa.list_(pa.int64())),
+        ("header_frames", pa.int64()),
         ("problems", pa.list_(pa.string())),
     ])  # fmt: skip
 
 
 def references_schema() -> Any:
-    """The columns of references-SPLIT.parquet: the untrimmed notes of every track."""
+    """Returns the columns of references-SPLIT.parquet: the untrimmed notes of every track."""
     import pyarrow as pa
 
     return pa.schema([
@@ -155,7 +263,7 @@ def references_schema() -> Any:
 
 
 def write_table(path: Path, rows: Iterable[dict[str, Any]], schema: Any) -> dict[str, Any]:
-    """Writes a parquet file of rows by a schema, durably; returns its name, bytes and sha256."""
+    """Writes rows to a parquet file atomically; returns its name, bytes and sha256."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -167,10 +275,10 @@ def write_table(path: Path, rows: Iterable[dict[str, Any]], schema: Any) -> dict
 
 
 def read_build_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of the finished build in a folder.
+    """Reads the build manifest of the finished build in a folder.
 
     Raises:
-        UserError: no manifest (not a build, or an unfinished one), or one that cannot be read.
+        UserError: there is no build manifest (no build, or an unfinished one), or it is invalid.
     """
     path = folder / BUILD_MANIFEST
     if not path.is_file():
@@ -184,65 +292,89 @@ def read_build_manifest(folder: Path) -> dict[str, Any]:
             f"{folder}: no {BUILD_MANIFEST}, so this is no finished build{hint}. An interrupted build is "
             "continued by the same `mt3data build` command"
         )
-    return parse_build_manifest(path.read_bytes(), str(path))
+    with path.open("rb") as file:
+        return parse_build_manifest(file.read(MAX_BYTES + 1), str(path))
 
 
 def parse_build_manifest(data: bytes, where: str) -> dict[str, Any]:
-    """The manifest of a build from the data of its manifest.json.
+    """Parses the data of a manifest.json and checks every field that a reader uses.
 
     Args:
-        where: the file's path or address, for messages.
+        data: at most MAX_BYTES + 1 bytes of the file.
+        where: path or address of the file, for messages.
     Raises:
-        UserError: something else, another schema, or a file name that leaves the build's folder or
-            looks like a command or an address.
+        UserError: something else, another schema, or a value outside its range, such as a file name
+            that leaves the folder of the build. The message names the field.
     """
-    try:
-        manifest = json.loads(data)
-        version = manifest["schema"]
-        described = [
-            itemgetter("name", "bytes", "sha256")(entry)
-            for entry in [*manifest["shards"], *manifest["files"]]
-        ]
-        of_shards = [itemgetter("split", "records")(shard) for shard in manifest["shards"]]
-        lost = {split for split, _ in of_shards} - set(manifest["splits"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{where}: not a manifest of a build ({error!r}); get it again") from error
+    what = "manifest of a build"
+    version = parse_document(data, _AnyVersion, where, what)["schema"]
     if version != SCHEMA_VERSION:
-        raise UserError(f"{where}: schema {version}; this version of mt3kit reads {SCHEMA_VERSION}")
-    if lost:
         raise UserError(
-            f"{where}: has shards of {', '.join(sorted(lost))}, which is no split of it"
+            f"{where}: schema {version}; this version of mt3kit reads {SCHEMA_VERSION}. Build it again"
         )
-    for name, *_ in described:
-        if not FILE_NAME.fullmatch(str(name)):
-            raise UserError(
-                f"{where}: names {name!r}; expected files of the build, such as "
-                "train-00000-of-00001.tar, and will open nothing else. Get the build again"
-            )
+    manifest = parse_document(data, _BuildManifest, where, what)
+    if fault := _inconsistency(manifest):
+        raise UserError(f"{where}: not a {what} ({fault}); get it again")
     return manifest
 
 
-def has_its_fingerprint(manifest: dict[str, Any]) -> bool:
-    """Whether the settings and tracks of a manifest are those that its fingerprint was taken of."""
-    identity = {name: value for name, value in manifest.items() if name not in OUTCOME}
-    return hashlib.sha256(canonical_json(identity)).hexdigest() == manifest.get("fingerprint")
+def _inconsistency(manifest: dict[str, Any]) -> str:
+    """Returns what is wrong with fields that are valid one by one; "" if nothing is."""
+    from mt3data.shards.windows import SOUND, WindowConfig
+
+    spectrogram = manifest["spectrogram"]
+    if spectrogram["hop"] > spectrogram["fft_size"]:
+        return f"spectrogram.hop is {spectrogram['hop']}; expected at most fft_size"
+    if not spectrogram["fmin"] < spectrogram["fmax"] <= spectrogram["sample_rate"] / 2:
+        return "spectrogram.fmax is not between fmin and half the sample_rate"
+    try:
+        windows = WindowConfig(
+            manifest["window"],
+            features=tuple(name for name in SOUND if name in manifest["features"]),
+            spectrogram=SpectrogramConfig(**spectrogram),
+            vocabulary=VocabularyConfig(**manifest["vocabulary"]),
+        )
+    except (ValueError, TypeError) as error:
+        return str(error)
+    if windows.schema != manifest["features"]:
+        return "features are not those of its window and spectrogram"
+    names = [entry["name"] for entry in manifest["shards"] + manifest["files"]]
+    if len(set(names)) < len(names):
+        return "it names a file twice"
+    for shard in manifest["shards"]:
+        if shard["split"] not in manifest["splits"]:
+            return f"it has shards of {shard['split']}, which is no split of it"
+        if shard["records"] * RECORD_BYTES > shard["bytes"]:
+            return f"{shard['name']} has {shard['records']} records in {shard['bytes']} bytes"
+    for split, totals in manifest["splits"].items():
+        records = sum(s["records"] for s in manifest["shards"] if s["split"] == split)
+        if records != totals["records"]:
+            return f"splits.{split}.records is {totals['records']}, its shards have {records}"
+    return ""
+
+
+def identity_of(manifest: dict[str, Any]) -> dict[str, Any]:
+    """Returns the part of a build manifest of which its fingerprint is taken."""
+    return {name: value for name, value in manifest.items() if name not in OUTCOME}
 
 
 def find_builds(pattern: str | Path) -> list[Path]:
-    """Finished builds that a path or a pattern such as `shards/*` names, in order.
+    """Returns the finished builds that a path or a pattern such as `shards/*` names, in order.
 
-    A folder without manifest stands for the builds directly inside it.
+    An existing path is that path, whatever characters it holds. A folder without build manifest
+    stands for the builds directly inside it.
 
     Raises:
-        UserError: there are none; says what was seen and which command makes one.
+        UserError: there are none. The message says what is there and which command makes a build.
     """
-    named = [Path(p) for p in sorted(glob.glob(str(pattern)))]  # noqa: PTH207 (may be absolute)
+    exists = Path(pattern).exists()
+    named = [Path(pattern)] if exists else [Path(p) for p in sorted(glob.glob(str(pattern)))]  # noqa: PTH207 (may be absolute)
     inside = [child for path in named if path.is_dir() for child in sorted(path.iterdir())]
     for candidates in (named, inside):
         builds = [path for path in candidates if (path / BUILD_MANIFEST).is_file()]
         if builds:
             return builds
-    if not glob.has_magic(str(pattern)):
+    if exists or not glob.has_magic(str(pattern)):
         read_build_manifest(Path(pattern))  # raises with the reason
     seen = (
         f"{len(named)} path(s) there, none with a {BUILD_MANIFEST}" if named else "nothing is there"

@@ -1,17 +1,18 @@
-"""The records of one split of one build, by number: any member of any record, and whole tracks.
+"""Reads the records of one split of one build by number, and whole tracks.
 
-The index says at which byte of which shard each member lies, so reading one costs one `pread`, and
-nothing here unpickles anything. Columns of the index are read when they are first asked for, and
-strings stay in arrow's buffers: a set of a million records opens in milliseconds.
+The index holds the byte position of every member of a record, so reading one takes one `pread`, and
+nothing here unpickles anything. Columns of the index are read when they are first used, and strings
+stay in arrow's buffers: a set of a million records opens in milliseconds.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,11 +22,18 @@ from mt3data.errors import UserError
 from mt3data.music.notes import Notes
 from mt3data.shards.format import index_schema, read_build_manifest, read_npy
 
-OPEN_SHARDS = 128  # per split; systems allow 1,024 open files by default
+# Open shards of this process, whatever the number of builds. Systems allow 1,024 files, macOS 256.
+MAX_OPEN_SHARDS = 128
+MAX_TRACK_FRAMES = 1 << 31  # 199 days
+# The range of the numbers of an index; other numbers come from damage, or from an attack.
+COLUMN_RANGES = {
+    "variant": (0, 1 << 31), "start_frame": (0, MAX_TRACK_FRAMES), "frames": (1, 1 << 20),
+    "track_frames": (1, MAX_TRACK_FRAMES), "n_notes": (0, 1 << 31), "n_tokens": (1, 1 << 31),
+}  # fmt: skip
 
 
 class LazyStrings(Sequence[str]):
-    """A column of strings in arrow's buffers, a fifth of the size of a list of them."""
+    """A column of strings in arrow's buffers, a fifth of the size of a list."""
 
     def __init__(self, column: Any) -> None:
         self._column = column
@@ -34,7 +42,7 @@ class LazyStrings(Sequence[str]):
         return len(self._column)
 
     def __getitem__(self, row: Any) -> Any:
-        """The string of a row; the strings of an array of rows, as a list."""
+        """Returns the string of a row; for an array of rows, a list of their strings."""
         if isinstance(row, np.ndarray):
             return [self._column[i].as_py() for i in row.tolist()]
         return self._column[int(row)].as_py()
@@ -47,16 +55,17 @@ class LazyStrings(Sequence[str]):
 
 
 class Index:
-    """Columns of an index by name, each read when it is first asked for.
+    """Columns of an index by name, each read when it is first used.
 
     Integers are numpy arrays, strings `LazyStrings`, and anything else is a list.
     """
 
     def __init__(self, path: Path) -> None:
         """Opens the parquet file of an index."""
-        self._path, self._columns = path, dict[str, Any]()
+        self.path, self._columns = path, dict[str, Any]()
         with open_parquet(path) as file:
-            self._n_rows, self.names = file.metadata.num_rows, file.schema_arrow.names
+            self._n_rows, self.schema = file.metadata.num_rows, file.schema_arrow
+        self.names = self.schema.names
 
     def __len__(self) -> int:
         return self._n_rows
@@ -74,127 +83,171 @@ class Index:
             if pa.types.is_string(column.type):
                 self._columns[name] = LazyStrings(column.combine_chunks())
             elif pa.types.is_integer(column.type):
-                self._columns[name] = _numbers(column.combine_chunks())
+                numbers = _numbers(column.combine_chunks())
+                low, high = COLUMN_RANGES.get(name, (0, 2**63))
+                if len(numbers) and not (low <= numbers.min() and numbers.max() <= high):
+                    raise UserError(
+                        f"{self.path}: {name} is {numbers.min()} to {numbers.max()}; expected {low} to "
+                        f"{high}. Get the build again"
+                    )
+                self._columns[name] = numbers
             else:
                 self._columns[name] = column.to_pylist()
         return self._columns[name]
 
     def dictionary_codes(self, name: str) -> tuple[np.ndarray, list[str]]:
-        """The column of a name, of few different strings: their numbers and the strings; not kept."""
+        """Returns a column of few different strings as numbers, and the strings."""
         array = self._read(name).unify_dictionaries().combine_chunks()
         return _numbers(array.indices), array.dictionary.to_pylist()
+
+    def rows_by_shard(self) -> dict[str, list[dict[str, Any]]]:
+        """Returns all rows as dictionaries, by the shard of their records."""
+        rows: dict[str, list[dict[str, Any]]] = {}
+        with open_parquet(self.path) as file:
+            for row in file.read(use_threads=False).to_pylist():
+                rows.setdefault(row["shard"], []).append(row)
+        return rows
 
     def _read(self, name: str) -> Any:
         import pyarrow as pa
 
-        with open_parquet(self._path) as file:
+        with open_parquet(self.path) as file:
             column = file.read(columns=[name], use_threads=False)[name]
-        pa.default_memory_pool().release_unused()  # what unpacking took: as much as the column
+            nulls = column.null_count
+            column.validate(full=True)
+        if nulls:
+            raise UserError(f"{self.path}: {name} is null in {nulls} rows; get the build again")
+        pa.default_memory_pool().release_unused()  # unpacking took as much as the column
         return column
 
 
 @contextmanager
 def open_parquet(path: Path) -> Iterator[Any]:
-    """A parquet file of a build for reading; a UserError where it is missing or damaged."""
+    """Opens a parquet file of a build.
+
+    Raises:
+        UserError: it is missing or damaged.
+    """
     import pyarrow as pa
     import pyarrow.parquet as pq  # its read_table would import pyarrow.dataset, for 0.3 s
 
     try:
         with pq.ParquetFile(path) as file:
             yield file
-    except (OSError, pa.ArrowException) as error:
+    except UserError:
+        raise
+    except (OSError, pa.ArrowException, ValueError, KeyError, MemoryError) as error:
         raise UserError(
-            f"{path}: missing or damaged ({error}); `mt3data check` tells what else is wrong with "
-            "the build"
+            f"{path}: missing or damaged ({' '.join(str(error).split())}); `mt3data check` finds what "
+            "else is wrong with the build"
         ) from error
 
 
 def _numbers(array: Any) -> np.ndarray:
-    """An arrow array of integers as numpy's; its to_numpy would import pandas where that is."""
+    """Returns an arrow array of integers as numpy's; its to_numpy would import pandas if present."""
     return np.from_dlpack(array)
 
 
+class ShardKey(NamedTuple):
+    """The file of a shard; another file under the same path has another inode or time."""
+
+    path: str
+    inode: int
+    mtime_ns: int
+
+
 class ShardFile:
-    """A shard, given by its path, that is open for reading until nothing refers to it any more."""
+    """A shard that is open for reading until nothing refers to it any more."""
 
-    def __init__(self, path: Path) -> None:
-        self.descriptor = os.open(path, os.O_RDONLY)
+    def __init__(self, path: str | Path) -> None:
+        try:
+            self.descriptor = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be opened ({error.strerror}); run `mt3data check {Path(path).parent}`"
+            ) from error
 
-    def __del__(self) -> None:
-        if hasattr(self, "descriptor"):
-            os.close(self.descriptor)
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        if hasattr(self, "descriptor"):  # `os` may be gone when the interpreter ends
+            close(self.descriptor)
+
+
+@lru_cache(MAX_OPEN_SHARDS)
+def open_shard(shard: ShardKey) -> ShardFile:
+    """Opens a shard, or returns it if it is among the shards that were used last."""
+    return ShardFile(shard.path)
 
 
 class PendingRead(NamedTuple):
-    """Bytes of a shard from an offset on, and the buffer that they fill."""
+    """A read of bytes of a shard from an offset on, and the buffer that they fill."""
 
-    file: ShardFile
+    shard: ShardKey
     offset: int
     into: memoryview
-    what: tuple[ShardSet, int]  # whose record, for the message
+    record: tuple[ShardSet, int]  # for the message
 
     def run(self) -> None:
         """Reads.
 
         Raises:
-            UserError: the shard ends too early.
+            UserError: the shard cannot be opened, or ends too early.
         """
-        if os.preadv(self.file.descriptor, [self.into], self.offset) != len(self.into):
-            shard_set, row = self.what
-            shard = shard_set.index["shard"][row]
+        file = open_shard(self.shard)
+        if os.preadv(file.descriptor, [self.into], self.offset) != len(self.into):
+            shard_set, row = self.record
             raise UserError(
-                f"{shard_set.folder / shard}: ends inside record "
-                f"{shard_set.index['key'][row]}; run `mt3data check {shard_set.folder}`"
+                f"{self.shard.path}: ends inside record {shard_set.index['key'][row]}; run "
+                f"`mt3data check {shard_set.folder}`"
             )
 
 
 class ShardSet:
-    """One split of one build: its index, and its shards open for reading.
+    """One split of one build: its index, and its shards.
 
     Attributes:
         folder: of the build.
         split: its name.
-        manifest: the content of manifest.json.
+        manifest: the build manifest.
         index: columns of the split's index by name.
 
     Raises:
-        UserError: no finished build, no such split, or a shard that is missing or has another size.
+        UserError: no finished build, no such split, an index that differs from the build manifest, or
+            a shard that is missing or has another size.
     """
 
     def __init__(self, folder: Path, split: str) -> None:
         self.folder, self.split, self.manifest = folder, split, read_build_manifest(folder)
         if split not in self.manifest["splits"]:
-            known = ", ".join(self.manifest["splits"])
+            known = ", ".join(self.manifest["splits"]) or "none"
             raise UserError(f"{folder} has no split {split!r}; it has {known}")
-        for shard in self.manifest["shards"]:
-            path = folder / shard["name"]
-            size = path.stat().st_size if path.is_file() else None
-            if shard["split"] == split and size != shard["bytes"]:
-                seen = "is missing" if size is None else f"has {size:,} bytes"
-                raise UserError(
-                    f"{path} {seen}; the manifest says {shard['bytes']:,}. Run `mt3data check {folder}`"
-                )
+        stated = {s["name"]: s for s in self.manifest["shards"] if s["split"] == split}
+        keys = {name: self._key(folder / name, shard["bytes"]) for name, shard in stated.items()}
         self.index = Index(folder / "index" / f"{split}.parquet")
-        wanted = index_schema(self.manifest["features"]).names
-        if lost := [name for name in wanted if name not in self.index]:
-            raise UserError(
-                f"{folder / 'index' / split}.parquet has no column {lost[0]}, so it is of another "
-                f"build; run `mt3data check {folder}`"
-            )
-        self._shard_of, self._shards = self.index.dictionary_codes("shard")
-        shards = {shard["name"] for shard in self.manifest["shards"] if shard["split"] == split}
-        if foreign := sorted(set(self._shards) - shards):
-            raise UserError(
-                f"{folder / 'index' / split}.parquet names {foreign[0]}, which is no shard of this "
-                f"build; run `mt3data check {folder}`"
-            )
-        self._files: dict[int, ShardFile] = {}
+        for field in index_schema(self.manifest["features"]):
+            if (
+                field.name not in self.index
+                or self.index.schema.field(field.name).type != field.type
+            ):
+                self._disagree(f"has no column {field.name} of {field.type}")
+        if len(self.index) != self.manifest["splits"][split]["records"]:
+            records = self.manifest["splits"][split]["records"]
+            self._disagree(f"has {len(self.index)} rows, the build manifest says {records}")
+        self._shard_of, shards = self.index.dictionary_codes("shard")
+        if foreign := sorted(set(shards) - set(stated)):
+            self._disagree(f"names {foreign[0]}, which is no shard of this build")
+        self._shards = [keys[name] for name in shards]
+        self._shard_bytes = np.array([stated[name]["bytes"] for name in shards], np.int64)
+        self._checked = set[str]()
+        if not (self.index["frames"] == self.manifest["window"]).all():
+            self._disagree(f"has windows of other than {self.manifest['window']} frames")
+        if not (self.index["start_frame"] < self.index["track_frames"]).all():
+            self._disagree("has windows that begin after the end of their track")
 
     def __len__(self) -> int:
         return len(self.index)
 
     def member(self, row: int, name: str) -> bytes:
-        """The bytes of one member of the record in a row of the index.
+        """Returns the bytes of one member of the record in a row of the index.
 
         Its name is "mel", "audio", "tokens", "notes" or "json".
         """
@@ -203,20 +256,21 @@ class ShardSet:
         return bytes(data)
 
     def member_reads(self, rows: np.ndarray, name: str) -> list[tuple[bytearray, PendingRead]]:
-        """For the record in each row: room for its member of a name, and the read that fills it."""
-        planned = []
-        where = (self._shard_of[rows].tolist(), self.index[f"{name}_offset"][rows].tolist(),
-                 self.index[f"{name}_size"][rows].tolist(), rows.tolist())  # fmt: skip
-        for shard, offset, size, row in zip(*where, strict=True):
+        """Returns, for the record in each row, a buffer for a member and the read that fills it."""
+        offsets, sizes = self._places(name)
+        places = (self._shard_of[rows].tolist(), offsets[rows].tolist(), sizes[rows].tolist(),
+                  rows.tolist())  # fmt: skip
+        reads = []
+        for shard, offset, size, row in zip(*places, strict=True):
             data = bytearray(size)
-            read = PendingRead(self._open(shard), offset, memoryview(data), (self, row))
-            planned.append((data, read))
-        return planned
+            read = PendingRead(self._shards[shard], offset, memoryview(data), (self, row))
+            reads.append((data, read))
+        return reads
 
     def crops(
         self, rows: np.ndarray, name: str, first: np.ndarray, into: Sequence[memoryview]
     ) -> list[PendingRead]:
-        """The reads that bring a stretch of an array of fixed shape from each record.
+        """Returns the reads of a part of an array of fixed shape from each record.
 
         Args:
             rows: of the index, one for each record.
@@ -226,21 +280,41 @@ class ShardSet:
         """
         stored = self.manifest["features"][name]
         n_bytes = math.prod(stored["shape"]) * np.dtype(stored["dtype"]).itemsize
-        end = self.index[f"{name}_offset"][rows] + self.index[f"{name}_size"][rows]
-        shards = self._shard_of[rows].tolist()
-        where = (shards, (end - n_bytes + first).tolist(), into, rows.tolist())
+        offsets, sizes = self._places(name)
+        begin = offsets[rows] + sizes[rows] - n_bytes + first
+        places = (self._shard_of[rows].tolist(), begin.tolist(), into, rows.tolist())
         return [
-            PendingRead(self._open(shard), offset, view, (self, row))
-            for shard, offset, view, row in zip(*where, strict=True)
+            PendingRead(self._shards[shard], offset, view, (self, row))
+            for shard, offset, view, row in zip(*places, strict=True)
         ]
 
-    def _open(self, shard: int) -> ShardFile:
-        file = self._files.get(shard)
-        if file is None:
-            if len(self._files) >= OPEN_SHARDS:  # it is closed when its last read is done
-                self._files.pop(next(iter(self._files)), None)
-            file = self._files[shard] = ShardFile(self.folder / self._shards[shard])
-        return file
+    def _places(self, name: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns offset and size of a member of all records."""
+        offsets, sizes = self.index[f"{name}_offset"], self.index[f"{name}_size"]
+        if name not in self._checked:
+            ends = self._shard_bytes[self._shard_of]
+            if not ((sizes <= ends) & (offsets <= ends - sizes)).all():
+                self._disagree(f"has {name}_offset or {name}_size beyond the end of a shard")
+            self._checked.add(name)
+        return offsets, sizes
+
+    def _disagree(self, fault: str) -> None:
+        raise UserError(
+            f"{self.index.path} {fault}, so it is of another build or damaged; run `mt3data check "
+            f"{self.folder}`"
+        )
+
+    def _key(self, path: Path, n_bytes: int) -> ShardKey:
+        try:
+            stat = path.stat()
+        except OSError:
+            stat = None
+        if stat is None or stat.st_size != n_bytes:
+            seen = "is missing" if stat is None else f"has {stat.st_size:,} bytes"
+            raise UserError(
+                f"{path} {seen}; the manifest says {n_bytes:,}. Run `mt3data check {self.folder}`"
+            )
+        return ShardKey(str(path.absolute()), stat.st_ino, stat.st_mtime_ns)
 
 
 @dataclass(frozen=True)
@@ -268,7 +342,7 @@ class TrackRecords:
 
 
 def read_tracks(folder: str | Path, split: str) -> Iterator[TrackRecords]:
-    """The tracks of a split of a build, one after the other, from shards alone (variant 0 only).
+    """Yields the tracks of a split of a build from its shards (variant 0 only).
 
     Raises:
         UserError: see ShardSet.
@@ -299,7 +373,7 @@ def read_tracks(folder: str | Path, split: str) -> Iterator[TrackRecords]:
 
 
 def references(folder: Path, split: str) -> dict[str, Notes]:
-    """The untrimmed notes of each track of a build's evaluation split; none for other splits."""
+    """Returns the untrimmed notes of each track of an evaluation split; empty for other splits."""
     path = folder / f"references-{split}.parquet"
     if not path.is_file():
         return {}
@@ -314,6 +388,6 @@ def references(folder: Path, split: str) -> dict[str, Notes]:
 
 
 def track_rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a build's tracks.parquet."""
+    """Returns the rows of a build's tracks.parquet."""
     with open_parquet(folder / "tracks.parquet") as file:
         return list(file.read().to_pylist())

@@ -1,13 +1,13 @@
-"""Reading shards for training: any crop of any record, by byte position.
+"""Reads random crops of records for training, by byte position.
 
-What a global batch of `IndexedShards` holds depends on (seed, step) alone: draw number
-step * global_batch + i takes the next record of a seeded permutation of its source, so every record
-is seen exactly once per epoch of its source, the order is the same for any number of processes, and a
-run continues at any step without replaying what came before. Sources (builds) are mixed in exact
-shares: a pattern of MIXTURE_CYCLE draws holds each source as often as its weight says.
+A global batch of `IndexedShards` depends on (seed, step) alone. Draw number step * global_batch + i
+takes the next record of a seeded permutation of its source. So every record comes exactly once per
+epoch of its source, the order is the same for any number of processes, and a run resumes at any step
+without replaying earlier steps. Sources (builds) are mixed in exact shares: a cycle of MIXTURE_CYCLE
+draws holds each source in proportion to its weight.
 
-A crop of a [frames, n_mels] array in C order is one contiguous range of bytes, and so is one of audio:
-a crop costs one `pread` straight into the batch. The tokens of all crops are made in one go.
+A crop of a [frames, n_mels] array in C order is one contiguous range of bytes, and so is a crop of
+audio: it takes one `pread` into the batch. The tokens of all crops are computed together.
 """
 
 from __future__ import annotations
@@ -30,15 +30,17 @@ from mt3data.shards.format import find_builds, read_npy
 from mt3data.shards.index import PendingRead, ShardSet
 
 MIXTURE_CYCLE = 10_000  # draws over which mixture shares are exact
+MAX_THREADS = 64
+LABEL_DTYPES = {"tokens": (np.int16, 1), "notes": (np.float64, 2)}  # type and number of axes
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Some examples of a global batch.
+    """Some examples of a global batch, in arrays.
 
     Attributes:
-        mel: float16 [examples, frames, n_mels]; 0.0 behind the end of a track. None where audio is
-            read instead.
+        mel: float16 [examples, frames, n_mels]; 0.0 after the end of a track. None where audio is
+            read.
         audio: int16 [examples, samples], full scale 32767, or None. A crop of right_context "zeros" holds
             frames * hop samples, one of right_context "audio" fft_size - hop more, for its last frames.
         tokens: int16 [examples, longest]; each row ends with EOS and is padded with 0 behind it.
@@ -68,18 +70,18 @@ class IndexedShards:
             of its number of records n.
         temperature: 10/3 in MT3 (paper section 3.3).
         feature: what to read, "mel" or "audio"; None: mel where all builds hold it.
-        threads: that read at the same time. Several hide the time that a disk takes to answer (a
-            factor of 3 where shards are not in memory) and cost nothing where they are.
+        threads: number of threads that read at the same time, at most MAX_THREADS. Several hide the
+            latency of a disk: a factor of 3 where shards are not in memory.
 
     Attributes:
         builds: folder of each source.
-        spectrogram, vocabulary, right_context: what all of them agree on.
-        feature: what is read.
-        window_frames: length of their records.
-        n_records: records in all.
+        spectrogram, vocabulary, right_context: common settings of the builds.
+        feature: the feature that is read.
+        window_frames: length of the records.
+        n_records: number of records of all builds.
 
     Raises:
-        UserError: no build, builds that disagree, or a split without records.
+        UserError: no build, builds with different settings, or a split without records.
     """
 
     def __init__(
@@ -87,7 +89,13 @@ class IndexedShards:
         weights: Sequence[float] | None = None, temperature: float = 10 / 3,
         feature: str | None = None, threads: int = 4,
     ) -> None:  # fmt: skip
-        self.builds = [build for path in dirs for build in find_builds(path)]
+        if not 1 <= threads <= MAX_THREADS:
+            raise UserError(f"threads={threads}; expected 1 to {MAX_THREADS}")
+        self.builds = [build.absolute() for path in dirs for build in find_builds(path)]
+        self._arguments = {
+            "dirs": self.builds, "split": split, "seed": seed, "weights": weights,
+            "temperature": temperature, "feature": feature, "threads": threads,
+        }  # fmt: skip
         self.sources = [ShardSet(build, split) for build in self.builds]
         self.seed = seed
         self._sizes = np.array([len(source) for source in self.sources])
@@ -116,8 +124,12 @@ class IndexedShards:
         self._order: Callable[[int, int], np.ndarray] = lru_cache(2 * len(share))(self._permutation)
         self._threads, self._pool_of = threads, 0
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickles the arguments: another process opens the same builds itself."""
+        return _open_again, (self._arguments,)
+
     def draw_plan(self, step: int, global_batch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Source and record of each example of a global batch; a pure function of (seed, step)."""
+        """Returns source and record of each example of a global batch; depends on (seed, step) alone."""
         draws = np.arange(step * global_batch, (step + 1) * global_batch)
         rounds, places = np.divmod(draws, MIXTURE_CYCLE)
         sources = self._pattern[places]
@@ -129,22 +141,22 @@ class IndexedShards:
         return sources, rows
 
     def n_tokens(self, step: int, global_batch: int) -> np.ndarray:
-        """Tokens of the records, whole, that the examples of a global batch are cut from."""
+        """Returns the number of tokens of the whole record of each example of a global batch."""
         return self._column("n_tokens", *self.draw_plan(step, global_batch))
 
     def batch(
         self, step: int, global_batch: int, rank: int = 0, world_size: int = 1, frames: int = 256,
         out: np.ndarray | None = None,
     ) -> Batch:  # fmt: skip
-        """This rank's examples of a global batch.
+        """Returns the examples of one rank of a global batch.
 
-        The examples are ordered by the number of tokens of their records, longest first, and dealt
-        out like cards, so that all ranks have about equally much to do.
+        The examples are sorted by the number of tokens of their records, longest first. Rank r takes
+        numbers r, r + world_size, and so on, so that all ranks have about equal work.
 
         Args:
             step: number of the update, from 0.
             global_batch: examples over all ranks.
-            rank, world_size: which part.
+            rank, world_size: the number of this process and of all processes.
             frames: length of the crops. Records longer than that are cut at a random frame and
                 tokenised anew; records of exactly that length come as they are.
             out: see `read`.
@@ -158,12 +170,12 @@ class IndexedShards:
         self, step: int, global_batch: int, examples: Sequence[int], frames: int = 256,
         out: np.ndarray | None = None,
     ) -> Batch:  # fmt: skip
-        """Some examples of a global batch by their number, 0 to global_batch - 1; see `batch`.
+        """Returns some examples of a global batch by their number, 0 to global_batch - 1; see `batch`.
 
         Args:
             examples: their numbers.
-            out: the mel or audio goes into its first rows and the batch refers to them; a new array
-                costs a tenth more. Shape (at least examples, ...) as in Batch.
+            out: an array for the mel or audio, to whose first rows the batch refers; a new array
+                takes a tenth more time. Shape (at least examples, ...) as in Batch.
         """
         self._agreed.check_crops(frames)
         chosen = np.asarray(examples, np.int64)
@@ -210,7 +222,11 @@ class IndexedShards:
                 labels[place] = data
                 reads.append(read)
         self._run(reads)
-        return [read_npy(bytes(data)) for data in labels]
+        try:
+            return [_read_label(bytes(data), label) for data in labels]
+        except ValueError as error:
+            keys = ", ".join(self._column("key", sources, rows)[:3])
+            raise UserError(f"{label} of {keys} or another record of the batch: {error}") from error
 
     def _run(self, reads: list[PendingRead]) -> None:
         if self._threads == 1:
@@ -223,7 +239,7 @@ class IndexedShards:
         list(self._pool.map(_run_in_order, parts))
 
     def _output_array(self, n: int, frames: int, out: np.ndarray | None) -> np.ndarray:
-        """An array for the mel or the audio of n crops: rows of `out`, or a new one."""
+        """Returns an array for the mel or the audio of n crops: rows of `out`, or a new one."""
         one, dtype = self._agreed.crop(frames)
         shape = (n, *one)
         if out is None:
@@ -235,7 +251,7 @@ class IndexedShards:
         return out[:n]
 
     def _column(self, name: str, sources: np.ndarray, rows: np.ndarray) -> Any:
-        """A column of the index for some records: an array, or a list for keys."""
+        """Returns a column of the index for some records: an array, or a list for keys."""
         parts = [
             (np.flatnonzero(sources == source), self.sources[source].index[name])
             for source in np.unique(sources)
@@ -252,13 +268,26 @@ class IndexedShards:
         return order.astype(np.int32)  # indices; a source of 2^31 records is beyond any disk
 
 
+def _open_again(arguments: dict[str, Any]) -> IndexedShards:
+    return IndexedShards(**arguments)
+
+
+def _read_label(data: bytes, name: str) -> np.ndarray:
+    """Returns the tokens or notes of a record; raises ValueError for another type or shape."""
+    array = read_npy(data)
+    dtype, n_axes = LABEL_DTYPES[name]
+    if array.dtype != dtype or array.ndim != n_axes or (n_axes == 2 and array.shape[1] != 7):
+        raise ValueError(f"it holds {array.dtype} {list(array.shape)}")
+    return array
+
+
 def _run_in_order(reads: Sequence[PendingRead]) -> None:
     for read in reads:
         read.run()
 
 
 def pad_tokens(tokens: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """Lists of tokens as int16 [n, longest], padded with 0, and their lengths, int32 [n]."""
+    """Returns lists of tokens as int16 [n, longest], padded with 0, and their lengths, int32 [n]."""
     lengths = np.array([len(ids) for ids in tokens], np.int32)
     padded = np.full((len(tokens), lengths.max(initial=0)), PAD_ID, np.int16)
     for row, ids in zip(padded, tokens, strict=True):
@@ -267,7 +296,7 @@ def pad_tokens(tokens: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _mixture_pattern(share: np.ndarray, seed: int) -> np.ndarray:
-    """MIXTURE_CYCLE source numbers in seeded order, each as often as its share says."""
+    """Returns MIXTURE_CYCLE source numbers in seeded order, in proportion to the shares."""
     counts = np.floor(share * MIXTURE_CYCLE).astype(int)
     counts[np.argsort(counts - share * MIXTURE_CYCLE)[: MIXTURE_CYCLE - counts.sum()]] += 1
     pattern = np.repeat(np.arange(len(share)), counts)

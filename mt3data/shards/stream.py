@@ -1,17 +1,19 @@
-"""Reading shards from front to back, from folders or over HTTP, as a webdataset pipeline.
+"""Reads shards in order, from folders or over HTTP, and fetches whole builds from a web server.
 
-`IndexedShards` is what training uses where shards lie on a disk. `stream` serves object stores and web
-servers, where one long read is cheap and many short ones are not. What webdataset leaves open is
-settled here: the order of shards is a permutation by (seed, epoch), taken before they are divided among
-processes and workers; members are decoded by a table that holds .npy and .json and nothing else, and a
-shard with any other member is refused; a shard that ends early, or has another number of records than
-the manifest says, is an error. (webdataset delivers the records before the damage and says nothing.)
+`IndexedShards` is for shards on a disk. `stream` is a webdataset pipeline for object stores and web
+servers, where one long read is fast and many short reads are slow. `cached` copies a remote build to
+this machine once, for `IndexedShards` to read.
 
-A dropped connection is taken up again where it broke; see transport.py.
+This differs from bare webdataset: the order of shards is a permutation by (seed, epoch), made before
+the shards are divided among processes and workers. Only .npy and .json are decoded, and a shard with
+any other member is an error. A shard that ends early, or has another number of records than the build
+manifest states, is an error; webdataset delivers the records before the damage without a message. A
+dropped connection is resumed where it broke (download/http.py).
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
 import re
@@ -25,8 +27,11 @@ from urllib.request import url2pathname
 
 import numpy as np
 
+from mt3data.datasets.manifest import Source
+from mt3data.download.fetch import fetch
 from mt3data.download.http import RETRY_POLICY, RemoteFile, RetryPolicy
 from mt3data.errors import UserError
+from mt3data.files import file_has_size, file_lock, require_space, write_atomically
 from mt3data.shards.format import (
     BUILD_MANIFEST,
     find_builds,
@@ -35,6 +40,7 @@ from mt3data.shards.format import (
     read_npy,
     tar_members,
 )
+from mt3data.shards.schema import MAX_BYTES
 from mt3data.shards.tar import BUFFER_BYTES, DamagedTar, TarReader
 
 if TYPE_CHECKING:
@@ -46,11 +52,11 @@ Record = dict[str, Any]
 
 @dataclass(frozen=True)
 class Shard:
-    """One shard of a build: where it is, and what the manifest says of it.
+    """One shard of a build, as its build manifest describes it.
 
     Attributes:
         where: a path, or an http(s) address.
-        members: how the files of a record end, in their order.
+        members: suffixes of the members of a record, in their order.
     """
 
     where: str
@@ -63,48 +69,42 @@ def stream(
     builds: Sequence[str | Path], split: str = "train", *, seed: int = 0, epoch: int = 0,
     rank: int = 0, world_size: int = 1, retry_policy: RetryPolicy = RETRY_POLICY,
 ) -> webdataset.DataPipeline:  # fmt: skip
-    """All records of one epoch that fall to one process, shard after shard.
+    """Yields all records of one epoch for one process, shard after shard.
 
     Args:
         builds: builds or folders of builds, or addresses (http, https, file) of builds.
         split: which split of each.
-        seed, epoch: decide the order of the shards of all builds together. Within a shard records
-            come as they are stored; add webdataset.shuffle for more.
-        rank, world_size: which process of how many; it gets every world-th shard. Workers of a
-            DataLoader divide these further.
-        retry_policy: with a web server.
+        seed, epoch: decide the order of the shards of all builds together. Records of a shard keep
+            their order; add webdataset.shuffle for more.
+        rank, world_size: the number of this process and of all processes. A process reads every
+            world_size-th shard. Workers of a DataLoader divide these further.
+        retry_policy: of requests to a web server.
     Returns:
         A webdataset.DataPipeline, to which stages can be added. It yields {"key": str, "json": dict,
         "tokens": int16 [n], "notes": float64 [n, 7]} and "mel" float16 [frames, n_mels] or "audio"
-        int16 [samples], or both; see shards.py. Arrays are read-only. Iterating raises UserError
-        where a shard is not what the manifest says.
+        int16 [samples], or both; see format.py. Arrays are read-only. Iterating raises UserError
+        where a shard differs from the build manifest.
     Raises:
         UserError: an address of another kind, no build there, no such split, or no shard for this
             process.
     """
     import webdataset
 
-    shards = epoch_shards(builds, split, seed=seed, epoch=epoch, retry_policy=retry_policy)[
-        rank::world_size
-    ]
-    if not shards:
+    shards = epoch_shards(builds, split, seed=seed, epoch=epoch, retry_policy=retry_policy)
+    if not (mine := shards[rank::world_size]):
         raise UserError(f"split {split!r} has too few shards for {world_size} processes; use fewer")
     return webdataset.DataPipeline(
-        partial(iter, shards),
+        partial(iter, mine),
         webdataset.split_by_worker,
         partial(_records_of, retry_policy=retry_policy),
     )
 
 
 def epoch_shards(
-    builds: Sequence[str | Path],
-    split: str,
-    *,
-    seed: int,
-    epoch: int,
+    builds: Sequence[str | Path], split: str, *, seed: int, epoch: int,
     retry_policy: RetryPolicy = RETRY_POLICY,
-) -> list[Shard]:
-    """The shards of a split of all builds, in the order of an epoch; see `stream`.
+) -> list[Shard]:  # fmt: skip
+    """Returns the shards of a split of all builds, in the order of an epoch; see `stream`.
 
     Raises:
         UserError: a build cannot be opened, or has no such split.
@@ -126,10 +126,10 @@ def epoch_shards(
 
 
 def is_address(build: str | Path) -> bool:
-    """Whether a build is given by an http(s) address; paths and file: addresses are not.
+    """Checks whether a build is given by an http(s) address; paths and file: addresses are not.
 
     Raises:
-        UserError: anything else that looks like an address, or like a command ("pipe:").
+        UserError: another kind of address, or a command ("pipe:").
     """
     scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", str(build))
     if scheme and scheme[1].lower() not in ("http", "https", "file"):
@@ -141,33 +141,69 @@ def is_address(build: str | Path) -> bool:
 
 
 def local_path(build: str | Path) -> Path:
-    """The path of a build that is given by a path or a file: address."""
+    """Returns the path of a build that is given by a path or a file: address."""
     text = str(build)
     return Path(url2pathname(urlsplit(text).path) if text.startswith("file:") else text)
-
-
-def read_remote(url: str, retry_policy: RetryPolicy = RETRY_POLICY) -> bytes:
-    """The content of a small remote file at a url.
-
-    Raises:
-        UserError: it is not served.
-    """
-    with RemoteFile([url], retry_policy=retry_policy) as remote:
-        return remote.read()
 
 
 def open_builds(
     builds: Sequence[str | Path], retry_policy: RetryPolicy = RETRY_POLICY
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Path or address, and manifest, of every build."""
+    """Yields path or address, and build manifest, of every build."""
     for build in builds:
         if is_address(build):
             base = str(build).rstrip("/")
-            url = f"{base}/{BUILD_MANIFEST}"
-            yield base, parse_build_manifest(read_remote(url, retry_policy), url)
+            yield base, _fetch_build_manifest(base, retry_policy)[1]
         else:
             for folder in find_builds(local_path(build)):
                 yield str(folder), read_build_manifest(folder)
+
+
+def cached(
+    build: str | Path, cache: Path, retry_policy: RetryPolicy = RETRY_POLICY
+) -> Path:  # fmt: skip
+    """Returns the folder of a build on this machine, and fetches a remote build first.
+
+    A file has its name only after its size and sha256 were compared with the build manifest. The
+    build manifest is written last. An interrupted fetch is resumed, and processes that need the same
+    build wait for the one that fetches it.
+
+    Args:
+        build: an http(s) address of a build; a path or file: address is returned as it is.
+        cache: folder for builds. This one goes into DATASET-SUM, where SUM is of its build manifest,
+            so a build that changes on the server gets another folder.
+        retry_policy: of requests to the server.
+    Raises:
+        UserError: the server does not serve the build, or serves other bytes than the build manifest
+            states. The message names the file, which is kept as NAME.bad.
+    """
+    if not is_address(build):
+        return local_path(build)
+    base = str(build).rstrip("/")
+    data, manifest = _fetch_build_manifest(base, retry_policy)
+    folder = cache / f"{manifest['dataset']}-{hashlib.sha256(data).hexdigest()[:12]}"
+    (folder / "index").mkdir(parents=True, exist_ok=True)
+    with file_lock(cache / f".{folder.name}.lock"):
+        entries = [*manifest["files"], *manifest["shards"]]  # small files first
+        missing = [e for e in entries if not file_has_size(folder / e["name"], e["bytes"])]
+        require_space(cache, sum(e["bytes"] for e in missing), f"to fetch {base}", option="--cache")
+        for entry in missing:
+            source = Source(
+                entry["name"], f"{base}/{entry['name']}", bytes=entry["bytes"],
+                sha256=entry["sha256"], status="verified",
+            )  # fmt: skip
+            fetch(source, folder / entry["name"], retry_policy)
+        if not (folder / BUILD_MANIFEST).is_file():
+            write_atomically(folder / BUILD_MANIFEST, data)
+    return folder
+
+
+def _fetch_build_manifest(base: str, retry_policy: RetryPolicy) -> tuple[bytes, dict[str, Any]]:
+    """Returns the data and the content of the manifest.json at an address."""
+    url = f"{base}/{BUILD_MANIFEST}"
+    with RemoteFile([url], retry_policy=retry_policy) as remote:
+        data = io.BufferedReader(remote).read(MAX_BYTES + 1)  # the server may never end
+    return data, parse_build_manifest(data, url)
 
 
 def _records_of(shards: Iterable[Shard], retry_policy: RetryPolicy) -> Iterator[Record]:
@@ -176,11 +212,11 @@ def _records_of(shards: Iterable[Shard], retry_policy: RetryPolicy) -> Iterator[
 
 
 def read_shard(shard: Shard, retry_policy: RetryPolicy = RETRY_POLICY) -> Iterator[Record]:
-    """The records of a shard, in order; see `stream`.
+    """Yields the records of a shard, in order; see `stream`.
 
     Raises:
-        UserError: the shard is shorter or longer than the manifest says, holds another number of
-            records, or a member that a record does not have.
+        UserError: the shard is shorter or longer than the build manifest states, holds another number
+            of records, or a member that a record does not have.
     """
     with _open(shard, retry_policy) as file:
         tar = TarReader(file, most_bytes=shard.bytes)
@@ -200,9 +236,9 @@ def read_shard(shard: Shard, retry_policy: RetryPolicy = RETRY_POLICY) -> Iterat
 
 
 def _records(tar: TarReader, shard: Shard) -> Generator[Record, None, int]:
-    """The whole records of a tar; returns how many there were."""
+    """Yields the complete records of a tar; returns their number."""
     n_records, record = 0, Record()
-    for place, (name, _, _, data) in enumerate(tar.files()):
+    for place, (name, data) in enumerate(tar.files()):
         key, _, member = name.partition(".")
         wanted = shard.members[place % len(shard.members)]
         if member != wanted or record.setdefault("key", key) != key:
@@ -212,7 +248,7 @@ def _records(tar: TarReader, shard: Shard) -> Generator[Record, None, int]:
             )
         try:
             record[member.removesuffix(".npy")] = DECODE[member[-4:]](data)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise UserError(f"{shard.where}: {name} cannot be decoded ({error})") from error
         if member == shard.members[-1]:
             yield record

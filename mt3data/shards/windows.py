@@ -26,6 +26,7 @@ import numpy as np
 
 from mt3data.audio.load import to_int16
 from mt3data.audio.spectrogram import SpectrogramConfig, log_mel_float16, pad_to_frames
+from mt3data.datasets.track import Track
 from mt3data.music.fast_tokenizer import EventTable, encode_many
 from mt3data.music.notes import Notes
 from mt3data.music.tokenizer import FRAMES_PER_SECOND
@@ -121,6 +122,11 @@ class Window:
     def valid_frames(self) -> int:
         """Frames of the window that lie inside the track; the rest is padding."""
         return min(self.frames, self.track_frames - self.start_frame)
+
+
+def n_variants(track: Track, config: WindowConfig) -> int:
+    """Returns the number of variants of a track; only training tracks are cut more than once."""
+    return len(track.variants) or (config.variants if track.split == "train" else 1)
 
 
 def window_starts(track_frames: int, variant: int, track: str, config: WindowConfig) -> range:

@@ -125,11 +125,12 @@ class ShardWriter:
             "sha256": self._hash.hexdigest(), "records": len(self.rows),
         }  # fmt: skip
 
-    def abandon(self) -> None:
-        """Removes the unfinished file."""
+    def abandon(self) -> dict[str, Any]:
+        """Removes the unfinished file; returns the description of a shard without records."""
         self._file.close()
         with suppress(FileNotFoundError):
             self._part.unlink()
+        return {"name": self.path.name, "bytes": 0, "sha256": "", "records": 0}
 
     def _write(self, data: bytes | memoryview) -> None:
         self._file.write(data)

@@ -112,7 +112,7 @@ def _builds_at_one(part: str, cache: str) -> list[Path]:
             "or train with data.reader=webdataset, and evaluate on data.eval=DIR or not at all "
             "(eval_every=0)"
         )
-    from mt3data.shards.cache import cached  # brings requests, which other training does without
+    from mt3data.shards.stream import cached  # brings requests, which other training does without
 
     return [cached(part, Path(cache))]
 

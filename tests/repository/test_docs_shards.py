@@ -33,6 +33,7 @@ from mt3data.shards.format import (
     FILE_NAME,
     OUTCOME,
     SCHEMA_VERSION,
+    SHARD_NAME,
     index_schema,
     read_build_manifest,
     read_npy,
@@ -234,5 +235,5 @@ def test_the_page_s_way_to_verify_a_build_finds_a_flipped_bit(
 
 
 def test_names_and_margins_of_the_page_are_those_of_the_code() -> None:
-    assert f"`{FILE_NAME.pattern}`" in PAGE
+    assert f"`{SHARD_NAME}`" in PAGE and f"`{FILE_NAME}`" in PAGE
     assert f"w / 125 - {NOTE_MARGIN_SECONDS} " in " ".join(PAGE.split())

@@ -274,4 +274,4 @@ def test_a_build_moves_labels_and_references(
 def test_another_way_of_aligning_is_another_build(late_labels: Path, tmp_path: Path) -> None:
     plans = [make_plan(BuildConfig("demo", late_labels, tmp_path, windows=WindowConfig(256, align=mode)))
              for mode in ("measure", "shift")]  # fmt: skip
-    assert plans[0].fingerprint != plans[1].fingerprint
+    assert plans[0].identity != plans[1].identity

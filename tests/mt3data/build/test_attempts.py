@@ -1,12 +1,11 @@
 """Markers of tracks that were begun, and the verdicts that follow from them."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from mt3data.build.crash_guard import Run, new_run
+from mt3data.build.crash_guard import Run, limit_seconds, new_run
 from mt3data.build.plan import PlannedTrack, ShardPlan
 from mt3data.build.run import _suspects
 from mt3data.datasets.track import Track
@@ -15,7 +14,7 @@ from mt3data.errors import UserError
 
 def planned(name: str, seconds: float = 60.0, variants: int = 1) -> PlannedTrack:
     track = Track(name, name, "demo", "train", Path("mix.flac"))
-    return PlannedTrack(track, seconds, (1,), variants, 1)
+    return PlannedTrack(track, seconds, (1,), None, variants, 1)
 
 
 SONG = planned("song")
@@ -86,9 +85,9 @@ def test_a_worker_whose_run_is_over_stops_at_the_next_track(run: Run) -> None:
     ],
 )
 def test_the_limit_grows_with_the_track_unless_given(
-    run: Run, track: PlannedTrack, timeout: float, seconds: float
+    track: PlannedTrack, timeout: float, seconds: float
 ) -> None:
-    assert replace(run, track_timeout=timeout).limit_seconds(track) == seconds
+    assert limit_seconds(track, timeout) == seconds
 
 
 # --- who is to be built alone ---------------------------------------------------------------------

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import fakes
@@ -17,6 +18,7 @@ import soundfile
 from builds import digests
 from events import Pause, Point, environment
 
+from mt3data.build import crash_guard
 from mt3data.build.build_folder import BuildFolder
 from mt3data.build.plan import BuildConfig, make_plan
 from mt3data.build.run import build
@@ -132,12 +134,48 @@ def test_building_again_does_nothing(source: Path, built: Path) -> None:
     assert digests(built) == before
 
 
-def test_a_finished_build_that_lost_a_shard_is_not_called_complete(
-    source: Path, built: Path, tmp_path: Path
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, _flip, lambda path: os.truncate(path, 512)])
+@pytest.mark.parametrize(
+    ("name", "made_again"),
+    [
+        ("train-00000-of-00001.tar", 1),
+        ("README.md", 0),
+        ("tracks.parquet", 3),
+        ("index/test.parquet", 3),
+    ],
+)
+def test_damaged_files_of_a_finished_build_are_made_again(
+    source: Path, built: Path, tmp_path: Path, name: str, made_again: int,
+    harm: Callable[[Path], None],
+) -> None:  # fmt: skip
+    folder, messages = tmp_path / "demo", list[str]()
+    shutil.copytree(built, folder)
+    harm(folder / name)
+    summary = build(make_plan(config(source, tmp_path)), on_message=messages.append)
+    assert not summary.already_complete
+    assert [name in message for message in messages] == [True]
+    log = [json.loads(line) for line in (folder / "build.log.jsonl").read_text().splitlines()]
+    assert [entry["todo"] for entry in log if entry["event"] == "start"][-1] == made_again
+    assert digests(folder) == digests(built)
+    assert build(make_plan(config(source, tmp_path))).already_complete
+
+
+def test_a_build_of_other_libraries_is_not_mended_with_these(
+    source: Path, built: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shutil.copytree(built, tmp_path / "demo")
     (tmp_path / "demo" / "train-00000-of-00001.tar").unlink()
-    with pytest.raises(UserError, match="missing or have another size, first train-00000-of-00001"):
+    here = crash_guard.environment()
+    monkeypatch.setattr(
+        "mt3data.build.build_folder.environment", lambda: here | {"numpy": "0.9", "mt3kit": "9"}
+    )
+    with pytest.raises(UserError, match=rf"numpy: {here['numpy']} there, 0\.9 here[^;]*;? "):
         build(make_plan(config(source, tmp_path)))
 
 

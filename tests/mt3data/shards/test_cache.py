@@ -21,9 +21,9 @@ from mt3data.build.plan import BuildConfig, make_plan
 from mt3data.build.run import build
 from mt3data.cli.main import main
 from mt3data.errors import UserError
-from mt3data.shards.cache import cached
 from mt3data.shards.check import check
 from mt3data.shards.reader import IndexedShards
+from mt3data.shards.stream import cached
 from mt3data.shards.windows import WindowConfig
 
 TRACKS = {"Track00001": "train", "Track00002": "train", "Track00003": "test"}
@@ -117,15 +117,29 @@ def test_a_build_that_changes_on_the_server_is_another_folder(
     assert check(first) == []
 
 
-def test_a_manifest_that_names_a_command_is_refused_before_anything_is_fetched(
-    web: Publisher, tmp_path: Path
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", "pipe:touch planted"), ("name", "../../planted.tar"), ("dataset", "../../planted"),
+        ("dataset", "/tmp/planted"),
+    ],
+)  # fmt: skip
+def test_a_served_build_does_not_choose_where_its_files_go(
+    web: Publisher, tmp_path: Path, field: str, value: str
 ) -> None:
     manifest = json.loads(web.files["/demo/manifest.json"])
-    manifest["shards"][0]["name"] = "pipe:touch planted"
+    (manifest["shards"][0] if field == "name" else manifest)[field] = value
     web.files["/demo/manifest.json"] = json.dumps(manifest).encode()
-    with pytest.raises(UserError, match="names 'pipe:touch planted'; expected files of the build"):
-        get(web, tmp_path)
+    with pytest.raises(UserError, match=rf"manifest\.json: not a manifest .*{field} is '{value}'"):
+        get(web, tmp_path / "inside" / "cache")
     assert [path for path, _, _ in web.requests] == ["/demo/manifest.json"]
+    assert [path for path in tmp_path.rglob("*") if "planted" in path.name] == []
+
+
+def test_a_manifest_without_an_end_is_refused(web: Publisher, tmp_path: Path) -> None:
+    web.files["/demo/manifest.json"] = b" " * (20 << 20)
+    with pytest.raises(UserError, match="expected at most 16,777,216 bytes"):
+        get(web, tmp_path)
 
 
 def test_a_folder_on_this_machine_is_left_where_it_is(whole: Path, tmp_path: Path) -> None:
@@ -134,7 +148,7 @@ def test_a_folder_on_this_machine_is_left_where_it_is(whole: Path, tmp_path: Pat
 
 
 def fetching(web: Publisher, cache: Path) -> subprocess.Popen[str]:
-    script = f"from pathlib import Path; from mt3data.shards.cache import cached; print(cached({web.url + '/demo'!r}, Path({str(cache)!r})))"  # fmt: skip
+    script = f"from pathlib import Path; from mt3data.shards.stream import cached; print(cached({web.url + '/demo'!r}, Path({str(cache)!r})))"  # fmt: skip
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
 
 

@@ -1,8 +1,11 @@
 """IndexedShards: what a batch holds follows from (seed, step) alone."""
 
 import multiprocessing
+import pickle
 import shutil
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +21,7 @@ from mt3data.build.run import build
 from mt3data.errors import UserError
 from mt3data.music.fast_tokenizer import encode_notes
 from mt3data.music.vocabulary import VocabularyConfig
+from mt3data.shards import index
 from mt3data.shards.format import read_npy
 from mt3data.shards.index import ShardSet, read_tracks
 from mt3data.shards.reader import IndexedShards
@@ -177,13 +181,6 @@ def test_weights_that_would_leave_out_a_build_are_refused(
         IndexedShards([segments, segments], weights=weights)
 
 
-def test_only_so_many_shards_stay_open(segments: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mt3data.shards.index.OPEN_SHARDS", 1)
-    shards = IndexedShards([segments])
-    shards.batch(0, 9)
-    assert len(shards.sources[0]._files) == 1
-
-
 def test_a_mixture_by_temperature_follows_the_number_of_records(segments: Path) -> None:
     shards = IndexedShards([segments], temperature=10 / 3)
     assert set(shards.draw_plan(0, 50)[0].tolist()) == {0}
@@ -271,7 +268,7 @@ def test_a_buffer_is_used_again_if_it_fits(long_track: Path) -> None:
 
 
 def test_threads_read_the_same(long_track: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mt3data.shards.index.OPEN_SHARDS", 1)
+    monkeypatch.setattr(index, "open_shard", lru_cache(1)(index.open_shard.__wrapped__))
     one, four = (IndexedShards([long_track, long_track], threads=n) for n in (1, 4))
     for step in range(5):
         a, b = one.batch(step, 12, frames=64), four.batch(step, 12, frames=64)
@@ -367,3 +364,90 @@ def test_whole_records_of_audio_leave_out_what_a_segment_does_not_hear(audio: Pa
     np.testing.assert_array_equal(
         batch.tokens, IndexedShards([audio], feature="mel").batch(0, 4, frames=400).tokens
     )
+
+
+# --- processes, threads and open files -----------------------------------------------------------
+
+
+def _keys(shards: IndexedShards, step: int) -> list[str]:
+    return shards.batch(step, 4, frames=256).keys
+
+
+class _Steps:
+    """A map-style dataset for torch's DataLoader, which pickles it for spawned workers."""
+
+    def __init__(self, shards: IndexedShards) -> None:
+        self.shards = shards
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, step: int) -> list[str]:
+        return _keys(self.shards, step)
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_batches_are_the_same_in_workers_of_every_kind(segments: Path, method: str) -> None:
+    from torch.utils.data import DataLoader
+
+    shards = IndexedShards([segments], seed=5)
+    want = [_keys(shards, step) for step in range(4)]  # threads and files are open by now
+    workers = 1 if method == "spawn" else 2
+    loader = DataLoader(
+        _Steps(shards), batch_size=None, num_workers=workers, multiprocessing_context=method
+    )
+    assert list(loader) == want
+
+
+def test_batches_are_the_same_in_threads_and_after_pickling(segments: Path) -> None:
+    shards = IndexedShards([segments], seed=5, weights=[2.0], threads=2)
+    want = [_keys(shards, step) for step in range(8)]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(partial(_keys, shards), range(8))) == want
+    again = pickle.loads(pickle.dumps(shards))
+    assert [_keys(again, step) for step in range(8)] == want
+    assert (again.builds, again.seed, again.feature) == (shards.builds, 5, "mel")
+
+
+@pytest.mark.parametrize("threads", [0, -1, 100_000])
+def test_a_number_of_threads_beyond_the_machine_is_refused(segments: Path, threads: int) -> None:
+    with pytest.raises(UserError, match=f"threads={threads}; expected 1 to 64"):
+        IndexedShards([segments], threads=threads)
+
+
+def _open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_open_shards_are_bounded_for_all_builds_of_a_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mt3data.build.plan.MIN_SHARD_BYTES", 1)
+    folders = [make(tmp_path, f"set{n}", 3, 256) for n in range(2)]
+    bounded = lru_cache(2)(index.open_shard.__wrapped__)
+    monkeypatch.setattr(index, "open_shard", bounded)
+    everything = [IndexedShards([folder], threads=1) for folder in folders for _ in range(2)]
+    assert [len(shards.sources[0]._shards) for shards in everything] == [3, 3, 3, 3]
+    before = _open_files()
+    for shards in everything:
+        for step in range(3):
+            shards.batch(step, 9, frames=256)
+            assert _open_files() <= before + 2
+
+
+def test_a_shard_that_is_replaced_is_opened_anew(segments: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(segments, folder)
+    first = IndexedShards([folder], threads=1)
+    before = first.batch(0, 4).mel.copy()
+    shard = next(folder.glob("*.tar"))
+    data = bytearray(shard.read_bytes())
+    source = first.sources[0]
+    for offset, size in zip(source.index["mel_offset"], source.index["mel_size"], strict=True):
+        data[offset + 1000 : offset + size] = bytes(size - 1000)
+    (folder / "new").write_bytes(data)
+    (folder / "new").replace(shard)
+    assert not np.array_equal(IndexedShards([folder], threads=1).batch(0, 4).mel, before)
+    shard.unlink()
+    with pytest.raises(UserError, match="is missing"):
+        IndexedShards([folder])
