@@ -1,4 +1,4 @@
-"""The dataset card of a build: its README.md, with the YAML header that Hugging Face reads."""
+"""Writes the dataset card of a build: README.md, with the YAML header for Hugging Face."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ dataset_info:
 ---
 """
 
-# What `datasets` would guess from the first five records, wrongly where these hold no notes.
+# `datasets` would guess these from the first five records, wrongly where they hold no notes.
 FEATURES = """\
   - name: json
     struct:
@@ -53,8 +53,8 @@ FEATURES = """\
 BODY = """
 # {title}, as shards for MT3
 
-Windows of {what} with notes and tokens, made by mt3kit {version}; schema {schema}, fingerprint
-`{short}`. {window} frames of {hop} samples at {rate} Hz per record, right_context "{right_context}".
+Windows of {what} with notes and tokens, made by mt3kit {version}, with schema {schema} and fingerprint
+`{short}`. {window} frames of {hop} samples at {rate} Hz per record, right context "{right_context}".
 
 | split | tracks | hours | records | notes |
 |---|---|---|---|---|
@@ -93,7 +93,7 @@ MEMBERS = {
 
 
 def _features(features: dict[str, Any]) -> str:
-    """The fields of a record, as Hugging Face's YAML header has them."""
+    """Returns the fields of a record for Hugging Face's YAML header."""
     lines = []
     for name, stored in sorted(features.items()):
         lines.append(f"  - name: {name}.npy")
@@ -105,7 +105,7 @@ def _features(features: dict[str, Any]) -> str:
 
 
 def dataset_card(manifest: dict[str, Any]) -> str:
-    """The README.md of a build, from its manifest."""
+    """Returns the README.md of a build from its build manifest."""
     splits = manifest["splits"]
     files = "\n".join(f"  - split: {name}\n    path: {name}-*.tar" for name in splits)
     rows = "\n".join(

@@ -90,7 +90,7 @@ class Run:
         if any(hung):
             return hang_reason(planned, self.track_timeout)
         if len(hung) >= MAX_CRASHES:
-            crashed = f"its worker died {MAX_CRASHES} times at it (memory, or a library crashed)"
+            crashed = f"its worker crashed {MAX_CRASHES} times at it (memory, or a library crashed)"
             return "worker", crashed
         return None
 

@@ -1,4 +1,4 @@
-"""What a build will come to: tracks, hours, records, bytes and time, told before any work."""
+"""Estimates a build before any work: tracks, hours, records, bytes and time."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from mt3data.shards.windows import WindowConfig
 from mt3data.terminal import plural
 
 TRIAL_SECONDS = 60.0  # of audio at least, where there is a track of that length
-TRIALS = 5  # tracks that may fail before nothing is said of time
+TRIALS = 5  # tracks that may fail before the time is given up
 
 
 def forecast(plan: Plan) -> list[str]:
-    """Lines that say what `build` would do with a plan. Writes nothing.
+    """Returns lines that describe what `build` would do with a plan. Writes nothing.
 
-    The time comes from a trial: one track is made into records twice, which are thrown away, and
-    the second is measured, in processor time.
+    The time comes from a trial: the records of one track are made twice and discarded, and the
+    processor time of the second time is measured.
 
     Raises:
         UserError: the folder holds another build.
@@ -62,7 +62,7 @@ def _line(name: str, shards: Sequence[ShardPlan], left: Set[str]) -> str:
 def _time_left(plan: Plan, left: list[ShardPlan]) -> str:
     found = _trial(left, plan.config.windows)
     if found is None:
-        return "no time can be told: the tracks that were tried fail"
+        return "no estimate of time: the tracks that were tried fail"
     track, rate = found
     core_seconds = sum(shard.seconds for shard in left) / rate
     measured = f"{track} takes one core 1/{rate:.0f} of its length"
@@ -76,7 +76,7 @@ def _time_left(plan: Plan, left: list[ShardPlan]) -> str:
 
 
 def _trial(left: list[ShardPlan], windows: WindowConfig) -> tuple[str, float] | None:
-    """A track, and how many seconds of it one core does in a second."""
+    """Returns the name of a track, and how many seconds of it one core does in a second."""
     from threadpoolctl import threadpool_limits
 
     tracks = [p for shard in left for p in shard.tracks if p.exclusion is None]

@@ -1,12 +1,12 @@
-"""Where the work is done: processes on this machine, or the workers of a dask cluster.
+"""Runs tasks in processes on this machine, or on the workers of a dask cluster.
 
-Both hand out tasks and yield results as they come. Neither retries: who does so must know what a
-death means, see build.py. Locally, one dead worker takes the others with it (loky stops them all);
-on a cluster the scheduler gives the task to another worker, and gives up at the fourth.
+Both yield results as they come. Neither retries a task whose worker crashed: run.py does. Locally,
+loky stops all workers when one crashes. On a cluster the scheduler gives the task to another worker,
+and gives up at the fourth crash.
 
-joblib is used for its pool, loky, alone: its dask backend waits for ever for a task that keeps
-killing its workers, and it runs a single worker inside this very process, which a bad track would
-take along.
+Of joblib only its process pool, loky, is used. joblib's dask backend waits for ever for a task that
+keeps crashing its workers, and joblib runs a single worker inside this process, which a bad track
+would crash.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ OnMessage = Callable[[str], None]
 
 
 class WorkerCrashed(Exception):
-    """Workers died without a result; what they had is to be done again."""
+    """Workers crashed without a result; their tasks must be done again."""
 
 
 def require_engine(engine: str) -> None:
     """Raises a UserError for an engine that is neither "local" nor the address of a scheduler.
 
-    dask would take 20 s to say so, and print a traceback of its own.
+    dask would take 20 s to refuse it, and print a traceback.
     """
     if engine != LOCAL and not ADDRESS.fullmatch(engine):
         raise UserError(
@@ -62,10 +62,10 @@ def run(
     Args:
         engine: "local", or the address of a dask scheduler.
         workers: processes, where local.
-        task, jobs: what is picklable.
+        task, jobs: a picklable function, and its arguments for each call.
         on_message: is told in one line what the user should know, such as waiting for workers.
     Raises:
-        WorkerCrashed: some results will not come. All local workers have ended by then.
+        WorkerCrashed: some results are lost. All local workers have ended.
         UserError: a cluster that cannot be used.
         Whatever the task raises. Other tasks are then cancelled, and local workers stopped.
     """
@@ -84,7 +84,7 @@ def run(
 def _run_here(
     workers: int, task: Task, jobs: Sequence[tuple[Any, ...]]
 ) -> Generator[Any, None, None]:
-    # joblib keeps one pool per process; this is its own way to it, so that Parallel can follow.
+    # joblib keeps one pool per process; this call shares it with joblib.Parallel.
     from joblib.executor import get_memmapping_executor
 
     workers = min(workers, len(jobs))
@@ -94,7 +94,7 @@ def _run_here(
     left, waiting = iter(jobs), set[Future[Any]]()
     try:
         while True:
-            # No more at a time: at its end loky stumbles over jobs that it did not yet queue.
+            # No more at a time: loky fails at its end if it has jobs that it did not queue yet.
             room = 2 * workers - len(waiting)
             with _sigint_waits():
                 waiting |= {pool.submit(task, *job) for job in islice(left, room)}
@@ -113,11 +113,11 @@ def _run_here(
 
 @contextmanager
 def _sigint_waits() -> Iterator[None]:
-    """Puts off Ctrl-C; for good in processes that are started meanwhile, as they inherit that.
+    """Delays Ctrl-C during the body. Processes that start in the body never receive it.
 
-    A terminal sends Ctrl-C to all, and workers that are just loading would print tracebacks.
+    A terminal sends Ctrl-C to all processes, and workers that are starting would print tracebacks.
     """
-    resource_tracker.ensure_running()  # the first process would start it, and that lets signals in
+    resource_tracker.ensure_running()  # else the first process starts it, which lets signals in
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -126,7 +126,7 @@ def _sigint_waits() -> Iterator[None]:
 
 
 def exit_with_parent(driver: int) -> None:
-    """Sees to it that a worker does not outlive its driver.
+    """Ends this worker soon after its driver ends.
 
     After kill -9 of the driver, loky's workers would wait for more work for ever.
     """
@@ -172,18 +172,18 @@ def _run_on_cluster(
 def _results(
     client: Any, address: str, waiting: set[Future[Any]], on_message: OnMessage
 ) -> Generator[Any, None, int]:
-    """Yields results as they come; returns how many will not. Watches that there are workers."""
+    """Yields results as they come; returns how many are lost. Raises where no worker is left."""
     from distributed import KilledWorker
 
-    lost, lonely_since = 0, 0.0
+    lost, idle_since = 0, 0.0
     while waiting:
         done, waiting = wait(waiting, POLL_SECONDS, FIRST_COMPLETED)
         if done or _has_workers(client, address):
-            lonely_since = 0.0
-        elif not lonely_since:
-            lonely_since = time.monotonic()
+            idle_since = 0.0
+        elif not idle_since:
+            idle_since = time.monotonic()
             on_message(f"{address} has no worker now; waiting for `dask worker {address}`")
-        elif time.monotonic() - lonely_since > WORKERLESS_SECONDS:
+        elif time.monotonic() - idle_since > WORKERLESS_SECONDS:
             raise UserError(
                 f"{address}: no worker for {WORKERLESS_SECONDS:g} s; start some with `dask worker "
                 f"{address}` and repeat the command: it goes on from here"
@@ -198,7 +198,7 @@ def _results(
 
 @contextmanager
 def _client(address: str) -> Iterator[Any]:
-    """A connection to a scheduler; what dask logs about its end is told in one line instead."""
+    """Connects to a scheduler; a lost connection gives one line in place of dask's log."""
     try:
         from distributed import Client
     except ImportError as error:

@@ -156,7 +156,7 @@ def _shards(
             unexplained += not left
             if unexplained >= MAX_UNEXPLAINED:
                 raise UserError(
-                    f"workers died {unexplained} times outside any track, so no track is the cause; "
+                    f"workers crashed {unexplained} times outside any track, so no track is the cause; "
                     f"is memory short? Fewer --workers need less ({crash})"
                 ) from crash
             done = [name for name, shard in waiting.items() if build_folder.shard_is_done(shard)]

@@ -1,16 +1,16 @@
-"""A track becomes windows: stretches of frames with their log-mel, their notes and their tokens.
+"""Cuts a track into windows of frames, with their log-mel or audio, notes and tokens.
 
-A window is what one record of a shard holds. With 256 frames and right_context "zeros" it is a training
-example of MT3, cut and transformed as there. Longer windows serve random crops: the notes that a
-window carries are chosen so that any crop inside it gets the very tokens that encoding the whole
-track would give.
+One record of a shard holds one window. With 256 frames and right_context "zeros" it is a training example
+of MT3, cut and transformed as there. Longer windows are for random crops: a window carries enough
+notes for the tokens of any crop in it to equal those that encoding the whole track would give.
 
 A window carries its log-mel, its audio, or both. Audio is int16 at the spectrogram's rate and reaches
-as far beyond the last frame as that frame hears, so a crop of it can be transformed with either.
+as far beyond the last frame as the transform of that frame, so a crop of it can be transformed with
+either right_context.
 
-A variant is one cutting of a track. Variant 0 starts at frame 0; every later variant starts at a frame drawn
-from (seed, track, variant), so that its segments fall elsewhere. What lies before that frame is in
-variant 0.
+A variant is one seeded cutting of a track. Variant 0 starts at frame 0. Every later variant starts at
+a frame drawn from (seed, track, variant), so that its segments lie elsewhere. The frames before it are
+in variant 0.
 
 Source: mt3/tasks.py (cut, then transform), mt3/preprocessors.py _audio_to_frames, split_tokens.
 """
@@ -34,7 +34,7 @@ from mt3data.music.vocabulary import VocabularyConfig
 
 SEGMENT_WINDOWS = (256, 512)  # frames of a segment in MT3 and in the ISMIR 2021 piano model
 RIGHT_CONTEXTS = ("zeros", "audio")
-SOUND = ("mel", "audio")  # what a window can carry of the sound
+SOUND = ("mel", "audio")  # features of a window that come from the audio
 ALIGN_MODES = ("measure", "off", "shift", "dtw")
 # A crop owns events up to one step before its first frame, plus half a step of rounding: 15 ms at
 # 100 steps per second. Twice that serves every vocabulary from 50 steps per second on.
@@ -43,18 +43,18 @@ NOTE_MARGIN_SECONDS = 0.03
 
 @dataclass(frozen=True)
 class WindowConfig:
-    """How tracks are cut.
+    """Settings of how tracks are cut.
 
     Attributes:
         frames: length of a window, 8 ms each.
-        right_context: "zeros" (cut, then transform: the last 15 frames see zeros, as in MT3) or "audio"
-            (frames see the audio that really follows); "" chooses: "segment" for windows of
-            SEGMENT_WINDOWS, and where there is no mel, because any crop of audio has such edges.
-        variants: cuttings of each training track; evaluation splits have one.
+        right_context: "zeros" (cut, then transform: zeros follow the window, as in MT3) or "audio" (the
+            audio of the track follows the window). "" means "zeros" for windows of SEGMENT_WINDOWS and
+            where there is no mel, because any crop of audio can be followed by zeros.
+        variants: number of variants of each training track; other splits have one.
         seed: of the phases of later variants, and of the order of tracks.
-        align: what is done about labels that are early or late: "off", "measure" (only reported),
+        align: treatment of labels that are early or late: "off", "measure" (only reported),
             "shift" (a constant lag is removed) or "dtw" (labels are warped to the audio).
-        features: what records hold of the sound: "mel", "audio" or both, in the order of SOUND.
+        features: "mel", "audio" or both, in the order of SOUND.
     """
 
     frames: int = 2048
@@ -86,7 +86,7 @@ class WindowConfig:
 
     @property
     def schema(self) -> dict[str, dict[str, Any]]:
-        """The arrays of a record by name: dtype, and shape with None for what varies."""
+        """Returns the arrays of a record by name: dtype, and shape with None for variable lengths."""
         spectrogram = self.spectrogram
         n_samples = self.frames * spectrogram.hop + spectrogram.context
         sound = {
@@ -104,10 +104,10 @@ class Window:
     """One record.
 
     Attributes:
-        frames: length, padding behind the end of the track included.
+        frames: length, padding after the end of the track included.
         sound: the arrays that WindowConfig.features names. "mel": float16 [frames, n_mels], 0.0
-            behind the end of the track. "audio": int16 [frames * hop + fft_size - hop], full scale
-            32767, the samples from start_frame * hop on and 0 behind the end of the track.
+            after the end of the track. "audio": int16 [frames * hop + fft_size - hop], full scale
+            32767, the samples from start_frame * hop on and 0 after the end of the track.
     """
 
     variant: int
@@ -120,7 +120,7 @@ class Window:
 
     @property
     def valid_frames(self) -> int:
-        """Frames of the window that lie inside the track; the rest is padding."""
+        """Number of frames of the window inside the track; the rest is padding."""
         return min(self.frames, self.track_frames - self.start_frame)
 
 
@@ -130,7 +130,7 @@ def n_variants(track: Track, config: WindowConfig) -> int:
 
 
 def window_starts(track_frames: int, variant: int, track: str, config: WindowConfig) -> range:
-    """First frames of the windows of the variant of this number over a track of so many frames.
+    """Returns the first frames of the windows of a variant of a track.
 
     The phase of variant k > 0 is drawn from a hash of (seed, track, k), uniform over one window.
     """
@@ -144,7 +144,7 @@ def window_starts(track_frames: int, variant: int, track: str, config: WindowCon
 
 @dataclass(frozen=True)
 class Cut:
-    """One pass over the audio of a track: where its windows begin, without labels.
+    """The audio of one variant of a track and the starts of its windows, without labels.
 
     Attributes:
         starts: first frame of each window.
@@ -161,15 +161,15 @@ class Cut:
 def cut(
     samples: np.ndarray, track: str, variant: int, config: WindowConfig, phased: bool = True
 ) -> Cut:
-    """Decides where one variant cuts the audio of one track.
+    """Cuts the audio of one variant of a track.
 
     Args:
         samples: the whole track, mono, float32 at the spectrogram's sample rate, padded to whole
             frames.
         track: name that seeds the phases.
-        variant: which variant; 0 starts at frame 0.
+        variant: its number; 0 starts at frame 0.
         config: see WindowConfig.
-        phased: later variants start at their phase; not where each hears other stems.
+        phased: later variants start at a drawn frame; False where variants have other stems.
     """
     track_frames = len(samples) // config.spectrogram.hop
     starts = window_starts(track_frames, variant if phased else 0, track, config)
@@ -177,12 +177,11 @@ def cut(
 
 
 def label(cuts: Iterable[Cut], notes: Notes, config: WindowConfig) -> Iterator[Window]:
-    """Gives the windows of cuts their sound, notes and tokens, one window at a time.
+    """Yields the windows of cuts with their features, notes and tokens, one at a time.
 
     Args:
         cuts: of one track.
-        notes: labels as they are to be tokenised (sustain applied; aligned and trimmed where that
-            is wanted).
+        notes: labels to be tokenised: sustain applied, aligned and trimmed where asked for.
     Yields:
         Windows variant by variant, in time order.
     """
@@ -207,19 +206,19 @@ def label(cuts: Iterable[Cut], notes: Notes, config: WindowConfig) -> Iterator[W
 def windows_of(
     samples: np.ndarray, notes: Notes, track: str, variants: int, config: WindowConfig
 ) -> Iterator[Window]:
-    """All windows of a track: `cut` its samples for so many variants, then `label`."""
+    """Yields all windows of a track: `cut` for each variant, then `label`."""
     samples = pad_to_frames(samples, config.spectrogram.hop)
     return label((cut(samples, track, k, config) for k in range(variants)), notes, config)
 
 
 def window_mel(samples: np.ndarray, start: int, config: WindowConfig) -> np.ndarray:
-    """Log-mel of the window that begins at a frame, with the config's right_context.
+    """Computes the log-mel of the window that begins at a frame, with the config's right_context.
 
     Args:
         samples: the track, padded to whole frames.
         start: first frame.
     Returns:
-        float16, shape (frames, n_mels), 0.0 behind the end of the track.
+        float16, shape (frames, n_mels), 0.0 after the end of the track.
     """
     spectrogram = config.spectrogram
     n_frames = min(config.frames, len(samples) // spectrogram.hop - start)
@@ -233,11 +232,11 @@ def window_mel(samples: np.ndarray, start: int, config: WindowConfig) -> np.ndar
 
 
 def window_audio(samples: np.ndarray, start: int, config: WindowConfig) -> np.ndarray:
-    """Audio of the window that begins at a frame, and what its last frame hears beyond it.
+    """Returns the audio of the window that begins at a frame, with the context of its last frame.
 
     Args: as `window_mel`.
     Returns:
-        int16, shape (frames * hop + context,), full scale 32767, 0 behind the end of the track.
+        int16, shape (frames * hop + context,), full scale 32767, 0 after the end of the track.
     """
     hop = config.spectrogram.hop
     audio = np.zeros(config.frames * hop + config.spectrogram.context, np.int16)
@@ -247,7 +246,7 @@ def window_audio(samples: np.ndarray, start: int, config: WindowConfig) -> np.nd
 
 
 def window_notes(notes: Notes, start: int, n_frames: int, track_frames: int) -> Notes:
-    """The notes that the window from frame `start` on must carry for exact tokens of any crop in it.
+    """Returns the notes that a window must carry for exact tokens of any crop in it.
 
     These are the notes that sound or begin in the window, with a margin for the rounding of times
     to steps; in a track's last window all later notes; and, for each pitch and program, earlier

@@ -1,6 +1,6 @@
-"""Writes one shard: a tar of records, hashed as it is written, durable before it gets its name.
+"""Writes one shard: a tar of records, which gets its name only when it is complete and durable.
 
-What a record holds and why the bytes are always the same stands in shards.py.
+format.py describes the content of a record, and why the same input gives the same bytes.
 """
 
 from __future__ import annotations
@@ -17,23 +17,19 @@ from typing import Any
 import numpy as np
 
 from mt3data.files import canonical_json, sync_and_rename, temp_path
-from mt3data.shards.format import (
-    SCHEMA_VERSION,
-    npy_parts,
-    tar_members,
-)
+from mt3data.shards.format import SCHEMA_VERSION, npy_parts, tar_members
 from mt3data.shards.windows import SOUND, Window
 
 MAX_KEY_BYTES = 80  # tar names end at 100
 
 
 def record_key(dataset: str, track: str, variant: int, start_frame: int) -> str:
-    """KEY of the record of a dataset, track, variant (by its number) and first frame.
+    """Returns the key of the record of a dataset, track, variant and first frame.
 
-    It is unique in its build, and without the dots at which webdataset would cut it.
+    It is unique in its build, and has no dots, at which webdataset would cut it.
 
     Raises:
-        ValueError: a name with other characters than [A-Za-z0-9_-], or a key over 80 bytes.
+        ValueError: a name has other characters than [A-Za-z0-9_-], or the key has over 80 bytes.
     """
     key = f"{dataset}-{track}-p{variant}-{start_frame:07d}"
     if not key.replace("-", "").replace("_", "").isalnum() or not key.isascii():
@@ -63,7 +59,7 @@ class ShardWriter:
 
     @contextmanager
     def all_or_nothing(self) -> Iterator[None]:
-        """Takes back the records added inside the `with`, if that ends with an exception."""
+        """Removes the records that were added in the body if the body raises an exception."""
         rows, position, digest = len(self.rows), self._position, self._hash.copy()
         try:
             yield
@@ -78,10 +74,10 @@ class ShardWriter:
         """Appends one record.
 
         Args:
-            dataset, split: as in the manifest.
+            dataset, split: as in the build manifest.
             track: the track's short id.
             name: the publisher's name of the track.
-            window: what to store.
+            window: the content of the record.
         """
         key = record_key(dataset, track, window.variant, window.start_frame)
         sounding = window.notes[~window.notes.is_drum]
@@ -116,7 +112,7 @@ class ShardWriter:
         self.rows.append(row)
 
     def close(self) -> dict[str, Any]:
-        """Finishes the shard durably; returns its name, bytes, sha256 and number of records."""
+        """Completes the shard; returns its name, bytes, sha256 and number of records."""
         self._write(bytes(2 * tarfile.BLOCKSIZE))
         self._write(bytes(-self._position % tarfile.RECORDSIZE))
         sync_and_rename(self._file, self._part, self.path)
@@ -139,7 +135,7 @@ class ShardWriter:
 
 
 def _tar_header(name: str, size: int) -> bytes:
-    """The header block of a file of a tar, with time, owner and mode fixed."""
+    """Returns the header block of a file of a tar, with fixed time, owner and mode."""
     info = tarfile.TarInfo(name)
     info.size, info.mode = size, 0o644
     return info.tobuf(tarfile.USTAR_FORMAT)

@@ -38,7 +38,7 @@ def test_one_death_proves_nothing_and_two_are_a_verdict(run: Run) -> None:
     assert run.should_skip(SONG) is None
     die(run, SONG)
     assert run.should_skip(SONG) == (
-        "worker", "its worker died 2 times at it (memory, or a library crashed)",
+        "worker", "its worker crashed 2 times at it (memory, or a library crashed)",
     )  # fmt: skip
     assert run.should_skip(planned("son")) is None
 

@@ -113,7 +113,7 @@ def test_workers_that_die_outside_any_track_end_the_build_in_one_line(
     )
     code, printed = run(long_source, tmp_path, "--workers", 2, setup=setup)
     assert code == 2
-    assert "Error: workers died 3 times outside any track" in printed
+    assert "Error: workers crashed 3 times outside any track" in printed
     assert "Traceback" not in printed
     assert_goes_on(long_source, tmp_path, undisturbed)
     row("workers die before any track", "ended after 3 deaths with one line; continued, equal")
