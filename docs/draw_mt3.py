@@ -1,4 +1,4 @@
-"""The pictures of docs/mt3.md; see make_mt3.py, which calls this."""
+"""Draws the pictures of docs/mt3.md. make_mt3.py calls this."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _borders(axes: Any, piece: Walk, label: bool) -> None:
 
 
 def _sound(piece: Walk) -> Any:
-    """The wave, and the log-mel of the segments as the encoder reads them."""
+    """Draws the wave, and the log-mel of the segments as the encoder reads them."""
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(9, 5.6), height_ratios=[1, 2.6], sharex=True, layout="constrained"
     )
@@ -72,7 +72,7 @@ def _sound(piece: Walk) -> Any:
 
 
 def _tokens(piece: Walk) -> Any:
-    """The notes as bars, and below each moment the tokens that tell it."""
+    """Draws the notes as bars, and below them the tokens at their times."""
     figure, (top, bottom) = plt.subplots(
         2, 1, figsize=(11, 4.6), height_ratios=[1.7, 0.8], sharex=True, layout="constrained"
     )
@@ -92,12 +92,12 @@ def _tokens(piece: Walk) -> Any:
     for window in piece.windows[:2]:
         for time, words in _moments(window):
             bottom.text(time + 0.02, 0.93, "\n".join(words), va="top", fontsize=8, family="monospace")  # fmt: skip
-    bottom.set(ylim=(0, 1), yticks=[], xlabel="time (s); a word stands at the time that it tells")
+    bottom.set(ylim=(0, 1), yticks=[], xlabel="time (s); tokens are at the time that they mean")
     return figure
 
 
 def _moments(window: Any) -> list[tuple[float, list[str]]]:
-    """The words of a target by the time that they tell, EOS left out."""
+    """Groups the tokens of a target by their time, without EOS."""
     words = describe_tokens(window.tokens, CONFIG.vocabulary)[:-1]
     is_shift = np.array([word.startswith("shift") for word in words])
     start = segment_start(window.start_frame, CONFIG.vocabulary)
@@ -113,7 +113,7 @@ def _moments(window: Any) -> list[tuple[float, list[str]]]:
 
 
 def _logits(toy: Toy) -> Any:
-    """All logits at one place of the target, before and after the toy has learned."""
+    """Draws all logits at one place of the target, before and after training."""
     figure, both = plt.subplots(2, 1, figsize=(9, 4.6), sharex=True, layout="constrained")
     codec, target = get_codec(CONFIG.vocabulary), int(toy.targets[PLACE])
     (word,) = describe_tokens(np.array([target]), CONFIG.vocabulary)

@@ -1,10 +1,9 @@
-"""Numbers, tables and pictures of docs/mt3.md, made by the code that the page explains.
+"""Makes the numbers, tables and pictures of docs/mt3.md with the code that the page explains.
 
     python docs/make_mt3.py
 
-writes the text between `<!-- made: NAME -->` and `<!-- end -->` anew, and the pictures beside the
-page. It wants the extra `synth`. tests/repository/test_docs_mt3.py compares the page with what this
-makes.
+replaces the text between `<!-- made: NAME -->` and `<!-- end -->` and writes the pictures beside the
+page. It needs the extra `synth`. tests/repository/test_docs_mt3.py compares the page with the result.
 """
 
 from __future__ import annotations
@@ -53,7 +52,7 @@ CONFIG = WindowConfig(256)  # MT3's: segments, cut and then transformed
 
 @dataclass(frozen=True)
 class Walk:
-    """The piece on its way: labels, sound, and what becomes of them."""
+    """The piece: its labels, its audio file and its samples."""
 
     notes: Notes
     audio: AudioInfo
@@ -62,12 +61,12 @@ class Walk:
 
     @cached_property
     def windows(self) -> list[Window]:
-        """The segments of the piece as training examples."""
+        """Returns the segments of the piece as training examples."""
         return list(windows_of(self.samples, self.notes, "piece", 1, CONFIG))
 
     @property
     def segments(self) -> list[tuple[float, np.ndarray]]:
-        """(start in seconds, tokens) of each segment."""
+        """Returns (start in seconds, tokens) of each segment."""
         return [(segment_start(w.start_frame, CONFIG.vocabulary), w.tokens) for w in self.windows]
 
 
@@ -84,13 +83,13 @@ def walk(folder: Path) -> Walk:
 
 
 def made(piece: Walk, toy: toy_mt3.Toy) -> dict[str, str]:
-    """Everything that the page has from here, by name, as Markdown."""
+    """Returns all made parts of the page by name, as Markdown."""
     return {
         "piece": table(["instrument", "from (s)", "to (s)", "pitch", "velocity"], _notes(piece)),
-        "words": table(["event", "values", "tokens"], _words()),
-        "events": table(["time (s)", "step", "segment", "what happens"], _events(piece)),
-        "first": table(["place", "token", "word", "meaning"], _tokens(piece.windows[0])),
-        "second": table(["place", "token", "word", "meaning"], _tokens(piece.windows[1])),
+        "words": table(["event", "values", "ids"], _words()),
+        "events": table(["time (s)", "step", "segment", "event"], _events(piece)),
+        "first": table(["place", "id", "token", "meaning"], _tokens(piece.windows[0])),
+        "second": table(["place", "id", "token", "meaning"], _tokens(piece.windows[1])),
         "third": f"`{' '.join(describe_tokens(piece.windows[2].tokens, CONFIG.vocabulary))}`",
         "back": table(["instrument", "from (s)", "to (s)", "pitch"], _back(piece)),
         "ties": table(["decoded", "notes", "A4", "invalid events"], _ties(piece)),
@@ -99,7 +98,7 @@ def made(piece: Walk, toy: toy_mt3.Toy) -> dict[str, str]:
         "example": table(["array", "type", "shape", "bytes"], _example(piece)),
         "shapes": table(["what", "shape", "numbers"], toy_mt3.shapes(piece.windows[0])),
         "sizes": table(["part", "parameters"], toy_mt3.sizes()),
-        "lengths": table(["music", "segments", "words of half of them, at most", "of the longest"], _lengths(piece)),
+        "lengths": table(["music", "segments", "tokens, median", "tokens, longest"], _lengths(piece)),
         "learning": table(["updates", "loss per token", "tokens right"], toy.learning),
         "says": table(["target", "probability before", "after"], toy.says),
         "scores": table(
@@ -110,18 +109,18 @@ def made(piece: Walk, toy: toy_mt3.Toy) -> dict[str, str]:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A table in Markdown."""
+    """Formats a table in Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
 def instrument(program: int, is_drum: bool) -> str:
-    """The name of an instrument."""
+    """Returns the name of an instrument."""
     return "drums" if is_drum else pretty_midi.program_to_instrument_name(program)
 
 
 def pitch_name(pitch: int, is_drum: bool) -> str:
-    """A pitch, or a drum, by its name."""
+    """Returns the name of a pitch or of a drum."""
     name = pretty_midi.note_number_to_drum_name if is_drum else pretty_midi.note_number_to_name
     return name(int(pitch))
 
@@ -160,30 +159,30 @@ def _events(piece: Walk) -> Iterator[list[object]]:
 
 
 def _tokens(window: Window) -> Iterator[list[object]]:
-    """The tokens of a target, one by one, in words."""
+    """Yields the tokens of a target with their meaning."""
     start = segment_start(window.start_frame, CONFIG.vocabulary)
-    doing = "is held over"
+    doing = "is held"
     for place, token in enumerate(window.tokens.tolist()):
         (word,) = describe_tokens(np.array([token]), CONFIG.vocabulary)
         kind, value = word.split(" ")[0], int(word.split(" ")[-1]) if " " in word else 0
         if kind == "velocity":
-            doing = "begins" if value else "ends"
+            doing = "begin" if value else "end"
         yield [place, token, f"`{word}`", _meaning(kind, value, doing, start)]
 
 
 def _meaning(kind: str, value: int, doing: str, start: float) -> str:
     match kind:
         case "shift":
-            return f"it is {start + value / 100:.2f} s, {value} steps into the segment"
+            return f"at {start + value / 100:.2f} s, {value} steps after the start of the segment"
         case "program":
-            return f"of the {instrument(value, False)}:"
+            return f"the instrument is {instrument(value, False)}"
         case "velocity":
-            return f"what follows {doing}"
+            return f"the following notes {doing}"
         case "pitch":
-            return f"{pitch_name(value, False)} {doing}"
+            return f"{pitch_name(value, False)} {doing if doing == 'is held' else doing + 's'}"
         case "drum":
-            return f"the {pitch_name(value, True)} is hit"
-    return {"tie": "that is all that is held over", "EOS": "end of the segment"}[kind]
+            return f"{pitch_name(value, True)} is hit"
+    return {"tie": "end of the tie section", "EOS": "end of the segment"}[kind]
 
 
 def _back(piece: Walk) -> Iterator[list[object]]:
@@ -192,7 +191,7 @@ def _back(piece: Walk) -> Iterator[list[object]]:
 
 
 def without_ties(piece: Walk) -> list[tuple[float, np.ndarray]]:
-    """The segments; the second one's tie section says that nothing is held."""
+    """Returns the segments. The tie section of the second one is emptied."""
     (first, (start, tokens), *rest) = piece.segments
     tie = describe_tokens(tokens, CONFIG.vocabulary).index("tie")
     return [first, (start, tokens[tie:]), *rest]
@@ -201,20 +200,20 @@ def without_ties(piece: Walk) -> list[tuple[float, np.ndarray]]:
 def _ties(piece: Walk) -> Iterator[list[object]]:
     for name, segments in (
         ("all three segments", piece.segments),
-        ("the same, the second one's tie section emptied", without_ties(piece)),
+        ("the same, with the second tie section emptied", without_ties(piece)),
         ("the second segment alone", piece.segments[1:2]),
     ):
         found = decode_segments(segments, CONFIG.vocabulary)
         held = found.notes[found.notes.pitch == 69]
         spans = [f"{a:.2f} to {b:.2f} s" for a, b in zip(held.onset, held.offset, strict=True)]
-        yield [name, len(found.notes), spans[0] if spans else "is not there", found.invalid]
+        yield [name, len(found.notes), spans[0] if spans else "missing", found.invalid]
 
 
 def _sound(piece: Walk) -> str:
     frames = piece.windows[0].track_frames
     return (
         f"- the file: {piece.audio.n_samples:,} samples at {piece.audio.rate:,} Hz, "
-        f"{piece.audio.seconds:.2f} s, with what sounds on after the last note\n"
+        f"{piece.audio.seconds:.2f} s, with the sound after the last note\n"
         f"- resampled: {len(piece.samples):,} samples at 16,000 Hz, the largest "
         f"{np.abs(piece.samples).max():.2f}\n"
         f"- in frames of 128 samples: {frames}, so {len(piece.windows)} segments of 256 frames, "
@@ -223,7 +222,7 @@ def _sound(piece: Walk) -> str:
 
 
 def whole_mel(piece: Walk) -> np.ndarray:
-    """The spectrogram of the whole piece: right_context "audio"."""
+    """Computes the spectrogram of the whole piece, with right_context "audio"."""
     return log_mel(pad_to_frames(piece.samples), CONFIG.spectrogram)
 
 
@@ -244,7 +243,7 @@ def _example(piece: Walk) -> Iterator[list[object]]:
 
 
 def _lengths(piece: Walk) -> Iterator[list[object]]:
-    """How many words targets have: of the piece, and of pieces that `mt3data synth` would render."""
+    """Yields the lengths of targets, of the piece and of pieces that `mt3data synth` composes."""
     composed = [read_midi(_bytes(compose(seed, 40.0)))[0] for seed in range(4)]
     for name, pieces in (("this piece", [piece.notes]), ("four composed pieces of 40 s", composed)):
         lengths = []
@@ -276,8 +275,8 @@ def _scores(piece: Walk, toy: toy_mt3.Toy) -> Iterator[list[object]]:
             decode_segments(without_ties(piece), vocabulary).notes,
         ),
         ("all notes 60 ms late", shift_times(reference, 0.06)),
-        ("all notes as a piano's", as_piano),
-        ("the toy network's", toy.transcribe(piece.path).notes),
+        ("all notes as piano notes", as_piano),
+        ("the toy model's transcription", toy.transcribe(piece.path).notes),
     ):
         scores = transcription_scores(reference, estimate)
         named = ("onset_f1", "onset_offset_f1", "nondrum_full_f1", "drum_f1", "leakage")
@@ -285,15 +284,15 @@ def _scores(piece: Walk, toy: toy_mt3.Toy) -> Iterator[list[object]]:
 
 
 def fill(page: str, texts: dict[str, str]) -> str:
-    """The page with its made parts replaced.
+    """Returns the page with its made parts replaced.
 
     Raises:
-        ValueError: the page asks for other parts than are made.
+        ValueError: the page has other parts than `texts`.
     """
     places = re.compile(r"(<!-- made: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
-    asked = [match[2] for match in places.finditer(page)]
-    if sorted(asked) != sorted(texts):
-        raise ValueError(f"the page asks for {sorted(asked)}; made are {sorted(texts)}")
+    found = [match[2] for match in places.finditer(page)]
+    if sorted(found) != sorted(texts):
+        raise ValueError(f"the page has the parts {sorted(found)}; expected {sorted(texts)}")
     return places.sub(lambda match: f"{match[1]}{texts[match[2]]}\n{match[3]}", page)
 
 

@@ -1,4 +1,4 @@
-"""The network of docs/mt3.md: MT3's sizes, and a toy that learns the page's piece by heart."""
+"""Makes the models of docs/mt3.md: one of MT3's size, and a toy that learns the piece by heart."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ TOY = ModelConfig(
     dropout_rate=0.0,
 )  # fmt: skip
 UPDATES = 40
-LEARNING_RATE = 1e-2  # ten times MT3's: this is to be over in seconds
-SHOWN = (1, 2, 3, 4, 5)  # places in the first segment's target whose probabilities are told
-LONGEST = 64  # tokens that the toy may say about a segment
+LEARNING_RATE = 1e-2  # ten times MT3's, so that it takes seconds
+SHOWN = (1, 2, 3, 4, 5)  # places in the first segment's target whose probabilities are shown
+LONGEST = 64  # tokens of a segment at most
 
 
 @dataclass(frozen=True)
 class Toy:
-    """A small network after it has learned the piece.
+    """A small model after it has learned the piece.
 
     Attributes:
-        model: the network.
+        model: the trained model.
         learning: rows of (updates, loss per token, tokens right), before and after.
         says: rows of (target, probability before, after) for the places SHOWN.
         logits: of the first segment's target, [2, L, V]: before and after.
@@ -50,7 +50,7 @@ class Toy:
     targets: np.ndarray
 
     def transcribe(self, path: Path) -> Transcription:
-        """The notes that the network finds in an audio file."""
+        """Transcribes an audio file."""
         return transcribe(
             self.model, CheckpointInfo(model=TOY), path, DecodingConfig(batch=1), max_length=LONGEST
         )
@@ -98,14 +98,14 @@ def _says(seen: list[Tensor], targets: np.ndarray) -> Iterator[list[object]]:
 
 
 def network() -> MT3:
-    """A network of MT3's sizes with weights that mean nothing, made in a moment."""
+    """Makes a model of MT3's size with arbitrary weights, without computing them."""
     with torch.device("meta"):
         model = MT3(ModelConfig())
     return model.to_empty(device="cpu").eval()
 
 
 def shapes(window: Window) -> list[list[object]]:
-    """What variants through a network of MT3's sizes for one segment."""
+    """Returns the arrays of a forward pass of one segment: name, shape and number of elements."""
     model, found = network(), dict[str, Tensor]()
     mel_BFM = torch.from_numpy(window.sound["mel"]).float()[None]
     targets_BL = torch.from_numpy(window.tokens).long()[None]
@@ -118,15 +118,15 @@ def shapes(window: Window) -> list[list[object]]:
         ("every frame, projected", encoder.continuous_inputs_projection),
         ("every frame, encoded", encoder),
         ("the tokens before each token, embedded", decoder.token_embedder),
-        ("what the decoder makes of them", decoder.decoder_norm),
-        ("logits: a number for each word, at each place", decoder),
+        ("the decoder's output for each place", decoder.decoder_norm),
+        ("logits: a number for each token, at each place", decoder),
     ):
         part.register_forward_hook(keep(name))  # type: ignore[arg-type]
     with torch.inference_mode():
         keys, _ = decoder.cross(encoder(mel_BFM))[0]
         model(mel_BFM, targets_BL)
     rows = {
-        "audio of the segment": torch.zeros(1, 256 * 128), "log-mel: what the encoder reads": mel_BFM,
+        "audio of the segment": torch.zeros(1, 256 * 128), "log-mel: the input of the encoder": mel_BFM,
         **found, "keys of the frames, in each layer and head": keys,
         "targets": targets_BL,
     }  # fmt: skip
@@ -134,7 +134,7 @@ def shapes(window: Window) -> list[list[object]]:
 
 
 def sizes() -> Iterator[list[object]]:
-    """Parameters of MT3's network, part by part."""
+    """Yields the numbers of parameters of a model of MT3's size, part by part."""
     with torch.device("meta"):
         model = MT3(ModelConfig())
     encoder, decoder = model.encoder, model.decoder
@@ -144,8 +144,8 @@ def sizes() -> Iterator[list[object]]:
 
     yield ["projection of a frame, 512 to 512", count(encoder.continuous_inputs_projection)]
     yield [f"{len(encoder.layers)} encoder layers, and the norm", count(encoder.layers, encoder.encoder_norm)]  # fmt: skip
-    yield ["embedding of the words", count(decoder.token_embedder)]
+    yield ["embedding of the tokens", count(decoder.token_embedder)]
     yield [f"{len(decoder.layers)} decoder layers, and the norm", count(decoder.layers, decoder.decoder_norm)]  # fmt: skip
     yield ["logits", count(decoder.logits_dense)]
     yield ["all", count(model)]
-    yield ["the toy of this page", count(MT3(TOY))]
+    yield ["the toy model of this page", count(MT3(TOY))]

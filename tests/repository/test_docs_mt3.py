@@ -1,6 +1,7 @@
-"""docs/mt3.md says what the code does: its numbers, the names that it gives, and its order."""
+"""docs/mt3.md agrees with the code: its numbers, its examples, and the names of code in all pages."""
 
 import ast
+import doctest
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,15 +17,15 @@ PARTS = re.compile(r"<!-- made: (\w+) -->\n(.*?)\n<!-- end -->", re.DOTALL)
 NUMBER = re.compile(r"\d[\d,]*(?:\.\d+)?")
 
 
-def same(said: str, made: str) -> bool:
-    """Whether two texts differ in nothing but the last digits of fractions.
+def same(written: str, made: str) -> bool:
+    """Returns whether two texts differ in nothing but the last digits of fractions.
 
-    Whole numbers are equal. Fractions, which come of float32 sums that another processor orders
-    otherwise, differ by at most two units of their last digit or a twentieth.
+    Whole numbers must be equal. Fractions may differ by two units of their last digit or a
+    twentieth, because the order of float32 sums depends on the processor.
     """
-    if NUMBER.sub("#", said) != NUMBER.sub("#", made):
+    if NUMBER.sub("#", written) != NUMBER.sub("#", made):
         return False
-    for one, other in zip(NUMBER.findall(said), NUMBER.findall(made), strict=True):
+    for one, other in zip(NUMBER.findall(written), NUMBER.findall(made), strict=True):
         if "." not in one or len(one.partition(".")[2]) != len(other.partition(".")[2]):
             if one != other:
                 return False
@@ -37,7 +38,7 @@ def same(said: str, made: str) -> bool:
 
 @pytest.fixture(scope="module")
 def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]]:
-    """The piece on its way, and the toy network that has learned it."""
+    """The piece, and the toy model that has learned it."""
     pytest.importorskip("midirenderer", reason="the piece is rendered: needs the extra `synth`")
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(DOCS)
@@ -52,9 +53,19 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Any, Any]
 def test_every_number_and_table_of_the_page_is_what_the_code_gives(walked: tuple[Any, Any]) -> None:
     from make_mt3 import made
 
-    said, texts = dict(PARTS.findall(PAGE)), made(*walked)
-    assert set(said) == set(texts)
-    assert [name for name in said if not same(said[name], texts[name])] == []
+    written, texts = dict(PARTS.findall(PAGE)), made(*walked)
+    assert set(written) == set(texts)
+    assert [name for name in written if not same(written[name], texts[name])] == []
+
+
+def test_the_examples_of_the_page_give_the_results_that_it_shows() -> None:
+    examples = "\n".join(re.findall(r"```pycon\n(.*?)```", PAGE, re.DOTALL))
+    test = doctest.DocTestParser().get_doctest(examples, {}, "mt3.md", None, 0)
+    printed: list[str] = []
+    result = doctest.DocTestRunner().run(test, out=printed.append)
+    assert (result.failed, result.attempted) == (0, len(re.findall("^>>> ", PAGE, re.MULTILINE))), (
+        "".join(printed)
+    )
 
 
 def test_pictures_can_be_drawn_and_the_page_shows_them_all(
@@ -70,7 +81,7 @@ def test_pictures_can_be_drawn_and_the_page_shows_them_all(
 
 
 @pytest.mark.parametrize(
-    ("said", "holds"),
+    ("written", "holds"),
     [
         ("pitch 33, 0.97 at 2.040", True),
         ("pitch 33, 0.96 at 2.041", True),
@@ -80,15 +91,15 @@ def test_pictures_can_be_drawn_and_the_page_shows_them_all(
         ("pitch 33, 0.97 at 2.04", False),
     ],
 )
-def test_only_the_last_digits_of_fractions_may_differ(said: str, holds: bool) -> None:
-    assert same(said, "pitch 33, 0.97 at 2.040") == holds
+def test_only_the_last_digits_of_fractions_may_differ(written: str, holds: bool) -> None:
+    assert same(written, "pitch 33, 0.97 at 2.040") == holds
 
 
 # --- the code that pages name --------------------------------------------------------------------
 
 
 def defined(path: Path) -> set[str]:
-    """Functions, classes and constants of a module, and the members of its classes."""
+    """Returns the functions, classes and constants of a module, and the members of its classes."""
 
     def names(body: list[ast.stmt], prefix: str) -> Iterator[str]:
         for node in body:
