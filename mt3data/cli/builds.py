@@ -9,13 +9,13 @@ from typing import Any
 import click
 
 from mt3data.files import STDOUT
-from mt3data.terminal import AT_LEAST_1, FORCE, PATH, echo, plural, print_json, progress
+from mt3data.terminal import FORCE, PATH, WORKERS, echo, plural, print_json, progress
 
 
 @click.command()
 @click.argument("folder", type=PATH)
 @click.option("--fast", is_flag=True, help="Sizes, names and the index only; reads no bodies.")
-@click.option("--workers", type=AT_LEAST_1, default=2, show_default=True, metavar="N",
+@click.option("--workers", type=WORKERS, default=2, show_default=True, metavar="N",
               help="Threads.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def check(folder: Path, fast: bool, workers: int, as_json: bool) -> None:

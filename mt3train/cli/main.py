@@ -8,7 +8,7 @@ import click
 
 from mt3data import __version__
 from mt3data.files import STDOUT
-from mt3data.terminal import AT_LEAST_1, EXIT_CODES, FORCE, PATH, CommandGroup, echo
+from mt3data.terminal import AT_LEAST_1, EXIT_CODES, FORCE, PATH, WORKERS, CommandGroup, echo
 from mt3train.cli.scores import evaluate, score
 from mt3train.cli.transcribe import transcribe
 
@@ -89,7 +89,7 @@ def convert(source: Path, out: Path, heads: int | None, half: bool, force: bool)
 @main.command()
 @click.option("-o", "--out", type=PATH, default=Path("demo-run"), show_default=True,
               help="Folder for everything.")  # fmt: skip
-@click.option("--workers", type=AT_LEAST_1, default=2, show_default=True, metavar="N",
+@click.option("--workers", type=WORKERS, default=2, show_default=True, metavar="N",
               help="Processes; training starts at most one per GPU.")  # fmt: skip
 def demo(out: Path, workers: int) -> None:
     """Goes the whole path once, in some ten minutes.

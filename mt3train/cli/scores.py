@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mt3data.errors import UserError
-from mt3data.terminal import AT_LEAST_1, PATH, echo, plural, print_json, progress
+from mt3data.terminal import AT_LEAST_1, PATH, WORKERS, echo, plural, print_json, progress
 
 if TYPE_CHECKING:
     from mt3data.music.notes import Notes
@@ -43,7 +43,7 @@ LONGER = 1.25  # estimates that end this much later or earlier may be of another
 @click.option("--split", default="test", show_default=True, help="Split of the builds to score.")
 @click.option("--tracks", type=AT_LEAST_1, metavar="N", help="Score only the first N tracks.")
 @BATCH
-@click.option("--workers", type=AT_LEAST_1, default=1, show_default=True, metavar="N",
+@click.option("--workers", type=WORKERS, default=1, show_default=True, metavar="N",
               help="Processes; each scores one track at a time.")  # fmt: skip
 @click.option("-o", "--out", type=PATH, metavar="FILE", help="Store the scores of each "
               "track; the same command resumes from there.")  # fmt: skip

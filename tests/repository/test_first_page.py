@@ -14,10 +14,10 @@ from pathlib import Path
 import blocks
 import fresh_environment
 import pytest
+from packages import MODULE_OF, PROJECT, imported
 from packaging.requirements import Requirement
 from publishers import published
 from server import publisher
-from test_packaging import MODULE_OF, PROJECT, imported
 from test_readme import PRINTED, PUBLISHED, own_files
 
 from mt3data.music.midi import read_midi

@@ -1,6 +1,5 @@
 """What is handed out: the wheel and the sdist, their metadata, and what they depend on."""
 
-import ast
 import email
 import importlib.util
 import json
@@ -9,24 +8,18 @@ import resource
 import subprocess
 import sys
 import tarfile
-import tomllib
 import warnings
 import zipfile
 from email.message import Message
 from pathlib import Path, PurePosixPath
 
 import pytest
+from packages import MODULE_OF, PACKAGES, PROJECT, ROOT, imported
 
 import mt3data
 import mt3train
 from mt3data.errors import install_hint
 
-ROOT = Path(__file__).resolve().parents[2]
-PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-PACKAGES = ("mt3data", "mt3train")
-
-# Distributions whose modules are called otherwise.
-MODULE_OF = {"PyYAML": "yaml"}
 # What no line of ours imports, and why it is declared all the same.
 NOT_IMPORTED: dict[str, str] = {}
 
@@ -173,20 +166,6 @@ def declared() -> dict[str, str]:
     optional = [line for name in extras if name not in ("dev", "bench") for line in extras[name]]
     names = [re.match(r"[\w.-]+", line)[0] for line in PROJECT["dependencies"] + optional]  # type: ignore[index]
     return {name: MODULE_OF.get(name, name) for name in names}
-
-
-def imported() -> set[str]:
-    """Packages from elsewhere that our code imports, at the top or inside a function."""
-    found = set()
-    for path in (path for package in PACKAGES for path in (ROOT / package).rglob("*.py")):
-        text = path.read_text(encoding="utf-8")
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.Import):
-                found |= {alias.name.split(".")[0] for alias in node.names}
-            elif isinstance(node, ast.ImportFrom) and node.module:
-                found.add(node.module.split(".")[0])
-        found |= set(re.findall(r"find_spec\(\"(\w+)\"\)", text))
-    return found - sys.stdlib_module_names - set(PACKAGES)
 
 
 def test_every_dependency_is_imported_and_every_import_is_declared() -> None:
