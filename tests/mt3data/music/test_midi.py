@@ -309,3 +309,24 @@ def test_a_long_piece_is_written_so_that_pretty_midi_reads_it(hours: float) -> N
 def test_a_piece_of_more_than_a_day_is_not_written() -> None:
     with pytest.raises(UserError, match="90,000 s; .* at most a day"):
         midi_bytes(Notes([0.0], [90000.0], [60], [80], [0], [False], [0]))
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    st.lists(TRACKS, min_size=1, max_size=3).map(lambda tracks: midi_file(*tracks)),
+    st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=4),
+    st.integers(0, 200),
+)
+def test_damaged_files_are_read_or_refused_in_one_line(
+    data: bytes, changes: list[tuple[int, int]], cut: int
+) -> None:
+    damaged = bytearray(data)
+    for place, value in changes:
+        damaged[place % len(damaged)] = value
+    try:
+        notes, unended = read_midi(bytes(damaged[: len(damaged) - cut % len(damaged)]))
+    except UserError as error:
+        assert "\n" not in str(error)
+    else:
+        assert unended >= 0
+        assert (notes.offset > notes.onset).all() and notes.offset.max(initial=0) <= 86400
