@@ -166,12 +166,12 @@ def is_path_error(error: OSError) -> bool:
 def path_error_message(error: OSError) -> str:
     """Returns one line about the path of an error; see `is_path_error`."""
     where = f"{error.filename}: " if error.filename else ""  # an open file has no name here
-    return f"{where}{error.strerror}; choose another path, or make room there"
+    return printable(f"{where}{error.strerror}; choose another path, or make room there")
 
 
 def one_line(text: str) -> str:
-    """Returns text without line breaks."""
-    return " ".join(text.split())
+    """Returns text without line breaks and unprintable characters."""
+    return printable(" ".join(text.split()))
 
 
 def plural(n: int, noun: str) -> str:

@@ -25,6 +25,7 @@ import torch
 from tqdm import tqdm
 
 from mt3data.files import write_atomically
+from mt3data.terminal import printable
 from mt3train.config import Config
 from mt3train.data.builds import TrainingData
 
@@ -112,7 +113,7 @@ class Log:
     def say(self, text: str) -> None:
         """Prints a line on stderr."""
         if self.is_writer:
-            tqdm.write(text, file=sys.stderr)
+            tqdm.write(printable(text), file=sys.stderr)
 
     def wait(self, seconds: float) -> None:
         """Adds seconds to the time that this process waited for data."""
