@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mt3data.errors import UserError
-from mt3data.terminal import PATH, echo, plural, print_json, progress
+from mt3data.terminal import PATH, echo, plural, print_json
 
 if TYPE_CHECKING:
     from mt3data.download.dataset import DownloadOptions
@@ -162,8 +162,7 @@ def verify(dataset: str, root: Path, fast: bool, as_json: bool) -> None:
     manifest = load(dataset)
     folder = dataset_folder(manifest, root)
     n_files = len(known_files(manifest, folder))
-    with progress(n_files, f"verify {dataset}", "files") as bar:
-        faults = run(manifest, root, fast=fast, on_file=lambda _: bar.update(1))
+    faults = run(manifest, root, fast=fast)
     if as_json:
         found = [asdict(fault) for fault in faults]
         print_json({"folder": str(folder), "files": n_files, "faults": found})

@@ -212,6 +212,19 @@ class DatasetManifest:
         return self.schemes[name]
 
 
+def safe_name(name: str, where: str) -> str:
+    """Returns the name if it is one path component of a file that lies where its folder says.
+
+    Raises:
+        UserError: it is empty, ".", "..", longer than 200 bytes, or holds a separator or a control
+            character. `where` names its origin in the message.
+    """
+    is_plain = name.isprintable() and not set(name) & set("/\\:") and len(name.encode()) <= 200
+    if not is_plain or name in ("", ".", ".."):
+        raise UserError(f"{where}: {name!r} cannot be the name of a file or folder")
+    return name
+
+
 def row_paths(row: Mapping[str, str], column: str) -> list[str]:
     """The files that a row names in a column, "audio" or "labels": paths below the dataset's folder."""
     return [path for path in row.get(column, "").split(";") if path]

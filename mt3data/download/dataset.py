@@ -1,7 +1,8 @@
-"""Brings a dataset from its publisher to the disk: fetched, verified, unpacked, recorded last.
+"""Downloads a dataset: fetches, verifies and unpacks its sources, and records them.
 
-Everything lies in one folder, ROOT/FOLDER of the manifest. What was done so far
-stands beside the data, see state.py, and running again continues. MT3 has no counterpart: its data were files inside one company.
+Everything lies in one folder, ROOT/FOLDER of the manifest. The state of the download lies beside the
+data (mt3data.download.state), and the same command resumes. MT3 has no counterpart, because its data
+were files inside one company.
 """
 
 from __future__ import annotations
@@ -41,7 +42,6 @@ from mt3data.download.unpack import (
     unpack_tar_gz,
     unpack_zip,
     write_file,
-    zip_sizes,
 )
 from mt3data.errors import UserError
 from mt3data.files import (
@@ -60,11 +60,12 @@ class DownloadOptions:
     """How to download.
 
     Attributes:
-        select: patterns of paths below the dataset's folder; only these members of archives.
-        stream: tar.gz archives are unpacked while they come and never lie on the disk.
+        select: patterns of paths below the dataset's folder. Only these members of archives are
+            unpacked; empty selects all.
+        stream: unpack tar.gz archives while they arrive, without storing them.
         archives: archives that the user has already, used in place of the network.
-        only: ids or groups of sources; empty: all that are not optional.
-        retry_policy: with the network.
+        only: ids or groups of sources; empty selects all that are not optional.
+        retry_policy: limits of retries.
     """
 
     select: tuple[str, ...] = ()
@@ -78,10 +79,10 @@ DEFAULT_OPTIONS = DownloadOptions()
 
 
 def wanted_sources(manifest: DatasetManifest, only: Sequence[str] = ()) -> list[Source]:
-    """The sources to fetch: `only` those named by id or group, or all that are not optional.
+    """Returns the sources to fetch: those named in `only`, or all that are not optional.
 
     Raises:
-        UserError: the dataset has no source of that name, or none at all.
+        UserError: the dataset has no source of that id or group, or no source at all.
     """
     known = {name for s in manifest.sources for name in (s.id, s.group) if name}
     for name in only:
@@ -97,11 +98,11 @@ def wanted_sources(manifest: DatasetManifest, only: Sequence[str] = ()) -> list[
 
 
 def needs_download(manifest: DatasetManifest, root: Path) -> bool:
-    """Whether root is a data folder that lacks the dataset, or holds what an interrupted run left.
+    """Returns whether the dataset is missing below root, or its download is unfinished.
 
-    A data folder is absent, or empty, or holds nothing but datasets under their own names. Anything
-    else is the user's own arrangement, or a mistyped path, and never a reason to fetch 100 GB; so is
-    a dataset that `download` has not made, or of which optional sources alone were fetched.
+    Root must be a data folder: absent, empty, or with nothing but datasets under their own names.
+    Anything else is the user's own arrangement or a mistyped path, and no reason to fetch 100 GB. The
+    same holds for a dataset that `download` has not made, or if only optional sources were fetched.
     """
     required = [s for s in manifest.sources if not s.optional]
     folder = dataset_folder(manifest, root)
@@ -122,11 +123,11 @@ def needs_download(manifest: DatasetManifest, root: Path) -> bool:
 def download(
     manifest: DatasetManifest, root: Path, options: DownloadOptions = DEFAULT_OPTIONS
 ) -> Path:
-    """Downloads a dataset, or what is still missing of it; returns its folder.
+    """Downloads what is missing of a dataset and returns its folder.
 
     Raises:
         UserError: no server has a file, a checksum differs, an archive is damaged or unsafe, the
-            disk is too small, another run is at work, or the folder holds something else.
+            disk is too small, another run uses the folder, or the folder holds other files.
     """
     folder = dataset_folder(manifest, root)
     mine = _match_archives(wanted_sources(manifest, options.only), options.archives)
@@ -137,13 +138,13 @@ def download(
     _refuse_foreign(folder, list(mine))
     try:
         (folder / STATE).mkdir(parents=True, exist_ok=True)
-        with file_lock(folder / STATE / "lock", f"{folder}: another download is at work there"):
+        with file_lock(folder / STATE / "lock", f"{folder}: another download uses it"):
             _download(manifest, folder, mine, options)
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise UserError(
                 f"{folder}: the disk is full, {format_bytes(free_bytes(folder))} free; make room and run the "
-                "same command again, it continues"
+                "same command again to resume"
             ) from error
         if error.filename:
             raise UserError(f"{error.filename}: {error.strerror}") from error
@@ -176,7 +177,7 @@ def _download(
         write_atomically(folder / STATE / DOWNLOAD_RECORD, canonical_json(whole))
     if todo and options.select and not n_members:
         raise UserError(
-            f"--select {' '.join(options.select)} matches no member of {manifest.name}; patterns speak of "
+            f"--select {' '.join(options.select)} matches no member of {manifest.name}; patterns match "
             f"paths below {folder}, such as {_example(manifest)}"
         )
 
@@ -206,7 +207,7 @@ def _single_file(
 def _archive(
     source: Source, folder: Path, given: Path | None, options: DownloadOptions
 ) -> dict[str, Any]:
-    """Obtains and unpacks one archive; returns its entry of the record."""
+    """Fetches and unpacks one archive and returns its entry of the record."""
     identity = {
         "source": source.id, "url": source.url, "md5": source.md5, "sha256": source.sha256,
         "into": source.into, "strip": source.strip,
@@ -216,7 +217,7 @@ def _archive(
     log = ExtractionLog(log_path(folder, source.id), identity)
     try:
         if options.select and source.seekable and not given and not kept.is_file():
-            sums, n_members = _members_alone(source, place, log, options.retry_policy)
+            sums, n_members = _fetch_members(source, place, log, options.retry_policy)
         elif options.stream and source.kind == "tar.gz" and not given and not kept.is_file():
             sums, n_members = _streamed(source, place, log, options.retry_policy)
         else:
@@ -225,7 +226,7 @@ def _archive(
                 source, given or kept, replace(place, packed_bytes=sums["bytes"]), log
             )
     except DamagedArchive as error:
-        log.discard()  # what came out of it is written again
+        log.discard()  # all members are written again
         raise UserError(f"{file_name(source)}: {error}") from error
     finally:
         log.close()
@@ -240,22 +241,17 @@ def _checked(source: Source, path: Path) -> Checksums:
 
 
 def _unpacked(source: Source, path: Path, place: Placement, log: ExtractionLog) -> int:
-    what = f"unpack {path.name}"
     if source.kind == "zip":
-        known = {entry["path"] for entry in log.entries.values()}
-        sizes = zip_sizes(path, place)
-        left = sum(n for name, n in sizes.items() if name not in known)
-        require_space(place.folder, left, f"to unpack {path.name}")
-        with progress(sum(sizes.values()) / MB, what, "MB") as bar:
-            return unpack_zip(path, place, log, lambda n: bar.update(n / MB))
-    with path.open("rb") as file, progress(path.stat().st_size / MB, what, "MB") as bar:
+        return unpack_zip(path, place, log)
+    n_bytes = path.stat().st_size
+    with path.open("rb") as file, progress(n_bytes / MB, f"unpack {path.name}", "MB") as bar:
         return unpack_tar_gz(HashingReader(file, bar), place, log)
 
 
 def _streamed(
     source: Source, place: Placement, log: ExtractionLog, retry_policy: RetryPolicy
 ) -> tuple[Checksums, int]:
-    """Unpacks a tar.gz while it comes. Nothing counts before the checksum of the whole stream."""
+    """Unpacks a tar.gz while it arrives. It counts only if the checksum of the stream is right."""
     with (
         RemoteFile(
             source.urls, expected_bytes=expected_bytes(source), retry_policy=retry_policy
@@ -265,28 +261,24 @@ def _streamed(
         metered = HashingReader(remote, bar)
         n_members = unpack_tar_gz(metered, replace(place, packed_bytes=remote.total), log)
     if found := checksum_mismatch(source, metered.sums()):
-        raise DamagedArchive(f"{found}; what was unpacked from it does not count, run again")
+        raise DamagedArchive(f"{found}; its members do not count, run the command again")
     return metered.sums(), n_members
 
 
-def _members_alone(
+def _fetch_members(
     source: Source, place: Placement, log: ExtractionLog, retry_policy: RetryPolicy
 ) -> tuple[Checksums, int]:
-    """Fetches the selected members of a zip over HTTP Range; the zip's own CRC-32 checks each."""
+    """Fetches the selected members of a zip by HTTP Range. The CRC-32 of the zip checks each."""
     with SeekableHttpFile(
         source.urls, expected_bytes=expected_bytes(source), retry_policy=retry_policy
     ) as remote:
         file = io.BufferedReader(remote, FIRST_BYTES)
-        sizes = zip_sizes(file, place)
-        require_space(place.folder, sum(sizes.values()), "for the selected members")
-        with progress(sum(sizes.values()) / MB, f"members of {file_name(source)}", "MB") as bar:
-            place = replace(place, packed_bytes=remote.total)
-            n_members = unpack_zip(file, place, log, lambda n: bar.update(n / MB))
+        n_members = unpack_zip(file, replace(place, packed_bytes=remote.total), log)
         return {"bytes": remote.total, "md5": "", "sha256": ""}, n_members
 
 
 def _match_archives(sources: list[Source], archives: Sequence[Path]) -> dict[Source, Path | None]:
-    """Which archive of the user's stands for which source: by name, by size, or the only one."""
+    """Assigns the user's archives to sources: by name, by size, or as the only one."""
     matched: dict[Source, Path | None] = dict.fromkeys(sources)
     for path in archives:
         if not path.is_file():
@@ -298,14 +290,14 @@ def _match_archives(sources: list[Source], archives: Sequence[Path]) -> dict[Sou
         if len(found) != 1:
             names = ", ".join(f"{file_name(s)} ({s.id})" for s in sources[:10])
             raise UserError(
-                f"--from {path}: which of {names} is it? Give it the published name, or say --source ID"
+                f"--from {path}: expected one of {names}; give it the published name, or add --source ID"
             )
         matched[found[0]] = path
     return matched
 
 
 def _refuse_foreign(folder: Path, sources: list[Source]) -> None:
-    """Files that are not ours are not written over."""
+    """Raises a UserError for files that `download` has not made."""
     if (folder / STATE).is_dir():
         return
     for place in {folder / source.into for source in sources}:
@@ -317,12 +309,12 @@ def _refuse_foreign(folder: Path, sources: list[Source]) -> None:
 
 
 def _require_space(folder: Path, todo: dict[Source, Path | None], options: DownloadOptions) -> None:
-    """The check before anything starts; what the archives unpack to is only guessed here."""
+    """Checks the disk before anything starts. Unpacked sizes are estimates here."""
     packed = unpacked = 0
     for source, given in todo.items():
         is_file = source.kind == "file"
         if options.select and source.seekable and not given:
-            continue  # checked when the zip's directory was read
+            continue  # checked when the directory of the zip is read
         target = folder / (source.into if is_file else STATE) / file_name(source)
         there = [target, target.with_name(target.name + ".part")]
         done = max((path.stat().st_size for path in there if path.is_file()), default=0)

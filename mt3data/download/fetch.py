@@ -1,8 +1,8 @@
-"""One published file: fetched so that an interruption costs nothing, and believed when it is checked.
+"""Downloads one published file, resumes after interruptions, and verifies it.
 
-The file grows as NAME.part, with NAME.part.json beside it to say which version of which address it
-is, and gets its name when size and checksum are those of the manifest. A file that differs is kept
-aside as NAME.bad. MT3 has no counterpart.
+The file grows as NAME.part. NAME.part.json beside it holds the address and version of the file. The
+file gets its name when size and checksum are those of the manifest. A file that differs is kept as
+NAME.bad. MT3 has no counterpart.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
-from mt3data.datasets.manifest import Source
+from mt3data.datasets.manifest import Source, safe_name
 from mt3data.download.http import RETRY_POLICY, RemoteFile, RetryPolicy
 from mt3data.download.unpack import Readable
 from mt3data.errors import UserError
@@ -26,11 +26,11 @@ from mt3data.terminal import progress
 BLOCK_BYTES = 1 << 20
 MB = 1e6
 
-Checksums = dict[str, Any]  # {"bytes": ..., "md5": ..., "sha256": ...} of what was read
+Checksums = dict[str, Any]  # {"bytes": ..., "md5": ..., "sha256": ...}
 
 
 class HashingReader:
-    """Passes a stream on while it counts and hashes what is read, and moves a progress bar."""
+    """Reads a stream, hashes what is read, and moves a progress bar."""
 
     def __init__(self, stream: Readable, bar: Any) -> None:
         self._stream, self._bar = stream, bar
@@ -38,7 +38,7 @@ class HashingReader:
         self._n_bytes = 0
 
     def read(self, n_bytes: int = -1) -> bytes:
-        """The next bytes, at most n_bytes; b"" at the end."""
+        """Reads at most n_bytes; b"" at the end."""
         data = self._stream.read(n_bytes)
         self._md5.update(data)
         self._sha256.update(data)
@@ -47,7 +47,7 @@ class HashingReader:
         return data
 
     def sums(self) -> Checksums:
-        """Size and checksums of what was read so far."""
+        """Returns size and checksums of what was read so far."""
         return {
             "bytes": self._n_bytes,
             "md5": self._md5.hexdigest(),
@@ -56,12 +56,12 @@ class HashingReader:
 
 
 def file_name(source: Source) -> str:
-    """The publisher's name of a source's file."""
-    return PurePosixPath(unquote(urlsplit(source.url).path)).name
+    """Returns the publisher's name of a source's file: one safe path component."""
+    return safe_name(PurePosixPath(unquote(urlsplit(source.url).path)).name, source.url)
 
 
 def file_checksums(path: Path) -> Checksums:
-    """Size and checksums of a file, which is read for them."""
+    """Reads a file and returns its size and checksums."""
     with (
         path.open("rb") as file,
         progress(path.stat().st_size / MB, f"check {path.name}", "MB") as bar,
@@ -73,18 +73,18 @@ def file_checksums(path: Path) -> Checksums:
 
 
 def has_checksum(source: Source) -> bool:
-    """Whether the publisher's checksum is known."""
+    """Returns whether the publisher's checksum is known."""
     return bool(source.md5 or source.sha256)
 
 
 def expected_bytes(source: Source) -> int:
-    """The size that a server must offer; 0 where the manifest's own is too uncertain to refuse by."""
+    """Returns the size that a server must offer; 0 if that of the manifest is too uncertain."""
     certain = source.status in ("verified", "several") or not has_checksum(source)
     return source.bytes if certain else 0
 
 
 def checksum_mismatch(source: Source, sums: Checksums) -> str:
-    """How the sums of what was read differ from those published, both said; "" if they do not."""
+    """Describes how checksums differ from the published ones, with both values; "" if they agree."""
     expected = {"bytes": expected_bytes(source), "md5": source.md5, "sha256": source.sha256}
     return "; ".join(
         f"{key} is {sums[key]}, expected {value}"
@@ -94,22 +94,22 @@ def checksum_mismatch(source: Source, sums: Checksums) -> str:
 
 
 def fetch(source: Source, target: Path, retry_policy: RetryPolicy = RETRY_POLICY) -> Checksums:
-    """Downloads a source to target, or what an interrupted run left of it, and checks it.
+    """Downloads what is missing of a source to target and verifies it.
 
-    A target that is there already is only checked.
+    An existing target is only verified.
 
     Args:
-        source: its url is tried first, then its mirrors, also where a file came and was wrong.
-        target: file to write; its folder exists.
-        retry_policy: how long to wait, and how often to try again.
+        source: its url is tried first, then its mirrors, also after a file with wrong content.
+        target: file to write. Its folder exists.
+        retry_policy: limits of retries.
     Returns:
         Size and checksums of the file.
     Raises:
-        UserError: nobody serves the file, or what came differs (it is kept as NAME.bad).
+        UserError: no server has the file, or its content differs (it is kept as NAME.bad).
     """
     part = target.with_name(target.name + ".part")
     for leftover in target.parent.glob(f"{glob.escape(_note(part).name)}.tmp-*"):
-        leftover.unlink()  # of a run that was killed while it wrote the note
+        leftover.unlink()  # of a run that was killed while it wrote this file
     faults: list[str] = []
     if target.is_file():
         sums = file_checksums(target)
@@ -129,7 +129,7 @@ def fetch(source: Source, target: Path, retry_policy: RetryPolicy = RETRY_POLICY
             return sums
         faults.append(f"{used}: {_put_aside(part, target, checksum_mismatch(source, sums))}")
         urls = urls[urls.index(used) + 1 :]
-    again = "the same command fetches it anew; if that ends alike, the file is another one there"
+    again = "run the command again; if the result is the same, the server has another file"
     raise UserError("; ".join([*faults, again]))
 
 
@@ -140,7 +140,7 @@ def _put_aside(path: Path, target: Path, fault: str) -> str:
 
 
 def _transfer(urls: Sequence[str], source: Source, part: Path, retry_policy: RetryPolicy) -> str:
-    """Completes NAME.part; returns the address that served its end."""
+    """Completes NAME.part and returns the address that served its end."""
     offset, validator = _resume_from(part, urls[0], source)
     remote = RemoteFile(
         urls, expected_bytes=expected_bytes(source), offset=offset, validator=validator,
@@ -164,11 +164,17 @@ def _transfer(urls: Sequence[str], source: Source, part: Path, retry_policy: Ret
 
 
 def _resume_from(part: Path, url: str, source: Source) -> tuple[int, str]:
-    """Where to go on, and the version it must be; a part of unknown origin needs a checksum."""
+    """Returns the offset to resume at and the required version; without either, the start.
+
+    A part of another address can only be resumed if a checksum verifies the result.
+    """
     if not (part.is_file() and _note(part).is_file()):
         return 0, ""
-    note = json.loads(_note(part).read_bytes())
-    validator = note["validator"] if note["url"] == url else ""
+    try:
+        note = json.loads(_note(part).read_bytes())
+        validator = str(note["validator"]) if note["url"] == url else ""
+    except (ValueError, KeyError, TypeError):  # it is damaged
+        validator = ""
     return (part.stat().st_size, validator) if validator or has_checksum(source) else (0, "")
 
 

@@ -1,9 +1,9 @@
-"""Unpacks zip and tar.gz archives of strangers safely, and goes on where a killed run stopped.
+"""Unpacks zip and tar.gz archives safely, and resumes where a killed run stopped.
 
-Every member is judged before a byte of it is written: no name may lead out of the folder, links and
-devices are refused, and the total size is bounded, so that a small archive cannot fill the disk. A
-member is written to NAME.part, made durable, renamed and only then entered in a log of JSON lines;
-the log also serves `mt3data verify` as the list of what must lie there. MT3 has no counterpart.
+Every member is checked before a byte of it is written. No name may lead out of the folder. Links and
+devices are refused. The total size is limited, so a small archive cannot fill the disk. A member is
+written to NAME.part, flushed to the disk and renamed, and then gets a line in a log of JSON lines.
+`mt3data verify` takes the list of files from this log. MT3 has no counterpart.
 """
 
 from __future__ import annotations
@@ -15,34 +15,35 @@ import stat
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, BinaryIO, Protocol, cast
+from typing import IO, Any, BinaryIO, Protocol, cast
 
 from mt3data.download.state import ExtractionLog
 from mt3data.errors import UserError
-from mt3data.files import file_has_size
+from mt3data.files import file_has_size, require_space
+from mt3data.terminal import progress
 
 BLOCK_BYTES = 1 << 20
-MAX_RATIO = 50  # unpacked to packed; annotations reach 10, deflate could 1032
-MAX_RATIO_FREE_BYTES = 64 << 20  # below this much, no ratio is asked for
-MAX_BYTES = 1 << 40  # where the size of the archive is not known
+MB = 1e6
+MAX_RATIO = 50  # unpacked to packed; annotations reach 10, deflate could reach 1032
+MAX_RATIO_FREE_BYTES = 64 << 20  # below this size, the ratio is not checked
+MAX_BYTES = 1 << 40  # if the size of the archive is unknown
 MAX_MEMBERS = 1_000_000
 
 
 class Readable(Protocol):
-    """What is read in order; a short read is not the end, an empty one is."""
+    """A stream that is read in order. Only an empty read is its end."""
 
     def read(self, n_bytes: int = ..., /) -> bytes:
-        """At most n_bytes."""
+        """Reads at most n_bytes."""
 
 
 class DamagedArchive(UserError):
-    """The archive is not what was published: broken, unsafe, or another than an earlier run read."""
+    """The archive is not the published one: broken, unsafe, or not what an earlier run read."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +53,10 @@ class Placement:
     Attributes:
         folder: of the dataset. Paths in the log are relative to it.
         into: folder below it.
-        strip: leading folders of member names that are left out. A file that lies above that depth
+        strip: number of leading folders that are removed from member names. A file above that depth
             (a README beside the folder of data) keeps its bare name.
-        select: only members whose path below `folder` matches one of these patterns; empty: all.
-        packed_bytes: size of the archive, which bounds what may come out of it; 0: unknown.
+        select: patterns of paths below `folder`. Other members are ignored; empty selects all.
+        packed_bytes: size of the archive, which limits what may come out of it; 0 if unknown.
     """
 
     folder: Path
@@ -65,7 +66,7 @@ class Placement:
     packed_bytes: int = 0
 
     def path_of(self, name: str) -> str:
-        """The path below `folder` of a member, with "/" on every system.
+        """Returns the path of a member below `folder`, with "/" on every system.
 
         Raises:
             DamagedArchive: the name is absolute or leads out of the folder.
@@ -80,201 +81,153 @@ class Placement:
         kept = parts[min(self.strip, len(parts) - 1) :]
         return str(PurePosixPath(self.into, *kept))
 
-    def wants(self, path: str) -> bool:
-        """Whether a path below `folder` is selected."""
+    def selects(self, path: str) -> bool:
+        """Returns whether a path below `folder` is selected."""
         return not self.select or any(fnmatchcase(path, pattern) for pattern in self.select)
 
     @property
     def max_bytes(self) -> int:
-        """What may come out of the archive at most."""
+        """Limit of the unpacked size."""
         if not self.packed_bytes:
             return MAX_BYTES
         return max(MAX_RATIO_FREE_BYTES, MAX_RATIO * self.packed_bytes)
 
 
-@dataclass(frozen=True)
-class Member:
-    """One file in an archive. Its content must be read before the next member is asked for."""
-
-    index: int
-    name: str
-    size: int
-    open: Callable[[], IO[bytes]]
-
-
-def unpack_zip(
-    file: Path | BinaryIO, place: Placement, log: ExtractionLog,
-    on_bytes: Callable[[int], None] = lambda n: None,
-) -> int:  # fmt: skip
-    """Unpacks a zip, or the selected members of it; returns how many members were selected.
-
-    Names, kinds and the total size are judged before the first member is written.
+def unpack_zip(file: Path | BinaryIO, place: Placement, log: ExtractionLog) -> int:
+    """Unpacks the selected members of a zip and returns their number.
 
     Args:
-        file: a file, or anything that can be read and sought, such as a SeekableHttpFile.
-        on_bytes: called with the size of each part of a member that was written or passed over.
+        file: a path or a seekable file, such as a SeekableHttpFile.
+        place: where the members go.
+        log: members in it are not written again.
     Raises:
         DamagedArchive: the archive is damaged or unsafe.
+        UserError: the disk is too small.
     """
-    try:
-        with zipfile.ZipFile(file) as archive:
-            infos = [(i, info) for i, info in enumerate(archive.infolist()) if not info.is_dir()]
-            for _, info in infos:
-                kind = stat.S_IFMT(info.external_attr >> 16)
-                if kind not in (0, stat.S_IFREG):
-                    raise DamagedArchive(
-                        _special(info.filename, "a link" if kind == stat.S_IFLNK else "")
-                    )
-            paths = [place.path_of(info.filename) for _, info in infos]
-            _check_size(sum(info.file_size for _, info in infos), len(infos), place)
-            wanted = [pair for pair, path in zip(infos, paths, strict=True) if place.wants(path)]
-            members = (
-                Member(i, info.filename, info.file_size, lambda info=info: archive.open(info))  # type: ignore[misc]
-                for i, info in wanted
-            )
-            _unpack(members, place, log, on_bytes)
-            return len(wanted)
-    except (zipfile.BadZipFile, zlib.error, NotImplementedError, EOFError, RuntimeError) as error:
-        raise DamagedArchive(
-            f"the zip archive is damaged or of an unknown kind: {error}"
-        ) from error
+    with _damage_named("zip"), zipfile.ZipFile(file) as archive:
+        infos = [(i, info) for i, info in enumerate(archive.infolist()) if not info.is_dir()]
+        for _, info in infos:
+            kind = stat.S_IFMT(info.external_attr >> 16)
+            if kind not in (0, stat.S_IFREG):
+                raise _special(info.filename, is_link=kind == stat.S_IFLNK)
+        paths = [place.path_of(info.filename) for _, info in infos]
+        _check_size(sum(info.file_size for _, info in infos), len(infos), place)
+        selected = [pair for pair, path in zip(infos, paths, strict=True) if place.selects(path)]
+        done = {i for i, info in selected if _is_unpacked(i, info.filename, place, log)}
+        left = sum(info.file_size for i, info in selected if i not in done)
+        require_space(place.folder, left, "to unpack the archive")
+        total = sum(info.file_size for _, info in selected)
+        with progress(total / MB, "unpack", "MB", done=(total - left) / MB) as bar:
+            for index, info in selected:
+                if index not in done:
+                    with archive.open(info) as content:
+                        _extract(content, index, info.filename, info.file_size, place, log, bar)
+    return len(selected)
 
 
-def zip_sizes(file: Path | BinaryIO, place: Placement) -> dict[str, int]:
-    """Bytes of each selected member of a zip file, by path; reads its directory alone.
-
-    Raises:
-        DamagedArchive: it has no directory, or an unsafe one.
-    """
-    try:
-        with zipfile.ZipFile(file) as archive:
-            sizes = {
-                place.path_of(i.filename): i.file_size for i in archive.infolist() if not i.is_dir()
-            }
-    except zipfile.BadZipFile as error:
-        raise DamagedArchive(f"the zip archive is damaged: {error}") from error
-    return {path: size for path, size in sizes.items() if place.wants(path)}
-
-
-def unpack_tar_gz(
-    stream: Readable, place: Placement, log: ExtractionLog,
-    on_bytes: Callable[[int], None] = lambda n: None,
-) -> int:  # fmt: skip
-    """Unpacks a tar.gz that can only be read in order, from its start to its very end.
+def unpack_tar_gz(stream: Readable, place: Placement, log: ExtractionLog) -> int:
+    """Unpacks a tar.gz that can only be read in order, from its start to its end.
 
     Members in the log are read again and compared, but not written. The stream is read beyond the
     last member so that a checksum of all of it can be taken.
 
-    Args:
-        on_bytes: called with the size of each block that is read.
     Returns:
-        How many members were selected.
+        The number of selected members.
     Raises:
         DamagedArchive: the archive is damaged or unsafe, or differs from what an earlier run read.
     """
-    n_members, total = 0, 0
-
-    def members(archive: tarfile.TarFile) -> Iterator[Member]:
-        nonlocal n_members, total
-        for index, info in enumerate(archive):
-            if info.isdir():
-                continue
-            path = place.path_of(info.name)
-            if not info.isreg():
-                raise DamagedArchive(
-                    _special(info.name, "a link" if info.issym() or info.islnk() else "")
-                )
-            total += info.size
-            _check_size(total, index, place)
-            if place.wants(path):
-                n_members += 1
-                yield Member(index, info.name, info.size, partial(_content, archive, info))
-
-    try:
-        with (
-            closing(gzip.GzipFile(fileobj=cast(BinaryIO, stream), mode="rb")) as plain,
-            tarfile.open(fileobj=plain, mode="r|", bufsize=BLOCK_BYTES) as archive,  # type: ignore[call-overload]
-        ):
-            _unpack(members(archive), place, log, on_bytes, compare=True)
-            while plain.read(BLOCK_BYTES):
-                pass
+    n_selected = total = 0
+    with (
+        _damage_named("tar.gz"),
+        closing(gzip.GzipFile(fileobj=cast(BinaryIO, stream), mode="rb")) as plain,
+    ):
+        with tarfile.open(fileobj=plain, mode="r|", bufsize=BLOCK_BYTES) as archive:  # type: ignore[call-overload]
+            for index, info in enumerate(archive):
+                if info.isdir():
+                    continue
+                path = place.path_of(info.name)
+                if not info.isreg():
+                    raise _special(info.name, is_link=info.issym() or info.islnk())
+                total += info.size
+                _check_size(total, index, place)
+                if not place.selects(path):
+                    continue
+                n_selected += 1
+                content = archive.extractfile(info)
+                assert content is not None  # a regular file has content
+                if not _is_unpacked(index, info.name, place, log):
+                    _extract(content, index, info.name, info.size, place, log)
+                elif _copy_and_hash(content)[1] != log.entries[index]["sha256"]:
+                    raise DamagedArchive(
+                        f"{info.name} is not what an earlier run read; start again"
+                    )
+        while plain.read(BLOCK_BYTES):
+            pass
         while stream.read(BLOCK_BYTES):
             pass
-    except (tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError) as error:
-        raise DamagedArchive(f"the tar.gz archive is damaged: {error}") from error
-    return n_members
+    return n_selected
 
 
-def _content(archive: tarfile.TarFile, info: tarfile.TarInfo) -> IO[bytes]:
-    content = archive.extractfile(info)
-    assert content is not None  # a regular file has content
-    return content
+@contextmanager
+def _damage_named(kind: str) -> Iterator[None]:
+    """Raises a DamagedArchive for the errors of the libraries that read archives."""
+    try:
+        yield
+    except (
+        zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, zlib.error, EOFError, RuntimeError,
+    ) as error:  # fmt: skip
+        raise DamagedArchive(
+            f"the {kind} archive is damaged or of an unknown kind: {error}"
+        ) from error
 
 
-def _unpack(
-    members: Iterable[Member], place: Placement, log: ExtractionLog, on_bytes: Callable[[int], None],
-    compare: bool = False,
+def _is_unpacked(index: int, name: str, place: Placement, log: ExtractionLog) -> bool:
+    """Returns whether an earlier run has written a member and logged it."""
+    known = log.entries.get(index)
+    target = place.folder / place.path_of(name)
+    return bool(known and known["name"] == name and file_has_size(target, known["bytes"]))
+
+
+def _extract(
+    content: IO[bytes], index: int, name: str, n_bytes: int, place: Placement, log: ExtractionLog,
+    bar: Any = None,
 ) -> None:  # fmt: skip
-    top = place.folder.resolve()
-    for member in members:
-        path = place.path_of(member.name)
-        target = place.folder / path
-        known = log.entries.get(member.index)
-        if known and known["name"] == member.name and file_has_size(target, known["bytes"]):
-            if compare:
-                with member.open() as content:
-                    if copy_and_hash(content, None, on_bytes)[1] != known["sha256"]:
-                        raise DamagedArchive(
-                            f"{member.name} is not what an earlier run read; start again"
-                        )
-            else:
-                on_bytes(known["bytes"])
-            continue
-        if not target.parent.resolve().is_relative_to(top):
-            raise DamagedArchive(
-                f"{target.parent} leads out of {place.folder} by a link; remove the link"
-            )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with member.open() as content:
-            n_bytes, sha256 = write_file(content, target, on_bytes)
-        if n_bytes != member.size:
-            raise DamagedArchive(
-                f"{member.name}: {n_bytes} bytes, the archive promised {member.size}"
-            )
-        log.add({"index": member.index, "name": member.name, "path": path, "bytes": n_bytes,
-                 "sha256": sha256})  # fmt: skip
+    """Writes one member and then its line in the log."""
+    path = place.path_of(name)
+    target = place.folder / path
+    if not target.parent.resolve().is_relative_to(place.folder.resolve()):
+        raise DamagedArchive(
+            f"{target.parent} leads out of {place.folder} by a link; remove the link"
+        )
+    target.parent.mkdir(parents=True, exist_ok=True)
+    written, sha256 = write_file(content, target, bar)
+    if written != n_bytes:
+        raise DamagedArchive(f"{name}: has {written} bytes, the archive states {n_bytes}")
+    log.add({"index": index, "name": name, "path": path, "bytes": written, "sha256": sha256})
 
 
-def write_file(
-    content: IO[bytes], target: Path, on_bytes: Callable[[int], None] = lambda n: None
-) -> tuple[int, str]:
-    """Writes content to target, durable and whole or not at all; returns its size and sha256.
-
-    `on_bytes` is called with the size of each block written.
-    """
+def write_file(content: IO[bytes], target: Path, bar: Any = None) -> tuple[int, str]:
+    """Writes a file atomically and returns its size and sha256; moves a progress bar in MB."""
     part = target.with_name(target.name + ".part")
     with part.open("wb") as file:
-        written = copy_and_hash(content, file, on_bytes)
+        written = _copy_and_hash(content, file, bar)
         file.flush()
         os.fsync(file.fileno())
     part.replace(target)
     return written
 
 
-def copy_and_hash(
-    content: IO[bytes], file: IO[bytes] | None, on_bytes: Callable[[int], None]
+def _copy_and_hash(
+    content: IO[bytes], file: IO[bytes] | None = None, bar: Any = None
 ) -> tuple[int, str]:
-    """Reads content to its end, into file if there is one; returns the size and sha256.
-
-    `on_bytes` is called with the size of each block.
-    """
     digest, n_bytes = hashlib.sha256(), 0
     while block := content.read(BLOCK_BYTES):
         digest.update(block)
         n_bytes += len(block)
         if file is not None:
             file.write(block)
-        on_bytes(len(block))
+        if bar is not None:
+            bar.update(len(block) / MB)
     return n_bytes, digest.hexdigest()
 
 
@@ -282,13 +235,14 @@ def _check_size(n_bytes: int, n_members: int, place: Placement) -> None:
     if n_bytes > place.max_bytes or n_members > MAX_MEMBERS:
         raise DamagedArchive(
             f"the archive of {place.packed_bytes:,} bytes would unpack to {n_bytes:,} bytes or more "
-            f"in {n_members:,} members; at most {place.max_bytes:,} bytes are believed. "
+            f"in {n_members:,} members, expected at most {place.max_bytes:,} bytes. "
             "This is not the published file"
         )
 
 
-def _special(name: str, kind: str) -> str:
-    return (
-        f"the archive holds {kind or 'something that is no file'}, {name!r}; only files and folders "
-        "are unpacked. This is not the published file"
+def _special(name: str, is_link: bool) -> DamagedArchive:
+    kind = "a link" if is_link else "a special file"
+    return DamagedArchive(
+        f"the archive holds {kind}, {name!r}; only files and folders are unpacked. "
+        "This is not the published file"
     )

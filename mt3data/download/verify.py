@@ -1,14 +1,14 @@
-"""Compares the files of a dataset, one by one, with what was unpacked and with the publisher's sums.
+"""Compares the files of a dataset with what was unpacked and with the publisher's checksums.
 
-Two things are known of a file: its size and sha256 from the log that `download` wrote while it
-unpacked a verified archive, and its name and md5 where the manifest's rows give them. So a dataset
-that the user laid out by hand can be verified too, as far as its rows go. MT3 has no counterpart.
+Size and sha256 of a file come from the log that `download` wrote while it unpacked a verified archive.
+Name and md5 come from the rows of the manifest, if they give them. So a dataset that the user laid out
+by hand can be verified as far as its rows go. MT3 has no counterpart.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,22 +16,23 @@ from mt3data.datasets.manifest import DatasetManifest, row_paths
 from mt3data.download.fetch import file_name
 from mt3data.download.state import STATE, dataset_folder, log_path, read_download_record, read_log
 from mt3data.errors import UserError
+from mt3data.terminal import progress
 
 BLOCK_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class Known:
-    """What is known of a file; -1 and "" where it is not."""
+    """The known facts of a file; None if unknown."""
 
-    bytes: int = -1
-    sha256: str = ""
-    md5: str = ""
+    bytes: int | None = None
+    sha256: str | None = None
+    md5: str | None = None
 
 
 @dataclass(frozen=True)
 class Fault:
-    """A file that is "missing", "wrong" or "extra", by its path below the dataset's folder."""
+    """A file that is "missing", "wrong" or "extra", with its path below the dataset's folder."""
 
     kind: str
     path: str
@@ -42,9 +43,9 @@ class Fault:
 
 
 def known_files(manifest: DatasetManifest, folder: Path) -> dict[str, Known]:
-    """Every file that must lie in the folder, by its path below it.
+    """Returns the facts of every file that must lie in the folder, by its path below it.
 
-    Where only parts were asked for (`download --select` or `--source`), the logs alone decide.
+    If only parts were requested (`download --select` or `--source`), the logs alone decide.
     """
     record = read_download_record(folder)
     known = {
@@ -63,42 +64,39 @@ def known_files(manifest: DatasetManifest, folder: Path) -> dict[str, Known]:
     return known
 
 
-def verify(
-    manifest: DatasetManifest, root: Path, *, fast: bool = False,
-    on_file: Callable[[str], None] = lambda path: None,
-) -> list[Fault]:  # fmt: skip
-    """The faults of a dataset's files, sorted by path.
+def verify(manifest: DatasetManifest, root: Path, *, fast: bool = False) -> list[Fault]:
+    """Returns the faults of a dataset's files, sorted by path. Shows progress.
 
     Args:
         manifest: of the dataset.
         root: the folder that holds the dataset's folder, or that folder itself.
-        fast: compare names and sizes only; read nothing.
-        on_file: called with the path of each known file when it was looked at.
+        fast: compare names and sizes only, and read no file.
     Raises:
-        UserError: the dataset is not there, or nothing is known of its files.
+        UserError: the dataset is not there, or no facts of its files are known.
     """
     folder = dataset_folder(manifest, root)
     if not folder.is_dir():
         raise UserError(
-            f"{folder} does not exist; run `mt3data download {manifest.name}` or mend --root"
+            f"{folder} does not exist; run `mt3data download {manifest.name}` or correct --root"
         )
     known = known_files(manifest, folder)
     if not known:
         raise UserError(
-            f"nothing is known of the single files of {manifest.name} in {folder}: they were not unpacked "
-            f"by `mt3data download {manifest.name}`, or not to the end, and the manifest does not list "
-            "them; run that command"
+            f"no facts of the files of {manifest.name} in {folder} are known: "
+            f"`mt3data download {manifest.name}` has not unpacked all of them, and the manifest does not "
+            "list them; run that command"
         )
     faults = list(_unfinished(manifest, folder))
-    for path, facts in known.items():
-        faults += _faults_of(folder, path, facts, fast)
-        on_file(path)
+    with progress(len(known), f"verify {manifest.name}", "files") as bar:
+        for path, facts in known.items():
+            faults += _faults_of(folder, path, facts, fast)
+            bar.update(1)
     faults += _extra(folder, known)
     return sorted(faults, key=lambda fault: fault.path)
 
 
 def _unfinished(manifest: DatasetManifest, folder: Path) -> Iterator[Fault]:
-    """Sources whose download has begun, or should have, and is not complete."""
+    """Yields sources that must be downloaded, or whose download has begun, and are not complete."""
     if not (folder / STATE).is_dir():
         return
     record = read_download_record(folder)
@@ -106,7 +104,7 @@ def _unfinished(manifest: DatasetManifest, folder: Path) -> Iterator[Fault]:
     for source in manifest.sources:
         begun = log_path(folder, source.id).is_file()
         if source.id not in record and (begun or not (source.optional or chosen)):
-            detail = f"not downloaded whole; run `mt3data download {manifest.name}`"
+            detail = f"download incomplete; run `mt3data download {manifest.name}`"
             yield Fault("missing", str(Path(source.into) / file_name(source)), detail)
 
 
@@ -116,26 +114,26 @@ def _faults_of(folder: Path, path: str, facts: Known, fast: bool) -> Iterator[Fa
         yield Fault("missing", path, "no such file")
         return
     n_bytes = file.stat().st_size
-    if facts.bytes not in (-1, n_bytes):
+    if facts.bytes not in (None, n_bytes):
         yield Fault("wrong", path, f"{n_bytes:,} bytes, expected {facts.bytes:,}")
-    elif not fast and (facts.sha256 or facts.md5):
+    elif not fast:
         wanted = {"sha256": facts.sha256, "md5": facts.md5}
-        for name, value in _hashes(file, [name for name in wanted if wanted[name]]).items():
-            if value != wanted[name]:
-                yield Fault("wrong", path, f"{name} is {value}, expected {wanted[name]}")
-
-
-def _hashes(file: Path, names: list[str]) -> dict[str, str]:
-    digests = {name: hashlib.new(name, usedforsecurity=False) for name in names}
-    with file.open("rb") as stream:
-        while block := stream.read(BLOCK_BYTES):
-            for digest in digests.values():
-                digest.update(block)
-    return {name: digest.hexdigest() for name, digest in digests.items()}
+        digests = {
+            name: hashlib.new(name, usedforsecurity=False) for name in wanted if wanted[name]
+        }
+        with file.open("rb") as stream:
+            while digests and (block := stream.read(BLOCK_BYTES)):
+                for digest in digests.values():
+                    digest.update(block)
+        for name, digest in digests.items():
+            if digest.hexdigest() != wanted[name]:
+                yield Fault(
+                    "wrong", path, f"{name} is {digest.hexdigest()}, expected {wanted[name]}"
+                )
 
 
 def _extra(folder: Path, known: dict[str, Known]) -> Iterator[Fault]:
-    """Files that nobody knows; without a log, only those that look like the dataset's own."""
+    """Yields unknown files. Without a log, only those with a suffix of the dataset count."""
     ours = (folder / STATE).is_dir()
     suffixes = {Path(path).suffix for path in known}
     for path in sorted(folder.rglob("*")):
@@ -147,7 +145,7 @@ def _extra(folder: Path, known: dict[str, Known]) -> Iterator[Fault]:
 
 
 def _listed(manifest: DatasetManifest) -> Iterator[tuple[str, str]]:
-    """(path, md5 or "") of the files that the manifest's rows name."""
+    """Yields (path, md5 or "") of the files that the manifest's rows name."""
     for row in manifest.rows.values():
         for column in ("audio", "labels"):
             paths = row_paths(row, column)

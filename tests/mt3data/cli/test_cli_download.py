@@ -51,7 +51,7 @@ def test_verify_lists_faults_and_its_exit_code_tells(web: Publisher, tmp_path: P
 def test_what_was_downloaded_is_said(web: Publisher, tmp_path: Path) -> None:
     first, kept = run("download", "slakh").stdout.splitlines()
     assert first == (
-        "data/slakh: 1 of 2 sources are there and were checked; nothing else is needed (optional, "
+        "data/slakh: 1 of 2 sources are complete and verified; nothing else is needed (optional, "
         "with --source: babyslakh_16k)"
     )
     assert kept.startswith(f"  archives in data/slakh/{STATE} (")

@@ -216,7 +216,7 @@ def test_two_runs_at_once_do_not_collide(web: Publisher, tmp_path: Path) -> None
     web.faults["/data.csv"] = [Fault(hang_after=600_000)]
     process = child(tmp_path, source(web, "data.csv"))
     assert web.hanging.wait(HANG_SECONDS)
-    with pytest.raises(UserError, match="another download is at work there"):
+    with pytest.raises(UserError, match="another download uses it"):
         get(tmp_path, source(web, "data.csv"))
     process.kill()
     process.communicate()

@@ -220,3 +220,35 @@ def test_without_an_etag_only_a_checksum_lets_a_later_run_go_on(
     web.requests.clear()
     assert files(get(tmp_path, source(web, "data.csv", **sums))) == {"data.csv": CONTENT}
     assert web.ranges("/data.csv") == [asked]
+
+
+@pytest.mark.parametrize("name", ["..", "%2e%2e", "a%2F..", "a%00b", "", "x" * 300])
+def test_a_name_in_an_address_cannot_leave_the_folder(
+    web: Publisher, tmp_path: Path, name: str
+) -> None:
+    wanted = replace(source(web, "data.csv"), url=f"{web.url}/{name}")
+    with pytest.raises(UserError, match="cannot be the name of a file"):
+        get(tmp_path, wanted)
+    assert files(tmp_path) == {}
+
+
+@pytest.mark.parametrize("note", [b"", b"{", b"[1]", b'{"url": 3}', b"null"])
+def test_a_damaged_note_of_an_interrupted_download_is_ignored(
+    web: Publisher, tmp_path: Path, note: bytes
+) -> None:
+    (tmp_path / "toy" / STATE).mkdir(parents=True)
+    (tmp_path / "toy" / "data.csv.part").write_bytes(CONTENT[:1000])
+    (tmp_path / "toy" / "data.csv.part.json").write_bytes(note)
+    assert files(get(tmp_path, source(web, "data.csv"))) == {"data.csv": CONTENT}
+
+
+@pytest.mark.parametrize(
+    "record", ["", "[]", '{"sources": []}', '{"sources": {"a": null}}', "[" * 10**5]
+)
+def test_a_damaged_record_of_a_download_is_named(
+    web: Publisher, tmp_path: Path, record: str
+) -> None:
+    get(tmp_path, source(web, "data.csv"))
+    (tmp_path / "toy" / STATE / "download.json").write_text(record)
+    with pytest.raises(UserError, match=r"download\.json: not the record of a download"):
+        get(tmp_path, source(web, "data.csv"))

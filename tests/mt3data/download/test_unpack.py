@@ -86,7 +86,7 @@ def test_links_in_a_zip_are_refused(tmp_path: Path) -> None:
     ("kind", "what"),
     [
         (tarfile.SYMTYPE, "a link"), (tarfile.LNKTYPE, "a link"),
-        (tarfile.CHRTYPE, "no file"), (tarfile.FIFOTYPE, "no file"),
+        (tarfile.CHRTYPE, "a special file"), (tarfile.FIFOTYPE, "a special file"),
     ],
 )  # fmt: skip
 def test_links_and_devices_in_a_tar_are_refused(tmp_path: Path, kind: bytes, what: str) -> None:

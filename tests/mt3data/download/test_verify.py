@@ -103,7 +103,7 @@ def test_a_real_file_of_guitarset_has_the_publishers_sum(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     ("name", "complaint"),
-    [("slakh", "nothing is known of the single files of slakh"), ("urmp", "does not exist")],
+    [("slakh", "no facts of the files of slakh"), ("urmp", "does not exist")],
 )
 def test_what_cannot_be_verified_is_told(tmp_path: Path, name: str, complaint: str) -> None:
     (tmp_path / "slakh").mkdir()
