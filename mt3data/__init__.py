@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from mt3data.shards.format import find_builds
     from mt3data.shards.reader import IndexedShards
     from mt3data.shards.stream import stream
+    from mt3data.synth.compose import compose
+    from mt3data.synth.render import write_stems, write_track
 
 __version__ = "0.1.0"
 __all__ = [
@@ -28,6 +30,7 @@ __all__ = [
     "SpectrogramConfig",
     "UserError",
     "VocabularyConfig",
+    "compose",
     "decode_segments",
     "encode_notes",
     "find_builds",
@@ -38,6 +41,8 @@ __all__ = [
     "read_midi",
     "stream",
     "write_midi",
+    "write_stems",
+    "write_track",
 ]
 _MODULES = {
     "audio.load": "read_audio read_blocks",
@@ -52,6 +57,8 @@ _MODULES = {
     "shards.format": "find_builds",
     "shards.reader": "IndexedShards",
     "shards.stream": "stream",
+    "synth.compose": "compose",
+    "synth.render": "write_stems write_track",
 }
 
 

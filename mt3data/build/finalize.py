@@ -85,6 +85,12 @@ def assemble(
         "environment": environment,
     }  # fmt: skip
     body["fingerprint"] = digest(identity_of(body))
+    if plan.manifest.name == "demo":
+        from mt3data.synth.demo_dataset import read_settings
+
+        settings = read_settings(plan.config.root) or read_settings(plan.config.root / "demo")
+        if settings and "effects" in settings:  # kinds of pieces, SoundFonts and their licences
+            body["synth"] = settings
     files.append(write_listed(folder / "README.md", dataset_card(body).encode()))
     body["files"] = sorted(files, key=lambda entry: entry["name"])
     build_folder.remember_sources(audio, body)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import sys
 import tomllib
@@ -111,18 +110,24 @@ def main() -> None:
 @click.option("--seconds", default=40.0, show_default=True, metavar="SECONDS",
               help="Length of each piece.")  # fmt: skip
 @SEED_OPTION
-@click.option("--soundfont", type=PATH, help="An .sf2 file. Default: the one of pretty_midi.")
+@click.option("--soundfont", "soundfonts", type=PATH, multiple=True,
+              help="An .sf2 file. Repeated: one is drawn for each stem. Default: the one of pretty_midi.")  # fmt: skip
+@click.option("--kinds", metavar="SHARES", default="", callback=lambda _c, _p, text: _parse_shares(text),
+              help="Kinds of pieces and their shares: band=35,piano=30,chamber=25,small=5,drums=5. Default: bands.")  # fmt: skip
+@click.option("--effects", is_flag=True,
+              help="Detune, bend, equalize, place in rooms and vary the level.")  # fmt: skip
 @click.option(
     "--midi", "midi_dir", type=PATH, help="Render the MIDI files below this folder instead."
 )
 @WORKERS_OPTION
 def synth(
-    root: Path, tracks: int, seconds: float, seed: int, soundfont: Path | None,
-    midi_dir: Path | None, workers: int,
+    root: Path, tracks: int, seconds: float, seed: int, soundfonts: tuple[Path, ...],
+    kinds: dict[str, float], effects: bool, midi_dir: Path | None, workers: int,
 ) -> None:  # fmt: skip
     """Composes and renders pieces, or renders your MIDI.
 
-    OUT has the layout of Slakh: for each track a mix, stems, and a MIDI file for each stem.
+    OUT has the layout of Slakh: for each track a mix, stems, and a MIDI file for each stem. `mt3data build
+    demo --root OUT` builds shards of it.
 
     \b
     Example: mt3data synth --out data/demo --tracks 20
@@ -130,8 +135,8 @@ def synth(
     from mt3data.synth.demo_dataset import synth as run
 
     summary = run(
-        root, tracks=tracks, seed=seed, seconds=seconds, soundfont=soundfont, midi_dir=midi_dir,
-        workers=workers,
+        root, tracks=tracks, seed=seed, seconds=seconds, soundfonts=soundfonts, kinds=kinds or None,
+        effects=effects, midi_dir=midi_dir, workers=workers,
     )  # fmt: skip
     echo(f"{root}: {plural(len(summary.rendered), 'piece')} rendered, {summary.kept} there before")
     for piece in summary.rendered:
@@ -141,6 +146,18 @@ def synth(
         echo(f"not rendered: {failed.error}")
     if summary.failed:
         sys.exit(1)
+
+
+def _parse_shares(text: str) -> dict[str, float]:
+    """Parses shares such as "band=35,piano=30"."""
+    shares = {}
+    for part in filter(None, text.split(",")):
+        kind, _, share = part.partition("=")
+        try:
+            shares[kind.strip()] = float(share)
+        except ValueError:
+            raise click.BadParameter(f"{part!r}; expected KIND=SHARE such as piano=30") from None
+    return shares
 
 
 @main.command()
@@ -219,7 +236,7 @@ def build(
     except ValueError as error:
         raise UserError(str(error)) from error
     if dataset == "demo":
-        root = _demo_root(root)
+        root = _demo_folder(root)
         if not dry_run:
             _render_demo(root, tracks or 0, seed, workers, no_download)
     build_config = BuildConfig(
@@ -244,9 +261,14 @@ def build(
     _print_result(_run_build(plan), max_failures)
 
 
-def _demo_root(root: Path) -> Path:
-    """Returns the folder of the demo pieces below --root."""
-    return root if (root / "synth.json").is_file() else root / "demo"
+def _demo_folder(root: Path) -> Path:
+    """Returns the folder of tracks to build: `root` if it holds tracks, else the folder demo in it."""
+    return root if _has_tracks(root) or (root / "synth.json").is_file() else root / "demo"
+
+
+def _has_tracks(folder: Path) -> bool:
+    groups = [folder, *(folder / split for split in ("train", "validation", "test"))]
+    return any(any(group.glob("Track?????")) for group in groups)
 
 
 def _require_no_recordings(root: Path) -> None:
@@ -265,18 +287,24 @@ def _require_no_recordings(root: Path) -> None:
 
 
 def _render_demo(root: Path, tracks: int, seed: int, workers: int, no_download: bool) -> None:
-    """Renders the demo pieces that are not there yet."""
+    """Renders the demo pieces that are not there yet; never into a folder of other tracks."""
+    from mt3data.synth.demo_dataset import read_settings
     from mt3data.synth.demo_dataset import synth as run
 
-    settings = root / "synth.json"
-    if not settings.is_file():
+    found = read_settings(root)
+    if found is None:
+        if _has_tracks(root):
+            return
         if no_download:
             raise UserError(f"{root} holds no demo pieces; leave out --no-download to render them")
         _require_no_recordings(root.parent)
         run(root, tracks=tracks or DEMO_PIECES, seed=seed, workers=workers)
         return
-    found = json.loads(settings.read_text(encoding="utf-8"))
     if found["midi"] is None and len(list(root.glob("*/Track*"))) < found["tracks"]:
+        if "effects" in found:
+            raise UserError(
+                f"{root} is incomplete; run the `mt3data synth` that began it again, then build"
+            )
         # Continues an interrupted rendering; refuses if that used another SoundFont.
         run(root, tracks=found["tracks"], seed=found["seed"], seconds=found["seconds"],
             workers=workers)  # fmt: skip

@@ -1,9 +1,9 @@
-"""Renders MIDI with a SoundFont into Slakh's own on-disk layout: the demo dataset.
+"""Composes or collects pieces, renders them and writes Slakh's own on-disk layout: the demo dataset.
 
-mt3data synth --out ROOT          composes seeded pieces and renders them
+mt3data synth --out ROOT               composes seeded pieces and renders them
 mt3data synth --out ROOT --midi DIR    renders the user's own MIDI files
 
-ROOT/synth.json                                     the settings; another set is refused
+ROOT/synth.json                                     the settings; other settings are refused
 ROOT/{train,validation,test}/TrackNNNNN/mix.flac    mono, 44.1 kHz, 16 bit: the sum of the stems
                                         stems/SNN.flac   MIDI/SNN.mid   all_src.mid   metadata.yaml
 """
@@ -13,8 +13,9 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import random
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,11 +24,13 @@ from mt3data.errors import UserError, install_hint
 from mt3data.files import file_lock, walk, write_atomically
 from mt3data.music.midi import MIDI_SUFFIXES
 from mt3data.synth.compose import compose
+from mt3data.synth.ensembles import ENSEMBLES
 from mt3data.synth.render import (
     MAX_SECONDS,
     Rendered,
     default_soundfont,
     soundfont_bytes,
+    soundfont_facts,
     write_track,
 )
 from mt3data.terminal import echo, progress
@@ -41,7 +44,7 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass(frozen=True)
 class SynthSummary:
-    """Result of one run: tracks that were there before, tracks rendered now, files that failed."""
+    """Result of one run: tracks that existed before, tracks rendered now, files that failed."""
 
     root: Path
     kept: int
@@ -54,14 +57,18 @@ class _Job:
     track: str
     folder: Path
     source: Path | int  # a MIDI file or a seed
+    kind: str  # of a composed piece
     seconds: float
-    soundfont: Path
+    soundfonts: tuple[Path, ...]
+    effects: bool
+    seed: int  # of the run
 
 
 def synth(
     root: Path, *, tracks: int = 20, seed: int = 0, seconds: float = 40.0,
-    soundfont: Path | None = None, midi_dir: Path | None = None, workers: int = 1,
-    validation: int | None = None, test: int | None = None,
+    soundfonts: Sequence[Path] = (), kinds: Mapping[str, float] | None = None, effects: bool = False,
+    midi_dir: Path | None = None, workers: int = 1, validation: int | None = None,
+    test: int | None = None,
 ) -> SynthSummary:  # fmt: skip
     """Renders pieces into root; an interrupted run is continued by calling it again.
 
@@ -70,43 +77,55 @@ def synth(
         tracks: number of pieces to compose; piece number n has seed `seed * 100000 + n`.
         seed: any integer of at least 0.
         seconds: length of each composed piece, without the 2 s of tail; at least 4.
-        soundfont: an .sf2 file; None takes TimGM6mb.sf2, which pretty_midi ships.
+        soundfonts: .sf2 files, of which one is drawn for each stem; none: TimGM6mb.sf2, which
+            pretty_midi ships. synth.json records what they state about their licences.
+        kinds: share of each kind of pieces, see compose; None: bands alone.
+        effects: detune, equalize and place in rooms, see effects.py.
         midi_dir: render every MIDI file below this folder, in the order of their relative
-            paths, instead of composing; tracks, seed and seconds then mean nothing. A file that
+            paths, instead of composing; tracks, kinds and seconds are then not used. A file that
             cannot be used is reported and skipped; its track number stays free.
         workers: processes.
         validation, test: how many pieces each of these splits gets. The last pieces are test,
             those before validation, as in Slakh. None: a tenth each, at least one from three
             pieces on.
     Raises:
-        UserError: midirenderer is not installed, no MIDI files, a file that is no SoundFont, or
-            root holds something else.
+        UserError: midirenderer is not installed, no MIDI files, a file that is no SoundFont, an
+            unknown kind, or root holds something else.
     """
     _require_renderer()
     if workers < 1:
         raise UserError(f"workers={workers}; expected at least 1")
-    root, soundfont = Path(root), Path(soundfont) if soundfont else default_soundfont()
+    root, fonts = Path(root), tuple(map(Path, soundfonts)) or (default_soundfont(),)
+    shares = _shares(kinds or {"band": 1.0})
     sources: Sequence[Path | int] = (
         _seeds(tracks, seed, seconds) if midi_dir is None else _midi_files(Path(midi_dir))
     )
     if len(sources) > 99_999:
         raise UserError(f"{len(sources)} pieces; Slakh's track numbers end at 99999")
     splits = _splits(len(sources), validation, test)
-    settings = {
+    settings: dict[str, Any] = {
         "version": VERSION,
         "tracks": len(sources),
         "seed": None if midi_dir else seed,
         "seconds": None if midi_dir else float(seconds),
         "midi": _digest(sources, Path(midi_dir)) if midi_dir else None,
         "renderer": f"midirenderer {importlib.metadata.version('midirenderer')}",
-        "soundfont": hashlib.sha256(soundfont_bytes(soundfont)).hexdigest(),
+        "soundfont": hashlib.sha256(soundfont_bytes(fonts[0])).hexdigest(),
         "splits": {split: splits.count(split) for split in SPLITS},
     }
+    if len(fonts) > 1 or kinds or effects:  # the settings of a varied set
+        settings |= {
+            "seed": seed,
+            "soundfonts": [soundfont_facts(font) for font in fonts],
+            "kinds": None if midi_dir else shares,
+            "effects": effects,
+        }
+        del settings["soundfont"]
     _claim(root, settings)
     folders = [root / split / f"Track{n:05d}" for n, split in enumerate(splits, 1)]
-    with file_lock(root / ".lock"):  # each run sweeps away what is half rendered
+    with file_lock(root / ".lock"):  # each run removes half-rendered tracks
         jobs = [
-            _Job(folder.name, folder, source, seconds, soundfont)
+            _Job(folder.name, folder, source, _kind(source, shares), seconds, fonts, effects, seed)
             for folder, source in zip(folders, sources, strict=True)
             if not folder.is_dir()
         ]
@@ -119,8 +138,39 @@ def synth(
     )
 
 
+def read_settings(root: Path) -> dict[str, Any] | None:
+    """Returns the settings of a folder that `synth` wrote; None for any other folder.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    path = root / "synth.json"
+    if not path.is_file():
+        return None
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError:
+        raise UserError(f"{path} is not JSON; remove {root} or choose another folder") from None
+
+
+def _shares(kinds: Mapping[str, float]) -> dict[str, float]:
+    """Returns the shares of kinds so that they add up to 1."""
+    for kind, share in kinds.items():
+        if kind not in ENSEMBLES or not share > 0:
+            raise UserError(
+                f"kinds: {kind}={share:g}; expected shares above 0 of {', '.join(ENSEMBLES)}"
+            )
+    total = sum(kinds.values())
+    return {kind: kinds[kind] / total for kind in ENSEMBLES if kind in kinds}
+
+
+def _kind(source: Path | int, shares: dict[str, float]) -> str:
+    """Draws the kind of a piece by its seed."""
+    return random.Random(f"kind {source}").choices(list(shares), list(shares.values()))[0]
+
+
 def _render(jobs: list[_Job], workers: int) -> list[Rendered]:
-    """Renders pieces, in any order; the results are in that of their numbers."""
+    """Renders pieces in parallel and returns the results in the order of their numbers."""
     from joblib import Parallel, delayed
 
     # loky starts processes anew; one worker stays in this one, where errors are easiest to read.
@@ -143,7 +193,7 @@ def _require_renderer() -> None:
 
 
 def _seeds(tracks: int, seed: int, seconds: float) -> Sequence[int]:
-    """The seeds of the pieces to compose."""
+    """Returns the seeds of the pieces to compose."""
     if tracks < 1 or seed < 0 or not 4 <= seconds <= MAX_SECONDS:
         raise UserError(
             f"tracks={tracks}, seed={seed}, seconds={seconds}: expected at least 1 piece, a seed of "
@@ -182,15 +232,11 @@ def _splits(n: int, validation: int | None, test: int | None) -> list[str]:
 
 
 def _claim(root: Path, settings: dict[str, Any]) -> None:
-    """Writes synth.json, or checks that the one that is there says the same."""
-    path = root / "synth.json"
-    if path.exists():
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
-            raise UserError(f"{path} is not JSON; remove {root} or choose another folder") from None
-        other = [f"{key} {found.get(key)!r} there, {value!r} asked for"
-                 for key, value in settings.items() if found.get(key) != value]  # fmt: skip
+    """Writes synth.json, or checks that an existing one holds the same settings."""
+    found = read_settings(root)
+    if found is not None:
+        other = [f"{key} {found.get(key)!r} there, {settings.get(key)!r} asked for"
+                 for key in settings | found if found.get(key) != settings.get(key)]  # fmt: skip
         if other:
             raise UserError(
                 f"{root} holds pieces of other settings ({'; '.join(other)}); choose another folder"
@@ -201,7 +247,7 @@ def _claim(root: Path, settings: dict[str, Any]) -> None:
         )
     else:
         root.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, (json.dumps(settings, indent=1) + "\n").encode())
+        write_atomically(root / "synth.json", (json.dumps(settings, indent=1) + "\n").encode())
 
 
 def _render_piece(job: _Job) -> Rendered:
@@ -209,15 +255,15 @@ def _render_piece(job: _Job) -> Rendered:
     part = job.folder.with_name(f".{job.track}.part")
     if part.exists():
         shutil.rmtree(part)  # an interrupted run left it
+    options: dict[str, Any] = {"track": job.track, "effects": job.effects, "seed": job.seed}
     if isinstance(job.source, int):
-        midi = compose(job.source, job.seconds)
-        result = write_track(
-            midi, part, job.soundfont, track=job.track, source=f"seed {job.source}"
-        )
+        midi = compose(job.source, job.seconds, job.kind)
+        source = f"seed {job.source}" if job.kind == "band" else f"{job.kind}, seed {job.source}"
+        result = write_track(midi, part, job.soundfonts, source=source, **options)
     else:
         try:
             midi, name = _read(job.source), job.source.name
-            result = write_track(midi, part, job.soundfont, track=job.track, source=name)
+            result = write_track(midi, part, job.soundfonts, source=name, **options)
         except Exception as error:  # whatever a broken file makes parsers and renderer raise
             shutil.rmtree(part, ignore_errors=True)
             return Rendered(job.track, str(job.source), error=_reason(job.source, error))

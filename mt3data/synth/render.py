@@ -1,4 +1,4 @@
-"""MIDI to audio with a SoundFont, written as one track of Slakh's on-disk layout.
+"""Renders MIDI with SoundFonts and writes it as one track of Slakh's on-disk layout.
 
     TrackNNNNN/mix.flac    mono, 44.1 kHz, 16 bit: the sum of the stems, to the bit
                stems/SNN.flac   MIDI/SNN.mid   all_src.mid   metadata.yaml
@@ -18,6 +18,9 @@ from __future__ import annotations
 import copy
 import hashlib
 import io
+import math
+import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +31,17 @@ import numpy as np
 from mt3data.datasets import manifest
 from mt3data.errors import UserError
 from mt3data.music.midi import DRUMS, instrument_name
+from mt3data.synth.effects import (
+    PieceEffects,
+    describe,
+    draw_piece_effects,
+    draw_stem_effects,
+    equalize,
+    noise_floor,
+    perform,
+    place_in_room,
+    room_response,
+)
 
 if TYPE_CHECKING:
     import pretty_midi
@@ -40,6 +54,11 @@ TICKS_PER_QUARTER = 960
 MIN_TEMPO = 60.0  # quarter notes a minute; keeps a tick at or below 1.05 ms
 MIN_NOTE_SECONDS = 0.003  # shorter notes could lose all length on the tick grid
 MAX_SECONDS = 1800.0
+INFO_KEYS = {
+    b"INAM": "name",
+    b"ICOP": "copyright",
+    b"ICMT": "comment",
+}  # of a SoundFont's INFO list
 # Slakh's inst_class: the General MIDI family, eight programs each.
 FAMILIES = (
     "Piano", "Chromatic Percussion", "Organ", "Guitar", "Bass", "Strings", "Strings (continued)",
@@ -87,7 +106,7 @@ def render(midi: bytes, soundfont: bytes) -> np.ndarray:
     return soxr.resample(mono, rate, RATE, quality="HQ")
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def soundfont_bytes(path: Path) -> bytes:
     """The content of a SoundFont, which is read once per process.
 
@@ -103,50 +122,141 @@ def soundfont_bytes(path: Path) -> bytes:
     return content
 
 
+def soundfont_facts(path: Path) -> dict[str, str]:
+    """Returns file name, sha256, and what a SoundFont states about its name and its licence.
+
+    Raises:
+        UserError: the file is missing or no SoundFont.
+    """
+    content = soundfont_bytes(path)
+    facts = {"file": path.name, "sha256": hashlib.sha256(content).hexdigest()}
+    place, end = (
+        24,
+        20 + int.from_bytes(content[16:20], "little"),
+    )  # of the INFO list, which is first
+    while place + 8 <= end:
+        size = int.from_bytes(content[place + 4 : place + 8], "little")
+        if key := INFO_KEYS.get(content[place : place + 4]):
+            text = content[place + 8 : place + 8 + size].split(b"\0")[0]
+            facts[key] = text.decode("latin-1").strip()
+        place += 8 + size + size % 2
+    return facts
+
+
 def write_track(
-    midi: pretty_midi.PrettyMIDI, folder: Path, soundfont: Path, *, track: str, source: str
+    midi: pretty_midi.PrettyMIDI,
+    folder: Path,
+    soundfonts: Path | Sequence[Path],
+    *,
+    track: str,
+    source: str,
+    effects: bool = False,
+    seed: int = 0,
 ) -> Rendered:
-    """Renders all instruments of a piece, writes the files of one track and returns what was made.
+    """Renders all instruments of a piece and writes the files of one track.
 
     Instruments without notes get no stem. Programs without a Slakh class get an entry in
-    metadata.yaml and no audio, and are listed in `left_out`.
+    metadata.yaml and no audio, and are listed in `left_out`. Of several SoundFonts, one is drawn for
+    each stem.
 
     Args:
         midi: the piece; notes below 3 ms are removed from it.
         folder: the track's folder; must not exist yet.
-        soundfont: an .sf2 file.
+        soundfonts: .sf2 files.
         track: name of the track, for the result.
-        source: where the piece comes from, for metadata.yaml (lmd_midi_dir) and the result.
+        source: origin of the piece, for metadata.yaml (lmd_midi_dir) and the result.
+        effects: add the effects of effects.py, which metadata.yaml then describes.
+        seed: with track and source, of all that is drawn.
     Raises:
         UserError: no instrument can be rendered, or the piece is too long.
     """
+    fonts = [soundfonts] if isinstance(soundfonts, Path) else list(soundfonts)
+    rng = random.Random(f"{seed} {track} {source}")
+    shared = draw_piece_effects(rng) if effects else None
+    noise = np.random.default_rng(rng.getrandbits(64))
+    response = None
+    if shared and shared.room_seconds:
+        response = room_response(shared.room_seconds, shared.wet_db, RATE, noise)
     parts, left_out = _playable(midi)
-    end = max((note.end for part in parts for note in part.notes), default=0.0)
-    tempo = max(MIN_TEMPO, float(midi.get_tempo_changes()[1][0]))
-    if end > MAX_SECONDS:
-        raise UserError(f"lasts {end:.0f} s, at most {MAX_SECONDS:.0f} s are rendered")
-    sounds_of, slakh = soundfont_bytes(soundfont), manifest.load("slakh")
-    for sub in ("MIDI", "stems"):
-        (folder / sub).mkdir(parents=True)
+    end, tempo = _end_and_tempo(midi, parts)
+    slakh = manifest.load("slakh")
+    (folder / "MIDI").mkdir(parents=True)
     audio: dict[str, np.ndarray] = {}
     stems: dict[str, dict[str, Any]] = {}
     for number, part in enumerate(parts):
         stem_id = f"S{number:02d}"
-        sounds = part.is_drum or slakh.label_program(part.program) is not None
-        stems[stem_id] = _describe(part, sounds, soundfont.name)
-        if not sounds:
+        if not part.is_drum and slakh.label_program(part.program) is None:
+            stems[stem_id] = _describe(part, None)
             left_out.append(f"{stem_id}: program {part.program} has no Slakh class, not rendered")
             continue
+        own = draw_stem_effects(rng, shared, part.is_drum) if shared else None
+        if own:
+            part = parts[number] = perform(part, own, rng)
         content = _midi_bytes([part], tempo, end + TAIL_SECONDS)
         (folder / "MIDI" / f"{stem_id}.mid").write_bytes(content)
-        audio[stem_id] = render(content, sounds_of)
-    gain = _write_audio(folder, audio, stems)
-    (folder / "all_src.mid").write_bytes(_midi_bytes(parts, tempo, end + TAIL_SECONDS))
-    _write_metadata(folder, source, gain, stems)
+        drawn = fonts if len(fonts) == 1 else rng.sample(fonts, len(fonts))
+        for font in drawn:  # the first one that has this instrument
+            samples = render(content, soundfont_bytes(font))
+            level = _level(samples)
+            if level:
+                break
+        else:
+            names = ", ".join(font.name for font in drawn)
+            raise UserError(f"{names} gives no sound for {stem_id}, program {part.program}")
+        samples, stems[stem_id] = samples / level, _describe(part, font.name)
+        if own:
+            samples = equalize(samples, own.equalizer_db, RATE) * np.float32(
+                10 ** (own.level_db / 20)
+            )
+            samples = samples if response is None else place_in_room(samples, response)
+            stems[stem_id]["effects"] = describe(own)
+        audio[stem_id] = samples
+    if not audio:
+        raise UserError("has no instrument with a Slakh class")
+    _write_files(folder, parts, (tempo, end + TAIL_SECONDS), audio, stems, source, shared, noise)
     n_notes = sum(
         len(part.notes) for part, stem_id in zip(parts, stems, strict=True) if stem_id in audio
     )
     return Rendered(track, source, end + TAIL_SECONDS, len(audio), n_notes, tuple(left_out))
+
+
+def write_stems(
+    midi: pretty_midi.PrettyMIDI, audio: Sequence[np.ndarray], folder: Path, *, source: str
+) -> None:
+    """Writes stems that were recorded or rendered elsewhere as one track of Slakh's layout.
+
+    `mt3data build demo --root ROOT` builds shards of such tracks in ROOT/{train,validation,test}/TrackNNNNN.
+    One gain brings the loudest file to -1 dBFS and keeps the balance of the stems.
+
+    Args:
+        midi: one instrument with notes for each stem.
+        audio: samples of each stem at 44.1 kHz, shape (n_samples,), floating point.
+        folder: the track's folder; must not exist yet.
+        source: origin of the piece, for metadata.yaml (lmd_midi_dir).
+    Raises:
+        UserError: the stems of MIDI and audio differ in number, or a stem is silent.
+    """
+    parts, _ = _playable(midi)
+    if len(parts) != len(audio):
+        raise UserError(f"{len(parts)} instruments with notes and {len(audio)} stems of audio")
+    end, tempo = _end_and_tempo(midi, parts)
+    (folder / "MIDI").mkdir(parents=True)
+    named, stems = {}, {}
+    for number, (part, samples) in enumerate(zip(parts, audio, strict=True)):
+        stem_id = f"S{number:02d}"
+        if not np.any(samples):
+            raise UserError(f"the audio of {stem_id} is silent")
+        content = _midi_bytes([part], tempo, end + TAIL_SECONDS)
+        (folder / "MIDI" / f"{stem_id}.mid").write_bytes(content)
+        named[stem_id], stems[stem_id] = np.asarray(samples), _describe(part, source)
+    _write_files(folder, parts, (tempo, end + TAIL_SECONDS), named, stems, source)
+
+
+def _end_and_tempo(midi: pretty_midi.PrettyMIDI, parts: list[Any]) -> tuple[float, float]:
+    end = max((note.end for part in parts for note in part.notes), default=0.0)
+    if end > MAX_SECONDS:
+        raise UserError(f"lasts {end:.0f} s, at most {MAX_SECONDS:.0f} s are rendered")
+    return end, max(MIN_TEMPO, float(midi.get_tempo_changes()[1][0]))
 
 
 def _playable(midi: pretty_midi.PrettyMIDI) -> tuple[list[Any], list[str]]:
@@ -183,33 +293,39 @@ def _midi_bytes(parts: list[Any], tempo: float, end: float) -> bytes:
     return buffer.getvalue()
 
 
-def _write_audio(
-    folder: Path, audio: dict[str, np.ndarray], stems: dict[str, dict[str, Any]]
-) -> float:
-    """Levels the stems, writes them and their sum, and returns the common gain."""
+def _write_files(
+    folder: Path,
+    parts: list[Any],
+    tempo_and_end: tuple[float, float],
+    audio: dict[str, np.ndarray],
+    stems: dict[str, dict[str, Any]],
+    source: str,
+    effects: PieceEffects | None = None,
+    rng: np.random.Generator | None = None,
+) -> None:
+    """Writes audio, all_src.mid and metadata.yaml of a track whose stems have their final balance."""
     import soundfile
 
-    if not audio:
-        raise UserError("has no instrument with a Slakh class")
-    levels = {stem_id: _level(samples) for stem_id, samples in audio.items()}
-    silent = [stem_id for stem_id, level in levels.items() if level == 0]
-    if silent:
-        raise UserError(f"the SoundFont gives no sound for {', '.join(silent)}")
+    (folder / "stems").mkdir()
     n_samples = max(map(len, audio.values()))
-    levelled = {
-        stem_id: np.pad(samples / levels[stem_id], (0, n_samples - len(samples)))
-        for stem_id, samples in audio.items()
-    }
-    peak = max(float(np.abs(x).max()) for x in (*levelled.values(), sum(levelled.values())))
-    gain = TARGET_PEAK / peak
+    padded = {key: np.pad(samples, (0, n_samples - len(samples))) for key, samples in audio.items()}
+    loudest = max(float(np.abs(x).max()) for x in (*padded.values(), sum(padded.values())))
+    peak = 10 ** (effects.peak_db / 20) if effects else TARGET_PEAK
+    gain = peak / loudest
     mix = np.zeros(n_samples, dtype=np.int32)
-    for stem_id, samples in levelled.items():
-        stem = np.round(samples * (gain * 32767)).astype(np.int16)
+    for stem_id, samples in padded.items():
+        scaled = samples * (gain * 32767)
+        if effects and effects.noise_dbfs and rng:
+            own_dbfs = effects.noise_dbfs - 10 * math.log10(len(padded))
+            noise = noise_floor(n_samples, own_dbfs, effects.noise_slope, RATE, rng)
+            scaled = scaled + noise * 32767
+        stem = np.round(scaled).astype(np.int16)
         soundfile.write(folder / "stems" / f"{stem_id}.flac", stem, RATE, subtype="PCM_16")
         mix += stem  # of the rounded stems, so that the mix is their sum to the bit
         stems[stem_id]["integrated_loudness"] = round(20 * float(np.log10(gain)), 6)
     soundfile.write(folder / "mix.flac", mix.astype(np.int16), RATE, subtype="PCM_16")
-    return gain
+    (folder / "all_src.mid").write_bytes(_midi_bytes(parts, *tempo_and_end))
+    _write_metadata(folder, source, gain, stems, effects)
 
 
 def _level(samples: np.ndarray) -> float:
@@ -219,21 +335,26 @@ def _level(samples: np.ndarray) -> float:
     return float(np.sqrt(np.mean(sounding.astype(np.float64) ** 2))) if len(sounding) else 0.0
 
 
-def _describe(part: Any, sounds: bool, soundfont: str) -> dict[str, Any]:
-    """A stem's entry in metadata.yaml, with Slakh's keys."""
+def _describe(part: Any, plugin: str | None) -> dict[str, Any]:
+    """Returns a stem's entry in metadata.yaml, with Slakh's keys; without a plugin it has no audio."""
+    sounds = plugin is not None
     return {
         "audio_rendered": sounds,
         "inst_class": "Drums" if part.is_drum else FAMILIES[part.program // 8],
         "is_drum": bool(part.is_drum),
         "midi_program_name": instrument_name(DRUMS if part.is_drum else part.program),
         "midi_saved": sounds,
-        "plugin_name": soundfont if sounds else "None",
+        "plugin_name": plugin if sounds else "None",
         "program_num": 128 if part.is_drum else int(part.program),
     }
 
 
 def _write_metadata(
-    folder: Path, source: str, gain: float, stems: dict[str, dict[str, Any]]
+    folder: Path,
+    source: str,
+    gain: float,
+    stems: dict[str, dict[str, Any]],
+    effects: PieceEffects | None,
 ) -> None:
     import yaml
 
@@ -246,6 +367,8 @@ def _write_metadata(
         "normalized": True,
         "overall_gain": float(gain),
         "stems": stems,
-        "target_peak": -1.0,
+        "target_peak": effects.peak_db if effects else -1.0,
     }
+    if effects:
+        content["effects"] = describe(effects)
     (folder / "metadata.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")

@@ -233,8 +233,8 @@ def test_a_folder_with_foreign_tracks_is_refused(tmp_path):
         ({"tracks": 0}, "expected at least 1 piece"),
         ({"tracks": 3, "seconds": 1.0}, "4 to 1800 s"),
         ({"tracks": 3, "test": 4}, "1 validation and 4 test pieces do not fit into 3"),
-        ({"tracks": 3, "soundfont": Path(__file__)}, "test_synth.py is not a SoundFont"),
-        ({"tracks": 3, "soundfont": Path("no.sf2")}, "SoundFont no.sf2 cannot be read"),
+        ({"tracks": 3, "soundfonts": [Path(__file__)]}, "test_synth.py is not a SoundFont"),
+        ({"tracks": 3, "soundfonts": [Path("no.sf2")]}, "SoundFont no.sf2 cannot be read"),
         ({"midi_dir": Path("nowhere")}, "nowhere is not a folder"),
     ],
 )
