@@ -84,10 +84,9 @@ class Log:
         run = Path(config.run)
         settings = json.dumps(dataclasses.asdict(config), indent=1) + "\n"
         write_atomically(run / "config.json", settings.encode())
-        path = run / "metrics.jsonl"
-        kept = [json.dumps(line) + "\n" for line in read_metrics(path) if line["step"] <= done]
-        write_atomically(path, "".join(kept).encode())
-        self.file = path.open("a")
+        self.path = run / "metrics.jsonl"
+        kept = [json.dumps(line) + "\n" for line in read_metrics(self.path) if line["step"] <= done]
+        write_atomically(self.path, "".join(kept).encode())
         self.board = _tensorboard(run / "tensorboard", done)
 
     def start(
@@ -158,13 +157,11 @@ class Log:
         self.say(f"step {done}  " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
 
     def close(self, text: str) -> None:
-        """Closes the files and the bar, and prints a last line."""
+        """Closes the bar and TensorBoard's file, and prints a last line."""
         self.bar.close()
         self.say(text)
-        if self.is_writer:
-            self.file.close()
-            if self.board:
-                self.board.close()
+        if self.is_writer and self.board:
+            self.board.close()
 
     def _memory(self) -> float:
         if self.device.type == "cuda":
@@ -179,8 +176,8 @@ class Log:
             return
         # JSON has no infinity: the norm of an update that fp16 left out is null.
         finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
-        self.file.write(json.dumps({"step": step, **finite}) + "\n")
-        self.file.flush()
+        with self.path.open("a") as file:
+            file.write(json.dumps({"step": step, **finite}) + "\n")
         for name, value in finite.items():
             if self.board and value is not None:
                 self.board.add_scalar(name, value, step)
