@@ -5,18 +5,16 @@
     python mt3train/train.py demo.toml data.train=shards/demo        (one process)
 
 Without CONFIG.toml it trains the package's mt3.toml on every build under shards/. The run's folder
-gets config.json, metrics.jsonl (one JSON object per line) and checkpoints.
-
-The number of processes and the size of micro-batches change nothing but rounding and the draws of
-dropout: the loss is summed over tokens and divided by the number of target tokens of all processes.
-Everything random is drawn from (seed, step, rank), so that a run resumes without saved generators.
+gets config.json, metrics.jsonl (one JSON object per line) and checkpoints. The number of processes and
+the size of micro-batches change only rounding and the draws of dropout, as the loss is summed over
+tokens and divided by the number of target tokens of all processes. Everything random is drawn from
+(seed, step, rank), so that a run resumes without saved generators.
 """
 
 import dataclasses
 import math
 import os
 import sys
-import time
 import traceback
 from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
@@ -58,8 +56,7 @@ def train(
     Returns:
         The newest checkpoint.
     Raises:
-        UserError: no shards, a run folder that does not fit them, a loss that is not finite, or no
-            room for a checkpoint.
+        UserError: shards or a run's folder that do not fit, a loss that is not finite, a full disk.
         KeyboardInterrupt: SIGINT came. The run was saved.
     """
     with redirect_stderr(SafeStderr()), connected(config) as ranks, locked_run(config, ranks.rank):
@@ -99,14 +96,14 @@ def train_on(
     progress, messages = resume(config, info, data, model, optimizer, ranks.rank)
     if progress.scaler:  # empty in other precisions than fp16
         scaler.load_state_dict(progress.scaler)
-    if ranks.all_reduce(progress.step)[0] != progress.step * world_size:
+    ranks.all_reduce()  # raises here what another rank failed with
+    if len(set(ranks.gather(progress.step))) > 1:
         raise UserError(f"{run}: not all processes find the same checkpoints; share this folder")
     network: Any = model
     if config.compile:
         model.compile(dynamic=True)  # in place: names stay as they are
     if world_size > 1:
-        gpu = [device] if device.type == "cuda" else None
-        network = DistributedDataParallel(model, device_ids=gpu, gradient_as_bucket_view=True)
+        network = DistributedDataParallel(model, gradient_as_bucket_view=True)
     log = Log(config, progress.step, device, is_writer=ranks.rank == 0)
     if validation is None and (config.eval_every or config.transcribe_every):
         messages.append(f"no build has tracks in split {config.data.eval_split!r}: no evaluation")
@@ -119,7 +116,7 @@ def train_on(
     )
     first, saved = progress.step, progress.step or -1
     while True:
-        # What is due after progress.step updates. A run that was stopped before this begins with it.
+        # Evaluate and save. A run that was stopped before an evaluation was complete repeats it.
         info = dataclasses.replace(info, step=progress.step)
         if validation is not None and progress.evaluated < progress.step and not ranks.stop:
             evaluate(progress, model, info, validation, config, ranks, products, log)
@@ -132,9 +129,7 @@ def train_on(
         if is_end:
             break
 
-        begin = time.monotonic()
-        batch, n_tokens, n_skipped = ranks.next_batch(batches)
-        log.wait(time.monotonic() - begin)
+        batch, n_tokens, n_skipped, waited = ranks.next_batch(batches)
         if ranks.stop:
             continue  # to save
         if not n_tokens and progress.step == first:
@@ -177,7 +172,7 @@ def train_on(
         overflow = not math.isfinite(norm)
         if overflow and (not scaler.is_enabled() or scaler.get_scale() < MIN_LOSS_SCALE):
             ranks.raise_with_records(
-                f"the gradient's norm is {norm} at step {progress.step + 1}", keys
+                f"the gradient norm is {norm} at step {progress.step + 1}", keys
             )
         if optim.clip_norm:
             torch.nn.utils.clip_grads_with_norm_(parameters, optim.clip_norm, total_norm)
@@ -188,17 +183,13 @@ def train_on(
         # Log
         for key, value in zip(SUMS, (loss, n_tokens, n_correct, n_skipped, overflow), strict=True):
             progress.sums[key] += value
-        log.step(loss / max(1.0, n_tokens), n_correct / max(1.0, n_tokens))
+        log.step(loss / max(1.0, n_tokens), n_correct / max(1.0, n_tokens), waited)
         if progress.step % config.log_every == 0:
             log.write(progress.step, progress.sums, lr, norm)
             progress.sums = dict.fromkeys(SUMS, 0.0)
     batches.close()
-    path, outcome = (
-        weights_path(run, saved),
-        "stopped; run again to resume" if ranks.stop else "done",
-    )
-    log.close(f"{path}: {outcome}")
-    return path
+    log.close("stopped; run again to resume" if ranks.stop else "done", weights_path(run, saved))
+    return weights_path(run, saved)
 
 
 def main() -> None:
@@ -220,9 +211,8 @@ def main() -> None:
             elif os.environ.get("LOCAL_RANK", "0").strip("0") == "":  # others have the same message
                 print(f"Error: {message}", file=sys.stderr)
     if code and "WORLD_SIZE" in os.environ:
-        os._exit(code)  # the process group's threads may wait for others that are gone
-    if code:
-        sys.exit(code)
+        os._exit(code)  # threads of the process group may wait for others that are gone
+    sys.exit(code)
 
 
 if __name__ == "__main__":

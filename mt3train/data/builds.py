@@ -1,4 +1,4 @@
-"""What a run trains and evaluates on: which builds, in which shares, and how they are read."""
+"""Opens the builds that a run trains and evaluates on, in their shares of the mixture."""
 
 import dataclasses
 import hashlib
@@ -20,7 +20,7 @@ from mt3train.data.streaming import StreamedShards
 
 
 class TrainingData(Protocol):
-    """Training data: mt3data.shards.reader.IndexedShards, or anything with these."""
+    """Training data: mt3data.shards.reader.IndexedShards, or another class with these members."""
 
     spectrogram: SpectrogramConfig
     vocabulary: VocabularyConfig
@@ -32,7 +32,7 @@ class TrainingData(Protocol):
     def batch(
         self, step: int, global_batch: int, rank: int = 0, world_size: int = 1, frames: int = 256
     ) -> Batch:
-        """This rank's members of a global batch."""
+        """Returns this rank's segments of a global batch."""
 
 
 def open_shards(config: DataConfig, seed: int, audio: bool = False) -> TrainingData:
@@ -84,22 +84,22 @@ def _open_streamed(config: DataConfig, seed: int) -> TrainingData:
 
 
 def builds_at(where: str, cache: str) -> list[Path]:
-    """The builds that a setting names, on this machine.
+    """Finds the builds that a setting names, on this machine.
 
     Args:
         where: a build, a pattern of builds, an address, or several of these with commas.
         cache: folder into which builds with an address are copied, unless they are there.
     Raises:
-        UserError: nothing is there, or an address without a cache.
+        UserError: there is no build, or an address without a cache.
     """
     builds = [build for part in _named(where) for build in _builds_at_one(part, cache)]
     return list(dict.fromkeys(builds))  # once, however many patterns find it
 
 
 def _named(where: str) -> list[str]:
-    """The builds, patterns and addresses that a setting names with commas."""
+    """Splits a setting at its commas into builds, patterns and addresses."""
     if Path(where).exists():
-        return [where]  # whose own name may have commas
+        return [where]  # a name may have commas
     return [part for part in map(str.strip, where.split(",")) if part] or [where]
 
 
@@ -118,7 +118,7 @@ def _builds_at_one(part: str, cache: str) -> list[Path]:
 
 
 def weights_of(builds: Sequence[Path], config: DataConfig) -> list[float] | None:
-    """The configured weight of each build; None where none is configured.
+    """Returns the configured weight of each build; None where none is configured.
 
     Raises:
         UserError: the names of the weights are not those of the builds.
@@ -135,7 +135,7 @@ def weights_of(builds: Sequence[Path], config: DataConfig) -> list[float] | None
 
 
 def mixture_builds(builds: list[Path], config: DataConfig) -> tuple[list[Path], float]:
-    """The builds that belong to the configured mixture, and the temperature at which to mix them.
+    """Returns the builds of the configured mixture, and the temperature at which to mix them.
 
     Raises:
         UserError: there is no such mixture, or no build of one of its sets.

@@ -31,7 +31,7 @@ PAD_TO = 16  # lengths of targets are multiples of it, so that few shapes occur
 
 @dataclasses.dataclass(frozen=True)
 class MicroBatch:
-    """Segments that run through the network at once.
+    """Holds segments that run through the network at once.
 
     Attributes:
         sound: log-mel frames, float16 [B, F, M]; or the audio to compute them from, int16 or
@@ -43,7 +43,7 @@ class MicroBatch:
         n_skipped: segments of the batch that were too long; the first micro-batch has their number.
         frames: F.
         spectrogram: how audio becomes frames.
-        retuning: how the audio is to be changed at random; None: not at all.
+        retuning: random changes of the audio; None: none.
     """
 
     sound: Tensor

@@ -1,14 +1,14 @@
-"""The pre-training recipe that mixes audio: sounds of several random examples at once.
+"""Mixes the audio of several random examples into one, for the pre-training recipe of MT3's authors.
 
-Each segment is the sum of 1 to `examples` crops, every number equally often, divided by its peak; its
-target is theirs, merged. So the network hears more instruments together than any dataset has.
+Each segment is the sum of 1 to `examples` crops, divided by its peak, and its target is their merged
+targets. Every number of crops comes equally often. The mixes contain more instruments than any dataset.
 
-Which crops those are follows from (seed, step): the crops that IndexedShards plans for a step are
-grouped in their order, the sizes of the groups being a seeded permutation of 1, 2, ... `examples`, 1,
-2, ... Every record still comes once per epoch, and all numbers of processes train on the same mixes.
+The mixes follow from (seed, step). IndexedShards plans the crops of a step. They are grouped in this
+order, and the sizes of the groups are a seeded permutation of 1, 2, ... `examples`, 1, 2, ... So every
+record comes once per epoch, and the mixes do not depend on the number of processes.
 
-Difference from the original: there one stream of mixes for each size is drawn from at random; here
-sizes are exactly balanced within a batch.
+Difference from the original: it draws at random from one stream of mixes for each size. Here the sizes
+are balanced exactly within a batch.
 
 Source: mt3/mixing.py mix_transcription_examples, as mt3/gin/ismir2022/pretrain.gin sets it (Simon et
 al. 2022, Scaling Polyphonic Transcription with Mixtures of Monophonic Transcriptions).
@@ -25,28 +25,24 @@ from mt3train.data.merge_targets import merge_targets
 
 
 class MixedShards:
-    """Batches of mixes, in the place of batches of crops; see `IndexedShards`.
+    """Returns batches of mixes, with the interface of `IndexedShards`.
 
     Args:
-        shards: that read audio.
-        examples: the most crops that a mix has.
+        shards: source of the audio.
+        examples: largest number of crops in a mix.
     """
 
     def __init__(self, shards: IndexedShards, examples: int) -> None:
         self.shards, self.examples = shards, examples
         self.spectrogram, self.vocabulary = shards.spectrogram, shards.vocabulary
-        self.right_context, self.feature, self.builds = (
-            shards.right_context,
-            shards.feature,
-            shards.builds,
-        )
-        self.n_records = shards.n_records
+        self.right_context, self.feature = shards.right_context, shards.feature
+        self.builds, self.n_records = shards.builds, shards.n_records
 
     def groups(self, step: int, global_batch: int) -> list[np.ndarray]:
-        """Numbers of the crops of each mix; a pure function of (seed, step).
+        """Returns the indices of the crops of each mix, a pure function of (seed, step).
 
         Raises:
-            UserError: global_batch is no multiple of `examples`.
+            UserError: global_batch is not a multiple of `examples`.
         """
         if global_batch % self.examples:
             raise UserError(
@@ -60,10 +56,10 @@ class MixedShards:
     def batch(
         self, step: int, global_batch: int, rank: int = 0, world_size: int = 1, frames: int = 256
     ) -> Batch:
-        """This rank's mixes: those of a step, longest targets first, are dealt out like cards.
+        """Returns this rank's mixes. The mixes of a step, longest first, go to the ranks in turn.
 
         Returns:
-            A batch whose audio is float32 with a peak of 1; a key names all records of a mix, and
+            A batch whose audio is float32 with a peak of 1. A key names all records of a mix, and
             start_frames is that of its first crop.
         """
         groups = self.groups(step, global_batch)
@@ -77,11 +73,11 @@ class MixedShards:
 
 
 def mix(crops: Batch, groups: Sequence[np.ndarray], config: VocabularyConfig) -> Batch:
-    """Each group of crops as one.
+    """Sums each group of crops into one.
 
     Args:
         crops: with audio.
-        groups: rows of crops that belong together; all rows, in their order.
+        groups: rows of the crops of each mix; together they are all rows, in order.
         config: the vocabulary of their tokens.
     """
     assert crops.audio is not None

@@ -1,14 +1,14 @@
-"""Batches from shards that are read front to back: `data.reader=webdataset`.
+"""Reads shards front to back for training: `data.reader=webdataset`.
 
-For shards on a web server or in an object store, where reading at random is slow. Every process reads
-shards of its own, cuts one random crop out of each record, and shuffles crops in a buffer. What that
-costs, against `IndexedShards`:
+Random reads are slow from a web server or an object store. Here every process reads its own shards,
+cuts one random crop out of each record, and shuffles crops in a buffer. The disadvantages compared
+with `IndexedShards`:
 
 - Batches depend on the number of processes, and mixtures have no weights: each record comes once per
   epoch, as with data.temperature=1.
-- An epoch has the same number of steps on every process: as many as the processes could have together
-  whichever shards they got. Records beyond that, others in each epoch, are left out; it is said how many.
-- A run that continues in the middle of an epoch reads that epoch's first records again, and says so.
+- An epoch has the same number of steps on every process, and no process may run out of records. The
+  remaining records of an epoch are left out, and their number is printed.
+- A run that resumes in the middle of an epoch reads that epoch's first records again, and prints it.
 """
 
 import random
@@ -29,7 +29,7 @@ SHUFFLED_CROPS = 1000  # of 256 frames: 260 MB
 
 
 class Crop(NamedTuple):
-    """A segment of a record: its mel or audio, and the tokens or notes of the record."""
+    """Holds a segment of a record: its mel or audio, and the tokens or notes of the record."""
 
     sound: np.ndarray
     label: np.ndarray
@@ -40,7 +40,7 @@ class Crop(NamedTuple):
 
 
 class StreamedShards:
-    """What one process trains on, in the order in which shards give it; see `IndexedShards`.
+    """Returns batches in the order of the shards, with the interface of `IndexedShards`.
 
     Args:
         builds: folders, or addresses of builds.
@@ -51,7 +51,7 @@ class StreamedShards:
     """
 
     def __init__(self, builds: Sequence[str | Path], split: str, seed: int) -> None:
-        # Not at the top: they bring requests and webdataset, which other training does without.
+        # Not at the top: they import requests and webdataset, which other training does not need.
         from mt3data.shards.stream import epoch_shards, open_builds
 
         self._where, self._split, self._seed = list(builds), split, seed
@@ -66,10 +66,10 @@ class StreamedShards:
         self._next_step = -1
 
     def steps_per_epoch(self, global_batch: int, world_size: int) -> int:
-        """Steps that every process can make, whichever len(shards) // world_size shards it gets.
+        """Returns the steps per epoch that any len(shards) // world_size shards suffice for.
 
         Raises:
-            UserError: there is not one.
+            UserError: they do not suffice for one step.
         """
         least = sum(self._records[: len(self._records) // world_size])
         steps = least // -(-global_batch // world_size)
@@ -84,7 +84,7 @@ class StreamedShards:
     def batch(
         self, step: int, global_batch: int, rank: int = 0, world_size: int = 1, frames: int = 256
     ) -> Batch:
-        """The next crops of this process; a step other than the next one begins its epoch anew."""
+        """Returns the next crops of this process. A step other than the next one restarts its epoch."""
         self._agreed.check_crops(frames)
         steps = self.steps_per_epoch(global_batch, world_size)
         epoch, place = divmod(step, steps)

@@ -71,20 +71,21 @@ class Ranks:
             dist.all_gather_object(values, value)
         return values
 
-    def next_batch(self, batches: Prefetcher) -> tuple[list[MicroBatch], float, float]:
+    def next_batch(self, batches: Prefetcher) -> tuple[list[MicroBatch], float, float, float]:
         """Waits until all ranks have read their part of a batch, or until one received a signal.
 
         Returns:
-            This rank's micro-batches, and the target tokens and skipped segments of all ranks.
+            This rank's micro-batches, the target tokens and skipped segments of all ranks, and the
+            seconds that it took.
         """
-        batch: list[MicroBatch] = []
+        begin, batch = time.monotonic(), list[MicroBatch]()
         while True:
             batch = batch or batches.get(timeout=1.0) or []
             n_ready, n_tokens, n_skipped = self.all_reduce(
                 bool(batch), sum(m.n_tokens for m in batch), sum(m.n_skipped for m in batch)
             )
             if self.stop or n_ready == self.world_size:
-                return batch, n_tokens, n_skipped
+                return batch, n_tokens, n_skipped, time.monotonic() - begin
 
     def raise_with_records(self, what: str, keys: list[str]) -> NoReturn:
         """Raises UserError on every rank: `what` was seen, in the records with the keys of all."""

@@ -114,12 +114,14 @@ class Log:
         if self.is_writer:
             tqdm.write(printable(text), file=sys.stderr)
 
-    def wait(self, seconds: float) -> None:
-        """Adds seconds to the time that this process waited for data."""
-        self.waited += seconds
+    def step(self, loss: float, accuracy: float, waited: float) -> None:
+        """Moves the bar on by one update.
 
-    def step(self, loss: float, accuracy: float) -> None:
-        """Moves the bar on by one update, with the loss and accuracy per token of its batch."""
+        Args:
+            loss, accuracy: per token of the batch.
+            waited: seconds that this process waited for the batch.
+        """
+        self.waited += waited
         self.bar.set_postfix_str(f"loss {loss:.4f}, accuracy {accuracy:.3f}", refresh=False)
         self.bar.update()
 
@@ -156,10 +158,10 @@ class Log:
         self._line(done, scores)
         self.say(f"step {done}  " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
 
-    def close(self, text: str) -> None:
-        """Closes the bar and TensorBoard's file, and prints a last line."""
+    def close(self, outcome: str, checkpoint: Path) -> None:
+        """Closes the bar and TensorBoard's file. Prints how the run ended, and its checkpoint."""
         self.bar.close()
-        self.say(text)
+        self.say(f"{checkpoint}: {outcome}")
         if self.is_writer and self.board:
             self.board.close()
 

@@ -1,4 +1,4 @@
-"""Curves of training runs as a picture: what is in their metrics.jsonl."""
+"""Draws the curves of training runs from their metrics.jsonl."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,7 +9,7 @@ from mt3data.report.plots import save_figure
 from mt3train.training.logger import read_metrics
 
 COMMAND = "mt3train plot"
-# One panel each: heading, scale of its axis, and what it shows; dashed what is from evaluation.
+# Heading of each panel, scale of its axis, and its curves. Curves of evaluation are dashed.
 PANELS = (
     ("loss per token", "log", ("loss", "eval_loss")),
     ("accuracy per token", "linear", ("accuracy", "eval_accuracy")),
