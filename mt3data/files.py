@@ -165,6 +165,8 @@ def require_output(path: Path, command: str, force: bool = False) -> None:
         return
     if path.is_dir():
         raise UserError(f"{path} is a folder; name a file in it")
+    if _target(path).is_symlink():
+        raise UserError(f"{path} is a link in a circle; remove it or choose another name")
     if not path.exists() and not (folder := _target(path).parent).is_dir():
         raise UserError(f"{path}: the folder {folder} does not exist; make it first")
     if force or not path.is_file() or _has_mark(path, mark(command).encode()):

@@ -151,6 +151,14 @@ def test_output_goes_through_links_and_leaves_them(tmp_path: Path) -> None:
         assert (tmp_path / "store/page.html").read_bytes() == OURS
 
 
+def test_links_in_a_circle_are_refused_and_stay(tmp_path: Path) -> None:
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    with pytest.raises(UserError, match="circle"):
+        files.write_output(tmp_path / "a", OURS, REPORT)
+    assert (tmp_path / "a").is_symlink()
+
+
 def test_a_pipe_is_written_into_and_not_replaced(tmp_path: Path) -> None:
     pipe, received = tmp_path / "pipe", list[bytes]()
     os.mkfifo(pipe)
