@@ -97,7 +97,7 @@ def transcribe(
 
     only = ProgramFilter.parse(programs) if programs is not None else None
     model, info = load_checkpoint(checkpoint)
-    decoding = DecodingConfig(batch, only, compile=compiled)
+    decoding = DecodingConfig(batch, programs=only, compile=compiled)
     if only:
         only.forbidden(info.vocabulary)  # says so before any work if it cannot be done
     work = Work(model, info, _about(checkpoint, model, info, programs), kind, decoding)

@@ -22,6 +22,7 @@ from torch import Tensor
 from mt3data.music.vocabulary import EOS_ID, VocabularyConfig
 from mt3train.model import MT3
 from mt3train.transcription.cached_decoder import CachedDecoder
+from mt3train.transcription.constraint import TokenConstraint
 from mt3train.transcription.programs import ProgramFilter
 
 PRECISIONS = ("auto", "float32", "bf16")
@@ -35,6 +36,7 @@ class DecodingConfig:
 
     Attributes:
         batch: number of segments that are decoded together.
+        constrained: masks tokens that cannot follow in a target (constraint.py). Off: as the original.
         programs: instruments that the decoder may emit; None: all.
         precision: "bf16", "float32", or "auto": bf16 on a GPU that supports it, the precision of
             the weights elsewhere. Logits are always computed in the precision of the weights.
@@ -43,6 +45,7 @@ class DecodingConfig:
     """
 
     batch: int = 16
+    constrained: bool = False
     programs: ProgramFilter | None = None
     precision: str = "auto"
     compile: bool = False
@@ -107,6 +110,11 @@ class SegmentDecoder:
         )  # fmt: skip
         forbidden = config.programs.forbidden(vocabulary) if config.programs else ()
         self.forbidden = torch.tensor(forbidden, dtype=torch.int64, device=self.device)
+        self.constraint = (
+            TokenConstraint(vocabulary, model.config.vocab_size, config.batch, self.device)
+            if config.constrained
+            else None
+        )
         # One segment keeps the cores of a CPU busy. A GPU needs many.
         self.encoder_batch = config.batch if on_gpu else 1
         self.steps_per_check = GPU_STEPS_PER_CHECK if on_gpu else 1
@@ -165,7 +173,7 @@ class SegmentDecoder:
         logits_SV = self.cached.decode_step(self.last_S[:n_slots])
         if len(self.forbidden):
             logits_SV = logits_SV.index_fill(1, self.forbidden, -torch.inf)
-        token_S = logits_SV.argmax(-1)
+        token_S = self.constraint.choose(logits_SV) if self.constraint else logits_SV.argmax(-1)
         self.tokens_SL[slot_S, position_S] = self.last_S[:n_slots] = token_S
         self.ended_S[:n_slots] |= token_S == EOS_ID
 
@@ -179,6 +187,8 @@ class SegmentDecoder:
         """Puts a segment (index, encoded frames [F, D]) into a slot."""
         self.cached.load_segment(slot, segment[1])
         self.last_S[slot], self.ended_S[slot] = START_ID, False
+        if self.constraint:
+            self.constraint.reset(slot)
 
     def _close(self, slot: int, last: int) -> None:
         """Moves the last slot in use into a slot that has ended."""
@@ -186,6 +196,8 @@ class SegmentDecoder:
             self.cached.copy_slot(last, slot)
             for state in (self.tokens_SL, self.last_S, self.ended_S):
                 state[slot] = state[last]
+            if self.constraint:
+                self.constraint.copy_slot(last, slot)
         self.cached.reset(last)
 
 
