@@ -148,7 +148,9 @@ def mark(command: str) -> str:
     return f"Made by {command} of mt3kit"
 
 
-def require_output(path: Path, command: str, force: bool = False) -> None:
+def require_output(
+    path: Path, command: str, force: bool = False, headings: tuple[bytes, ...] = ()
+) -> None:
     """Checks that a command may write an output file, before the work that fills it.
 
     A file is replaced only if it is empty or carries the mark of the same command. Devices and
@@ -158,6 +160,7 @@ def require_output(path: Path, command: str, force: bool = False) -> None:
         path: the file; STDOUT is always fine.
         command: that will write it, see `mark`.
         force: replace any file.
+        headings: beginnings of files of the command whose format has no room for a mark (CSV).
     Raises:
         UserError: a folder, a name in a folder that does not exist, or a file of another origin.
     """
@@ -169,7 +172,7 @@ def require_output(path: Path, command: str, force: bool = False) -> None:
         raise UserError(f"{path} is a link in a circle; remove it or choose another name")
     if not path.exists() and not (folder := _target(path).parent).is_dir():
         raise UserError(f"{path}: the folder {folder} does not exist; make it first")
-    if force or not path.is_file() or _has_mark(path, mark(command).encode()):
+    if force or not path.is_file() or _has_mark(path, mark(command).encode(), headings):
         return
     raise UserError(
         f"{path} exists and was not written by `{command}`; choose another name, or replace it with "
@@ -178,8 +181,9 @@ def require_output(path: Path, command: str, force: bool = False) -> None:
 
 
 def write_output(
-    path: Path, data: bytes | Iterable[bytes], command: str, force: bool = False
-) -> None:
+    path: Path, data: bytes | Iterable[bytes], command: str, force: bool = False,
+    headings: tuple[bytes, ...] = (),
+) -> None:  # fmt: skip
     """Writes an output file of a command; see `require_output`.
 
     A regular file appears when it is complete. A link stays and its target is replaced. Devices,
@@ -189,12 +193,12 @@ def write_output(
         path: the file, or STDOUT.
         data: its content with the mark of the command, or pieces of it.
         command: that writes it.
-        force: replace any file.
+        force, headings: see `require_output`.
     Raises:
         UserError: as `require_output`.
         OSError: the file cannot be written.
     """
-    require_output(path, command, force)
+    require_output(path, command, force, headings)
     pieces = [data] if isinstance(data, bytes) else data
     if path == STDOUT:
         sys.stdout.flush()  # text that was printed before comes first
@@ -212,14 +216,15 @@ def _target(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _has_mark(path: Path, wanted: bytes) -> bool:
-    """Whether a file is empty or has a mark near its beginning or end."""
+def _has_mark(path: Path, wanted: bytes, headings: tuple[bytes, ...]) -> bool:
+    """Whether a file is empty, has a mark near its beginning or end, or begins with a heading."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - MARK_BYTES))
         end = file.read()
         file.seek(0)
-        return not size or wanted in file.read(MARK_BYTES) or wanted in end
+        beginning = file.read(MARK_BYTES)
+    return not size or wanted in beginning or wanted in end or beginning.startswith(headings)
 
 
 def temp_path(path: Path) -> Path:

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from mt3train.config import Config, load_config
     from mt3train.evaluation.evaluate import evaluate
     from mt3train.model import MT3, ModelConfig
-    from mt3train.transcription.transcribe import transcribe
+    from mt3train.transcription.transcribe import Transcriber, transcribe
     from mt3train.weights.checkpoint import load_model
 
 __all__ = [
     "MT3",
     "ModelConfig",
+    "Transcriber",
     "Config",
     "evaluate",
     "load_config",
@@ -29,7 +30,7 @@ _MODULES = {
     "config": "Config load_config",
     "evaluation.evaluate": "evaluate",
     "model": "MT3 ModelConfig",
-    "transcription.transcribe": "transcribe",
+    "transcription.transcribe": "Transcriber transcribe",
     "weights.checkpoint": "load_model",
 }
 

@@ -1,17 +1,16 @@
-"""The MT3 network: a T5 encoder-decoder that reads log-mel frames and writes note tokens.
+"""Defines the MT3 network: a T5 encoder-decoder from log-mel frames to note tokens.
 
-The encoder projects every frame of 512 mel bins to the model's width, the decoder predicts one
-token after the other; both add sinusoidal positions and are otherwise T5 1.1: pre-norm residual
-layers, RMS layer norm without mean or bias, gated GELU, no bias anywhere, separate logits.
+The encoder projects every frame of 512 mel bins to the width of the model. The decoder predicts one
+token after the other. Both add sinusoidal positions and are otherwise T5 1.1: pre-norm residual
+layers, RMS layer norm without mean or bias, gated GELU, no biases, separate output weights.
 
 Differences from the original (magenta/mt3 network.py and layers.py):
 
-- In training, attention of the decoder is causal only. Padding comes last and has weight 0, so
-  every position that counts sees the same keys; logits at padded positions differ.
-  `original_mask=True` adds the original's -1e10 masks, where padded rows count (golden tests).
-- Dropout of attention probabilities is shared along the queries, so it equals dropping whole
-  rows of the values: P * mask_S @ V = P @ (mask_S * V). It is done that way, which keeps the
-  fused attention kernels; nothing but rounding changes.
+- Attention of the decoder is causal only. Padding comes last and has weight 0, so every position that
+  counts sees the same keys. Logits at padded positions differ. `original_mask=True` adds the
+  original's -1e10 masks, which also apply to padded rows (golden tests).
+- Dropout of attention probabilities is shared by all queries, so it equals dropping whole rows of the
+  values: P * mask_S @ V = P @ (mask_S * V). The fused attention kernels need this form.
 - Random numbers are torch's: the same distributions, other draws.
 
 Sizes in tensor names:  B batch · F frames · M mel bins · L target length · S source length (keys)
@@ -38,7 +37,7 @@ TRUNCATED_STD = 0.87962566103423978  # std of a standard normal cut at +-2, as i
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Sizes of the network; the defaults are MT3's (45.9 million parameters).
+    """Sets the sizes of the network. The defaults are MT3's (45.9 million parameters).
 
     Source: mt3/gin/model.gin, mt3/network.py T5Config.
     """
@@ -55,7 +54,7 @@ class ModelConfig:
 
 
 def sinusoids(n_positions: int, width: int) -> Tensor:
-    """Position table [n_positions, width] float32: sines in the first half, cosines in the second.
+    """Computes the position table [n_positions, width]: sines, then cosines, float32.
 
     Source: mt3/layers.py sinusoidal (computed in float64, kept in float32).
     """
@@ -66,19 +65,19 @@ def sinusoids(n_positions: int, width: int) -> Tensor:
 
 
 def shift_right(targets_BL: Tensor) -> Tensor:
-    """Decoder inputs for the targets: moved one place to the right, 0 first."""
+    """Shifts targets by one place to the right, 0 first: the inputs of the decoder."""
     return F.pad(targets_BL[:, :-1], (1, 0))
 
 
 class Dense(nn.Linear):
-    """A linear map, n_in to n_out, no bias, drawn from a (truncated) normal of std scale/sqrt(n_in)."""
+    """Maps n_in to n_out linearly, without bias. Initial std: scale / sqrt(n_in), normal, truncated."""
 
     def __init__(self, n_in: int, n_out: int, truncated: bool = True, scale: float = 1.0) -> None:
         self.truncated, self.scale = truncated, scale
         super().__init__(n_in, n_out, bias=False)
 
     def reset_parameters(self) -> None:
-        """Draws the weights anew."""
+        """Draws the initial weights."""
         std = self.scale / math.sqrt(self.in_features)
         if self.truncated:
             std /= TRUNCATED_STD
@@ -88,22 +87,21 @@ class Dense(nn.Linear):
 
 
 class RMSNorm(nn.Module):
-    """T5's layer norm over `width`: x / sqrt(mean(x^2) + 1e-6) * scale, float32 also under autocast."""
+    """Computes T5's layer norm, x / sqrt(mean(x^2) + 1e-6) * scale, in float32 also under autocast."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
         self.scale = nn.Parameter(torch.ones(width))
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        """x, normalised."""
+        """Returns x, normalised."""
         return F.rms_norm(x_BLD, (x_BLD.shape[-1],), self.scale, NORM_EPSILON)
 
 
 class SharedDropout(nn.Module):
-    """Dropout, at a rate, whose mask is the same at every position (T5's broadcast_dims=(-2,)).
+    """Applies dropout with the same mask at every position (T5's broadcast_dims=(-2,)).
 
-    Also applied to values [B, H, S, K] with `per_row=True`: then whole rows are dropped, which is
-    dropout of attention probabilities with one mask for all queries.
+    With `per_row=True`, values [B, H, S, K] lose whole rows: dropout of attention probabilities.
     """
 
     def __init__(self, rate: float) -> None:
@@ -111,7 +109,7 @@ class SharedDropout(nn.Module):
         self.rate = rate
 
     def forward(self, x: Tensor, per_row: bool = False) -> Tensor:
-        """x, in training with a share of it 0 and the rest scaled up; for per_row see above."""
+        """Returns x with a share set to 0 and the rest scaled up, in training; x itself otherwise."""
         if not self.training or self.rate == 0.0:
             return x
         shape = (*x.shape[:-1], 1) if per_row else (*x.shape[:-2], 1, x.shape[-1])
@@ -123,10 +121,10 @@ class SharedDropout(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head attention. The 1/sqrt(head_dim) of the logits sits in the query's initial values.
+    """Computes multi-head attention. The initial query weights contain the factor 1/sqrt(head_dim).
 
-    Queries, keys and values have separate weights although one product would do: Adafactor scales
-    an update by its parameter's RMS, and the query's is 8 times smaller.
+    Queries, keys and values have separate weights. Adafactor scales an update by the RMS of its
+    parameter, and that of the query is 8 times smaller, so joined weights would train differently.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -143,18 +141,14 @@ class Attention(nn.Module):
         return x_BLD.unflatten(-1, (self.num_heads, self.head_dim)).transpose(1, 2)
 
     def keys_values(self, source_BSD: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of the source, each [B, H, S, K]."""
+        """Returns keys and values of the source, each [B, H, S, K]."""
         return self._split(self.key(source_BSD)), self._split(self.value(source_BSD))
 
     def forward(
-        self,
-        x_BLD: Tensor,
-        keys_BHSK: Tensor,
-        values_BHSK: Tensor,
-        causal: bool = False,
-        mask: Tensor | None = None,
-    ) -> Tensor:
-        """Attend from x to keys and values; causal: the earlier ones; mask [B, 1, L, S] is added."""
+        self, x_BLD: Tensor, keys_BHSK: Tensor, values_BHSK: Tensor,
+        causal: bool = False, mask: Tensor | None = None,
+    ) -> Tensor:  # fmt: skip
+        """Attends from x to keys and values. causal: to earlier ones. mask [B, 1, L, S] is added."""
         queries_BHLK = self._split(self.query(x_BLD))
         values_BHSK = self.dropout(values_BHSK, per_row=True)
         if mask is None and is_faster_unfused(queries_BHLK, keys_BHSK):
@@ -187,7 +181,7 @@ def unfused_attention(
 
 
 class GatedMLP(nn.Module):
-    """wo(gelu(wi_0 x) * wi_1 x), with the tanh form of GELU."""
+    """Computes wo(gelu(wi_0 x) * wi_1 x), with the tanh form of GELU."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -197,13 +191,13 @@ class GatedMLP(nn.Module):
         self.dropout = SharedDropout(config.dropout_rate)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        """x, mapped at every position by itself."""
+        """Maps x, each position separately."""
         hidden = F.gelu(self.wi_0(x_BLD), approximate="tanh") * self.wi_1(x_BLD)
         return self.wo(self.dropout(hidden))
 
 
 class EncoderLayer(nn.Module):
-    """Self-attention over all frames, then the MLP."""
+    """Applies self-attention over all frames, then the MLP."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -214,14 +208,14 @@ class EncoderLayer(nn.Module):
         self.dropout = SharedDropout(config.dropout_rate)
 
     def forward(self, x_BFD: Tensor) -> Tensor:
-        """x after one layer."""
+        """Returns x after one layer."""
         normed = self.pre_attention_layer_norm(x_BFD)
         x_BFD = x_BFD + self.dropout(self.attention(normed, *self.attention.keys_values(normed)))
         return x_BFD + self.dropout(self.mlp(self.pre_mlp_layer_norm(x_BFD)))
 
 
 class DecoderLayer(nn.Module):
-    """Causal self-attention, attention to the encoded frames, then the MLP."""
+    """Applies causal self-attention, attention to the encoded frames, then the MLP."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -239,7 +233,7 @@ class DecoderLayer(nn.Module):
         cross: tuple[Tensor, Tensor],
         masks: tuple[Tensor, Tensor] | tuple[None, None],
     ) -> Tensor:
-        """x after one layer; cross: its keys and values of the frames; masks: of `attention_masks`."""
+        """Returns x after one layer. cross: keys and values of the frames. masks: `attention_masks`."""
         normed = self.pre_self_attention_layer_norm(x_BLD)
         own = self.self_attention.keys_values(normed)
         attended = self.self_attention(normed, *own, causal=masks[0] is None, mask=masks[0])
@@ -251,7 +245,7 @@ class DecoderLayer(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Log-mel frames [B, F, M] to encoded frames [B, F, D]. No frame is masked, padding included."""
+    """Encodes log-mel frames [B, F, M] as [B, F, D]. No frame is masked, padding included."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -259,13 +253,13 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(EncoderLayer(config) for _ in range(config.num_encoder_layers))
         self.encoder_norm = RMSNorm(config.emb_dim)
         self.dropout = SharedDropout(config.dropout_rate)
-        # The one dropout of the network that is drawn for every element (mt3/network.py:193).
+        # The only dropout with a mask of its own for every position (mt3/network.py:193).
         self.final_dropout = nn.Dropout(config.dropout_rate)
         table = sinusoids(MAX_POSITIONS, config.emb_dim)
         self.register_buffer("positions", table, persistent=False)
 
     def forward(self, mel_BFM: Tensor) -> Tensor:
-        """Encoded frames of a log-mel."""
+        """Returns the encoded frames."""
         positions_FD = self.get_buffer("positions")[: mel_BFM.shape[1]]
         x_BFD = self.dropout(self.continuous_inputs_projection(mel_BFM) + positions_FD)
         for layer in self.layers:
@@ -274,7 +268,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Input tokens [B, L] and encoded frames to logits [B, L, V]."""
+    """Computes logits [B, L, V] from input tokens [B, L] and encoded frames."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -287,7 +281,7 @@ class Decoder(nn.Module):
         self.register_buffer("positions", table, persistent=False)
 
     def cross(self, encoded_BFD: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Every layer's keys and values of the encoded frames."""
+        """Returns the keys and values of the encoded frames, for every layer."""
         attentions: list[Any] = [layer.encoder_decoder_attention for layer in self.layers]
         return [attention.keys_values(encoded_BFD) for attention in attentions]
 
@@ -297,7 +291,7 @@ class Decoder(nn.Module):
         cross: list[tuple[Tensor, Tensor]],
         masks: tuple[Tensor, Tensor] | tuple[None, None] = (None, None),
     ) -> Tensor:
-        """Logits [B, L, V] for inputs; cross: of every layer; masks: of `attention_masks`."""
+        """Returns logits [B, L, V]. cross: from `cross`. masks: from `attention_masks`."""
         positions_LD = self.get_buffer("positions")[: inputs_BL.shape[1]]
         x_BLD = self.dropout(self.token_embedder(inputs_BL) + positions_LD)
         for i, layer in enumerate(self.layers):
@@ -308,7 +302,7 @@ class Decoder(nn.Module):
 
 
 class MT3(nn.Module):
-    """The network. `forward` trains it; stepper.py decodes from what `encode` returns."""
+    """Holds encoder and decoder. Training calls `forward`, decoding calls `encode`."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -317,11 +311,11 @@ class MT3(nn.Module):
         self.decoder = Decoder(config)
 
     def encode(self, mel_BFM: Tensor) -> Tensor:
-        """Encoded frames [B, F, D] of a log-mel; F is at most 2048."""
+        """Returns the encoded frames [B, F, D] of a log-mel; F is at most 2048."""
         return self.encoder(mel_BFM)
 
     def forward(self, mel_BFM: Tensor, targets_BL: Tensor, original_mask: bool = False) -> Tensor:
-        """Logits [B, L, V] that predict targets_BL from the frames and the targets before them.
+        """Returns logits [B, L, V] that predict each target from the frames and the targets before it.
 
         Args:
             mel_BFM: log-mel frames, float32.
@@ -334,10 +328,10 @@ class MT3(nn.Module):
 
 
 def attention_masks(targets_BL: Tensor, n_frames: int) -> tuple[Tensor, Tensor]:
-    """The original's additive masks: decoder [B, 1, L, L] and cross [B, 1, L, F], 0 or -1e10.
+    """Computes the original's additive masks: decoder [B, 1, L, L] and cross [B, 1, L, F].
 
-    A query sees a key when both are real targets (> 0) and the key is not later; all frames are
-    seen by real targets, none by padding.
+    An entry is 0 or -1e10. A query sees a key if both are real targets (> 0) and the key is not
+    later. Real targets see all frames, padding sees none.
 
     Source: mt3/layers.py make_decoder_mask, mt3/network.py Transformer.decode.
     """

@@ -351,7 +351,7 @@ def write_midi(notes: Notes, path: str | Path) -> None:
     write_atomically(Path(path), midi_bytes(notes))
 
 
-def midi_bytes(notes: Notes) -> bytes:
+def midi_bytes(notes: Notes, text: str = "") -> bytes:
     """Encodes notes as a MIDI file, one track per instrument, named after its program.
 
     Times are rounded to 1 ms, and a shorter note lasts 1 ms. Pieces longer than 2.5 hours have
@@ -362,6 +362,7 @@ def midi_bytes(notes: Notes) -> bytes:
 
     Args:
         notes: in any order.
+        text: of a text event at the beginning, such as the name of the command; none if empty.
     Raises:
         UserError: a note ends after MAX_SECONDS.
     """
@@ -393,6 +394,8 @@ def midi_bytes(notes: Notes) -> bytes:
             )
         ]
         midi.instruments.append(track)
+    if text:
+        midi.text_events.append(pretty_midi.Text(text, 0.0))
     file = io.BytesIO()
     midi.write(file)
     return file.getvalue()

@@ -1,12 +1,12 @@
-"""The command `mt3train transcribe`: recordings in; files of notes, and pages to play, out."""
+"""The command `mt3train transcribe`: writes the notes of recordings as files and pages."""
 
 from __future__ import annotations
 
 import os
 import re
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import traceback
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,46 +14,49 @@ from typing import TYPE_CHECKING
 import click
 
 from mt3data.errors import UserError
-from mt3data.files import format_bytes, require_space, walk
+from mt3data.files import (
+    MAX_NAME_BYTES,
+    STDOUT,
+    format_bytes,
+    require_output,
+    require_space,
+    walk,
+    write_output,
+)
 from mt3data.terminal import PATH, echo, path_error_message, plural, progress
 from mt3train.cli.scores import BATCH, CHECKPOINT, load_checkpoint
 
 if TYPE_CHECKING:
-    from mt3data.music.notes import Notes
-    from mt3train.model import MT3
-    from mt3train.transcription.decode import DecodingConfig
-    from mt3train.transcription.transcribe import Transcription
-    from mt3train.weights.checkpoint import CheckpointInfo
+    from mt3train.transcription.transcribe import Transcriber, Transcription
 
 FORMATS = {"mid": (".mid", ".midi"), "json": (".json",), "csv": (".csv",)}
 ENDINGS = sum(FORMATS.values(), ())
 PAGES = (".html", ".htm")
 FILE_ENDING = re.compile(r"\.(?=.*[a-z])[a-z0-9]{1,8}", re.IGNORECASE)  # unlike ". Vol. 2"
-LONG_SECONDS = 1200  # of a recording whose page is so large that it is said before
+LONG_SECONDS = 1200  # of a recording whose page is so large that its size is announced
+COMMAND = "mt3train transcribe"
 
 
 @dataclass(frozen=True)
-class Work:
-    """What is done with every recording.
+class TranscriptionJob:
+    """Describes what is done with every recording.
 
     Attributes:
-        model: on the device that runs it.
-        info: what its checkpoint says.
+        transcriber: the model and how it decodes.
         about: a line on the model, for the pages.
         kind: format of the files of notes.
-        decoding: how tokens are found.
+        force: replace files that this command did not write.
     """
 
-    model: MT3
-    info: CheckpointInfo
+    transcriber: Transcriber
     about: str
     kind: str
-    decoding: DecodingConfig
+    force: bool
 
     @property
     def has_velocity(self) -> bool:
-        """Whether the model hears velocities."""
-        return self.info.vocabulary.num_velocity_bins > 1
+        """Whether the model transcribes velocities."""
+        return self.transcriber.info.vocabulary.num_velocity_bins > 1
 
 
 @click.command()
@@ -73,46 +76,58 @@ class Work:
     "--programs",
     help='All that the model may say, such as "piano,bass,drums" or "0,33"; it filters no sound.',
 )
+@click.option("--plain", is_flag=True,
+              help="Decode as the original does: loops are not ended, repeated notes not merged.")  # fmt: skip
 @click.option("--compile", "compiled", is_flag=True, help="torch.compile: a minute, then faster.")
+@click.option("--force", is_flag=True, help="Replace files that this command did not write.")
 def transcribe(
     files: tuple[Path, ...], checkpoint: Path | None, out: Path | None, html: Path | None,
-    kind: str | None, batch: int, programs: str | None, compiled: bool,
+    kind: str | None, batch: int, programs: str | None, plain: bool, compiled: bool, force: bool,
 ) -> None:  # fmt: skip
     """Writes the notes of recordings: MIDI, JSON, CSV, or a page.
 
-    FILES may be of any format that libsndfile reads and of any length, or folders of them. One
-    that is not there is told before any work; one that cannot be read is reported, and the others
-    go on.
+    FILES are recordings of any length in the formats that libsndfile reads, or folders of them.
+    A missing file is reported before any work. A file that cannot be read is reported, and the
+    others are transcribed.
 
     \b
     Example: mt3train transcribe song.wav -o song.mid --html song.html
     """
-    # Threads that wait must not spin: where other programs run too, that takes 4 times as long.
+    # Threads that spin while they wait take 4 times as long where other programs run.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
     recordings = find_recordings(files)
     alone = files == (recordings[0][0],)
     kind, targets = _all_targets(recordings, alone, out, html, kind)
+    if alone:
+        _require_outputs(*targets[0], force)
     from mt3train.transcription.decode import DecodingConfig
     from mt3train.transcription.programs import ProgramFilter
+    from mt3train.transcription.transcribe import Transcriber
 
     only = ProgramFilter.parse(programs) if programs is not None else None
     model, info = load_checkpoint(checkpoint)
-    decoding = DecodingConfig(batch, programs=only, compile=compiled)
+    decoding = DecodingConfig(batch, constrained=not plain, programs=only, compile=compiled)
     if only:
-        only.forbidden(info.vocabulary)  # says so before any work if it cannot be done
-    work = Work(model, info, _about(checkpoint, model, info, programs), kind, decoding)
+        only.forbidden(info.vocabulary)  # raises before any work if the model has no programs
+    transcriber = Transcriber(model, info, decoding)
+    job = TranscriptionJob(transcriber, _about(checkpoint, transcriber, programs), kind, force)
     failed = 0
     for (file, _), (target, page) in zip(recordings, targets, strict=True):
         try:
-            echo(_transcribe_file(work, file, target, page))
-        except UserError as error:
-            if alone:
-                raise
-            failed += 1
-            echo(f"Error: {error}", err=True)
+            echo(_transcribe_file(job, file, target, page), err=target == STDOUT)
         except KeyboardInterrupt:
             echo("interrupted; files that are written stay, the same command starts over", err=True)
             sys.exit(130)
+        except Exception as error:
+            if alone:
+                raise
+            failed += 1
+            if not isinstance(error, UserError):  # a bug; the other recordings are transcribed
+                echo(traceback.format_exc(), err=True)
+            echo(
+                f"Error: {error if isinstance(error, UserError) else f'{file}: {error!r}'}",
+                err=True,
+            )
     if failed:
         tried = plural(len(recordings), "recording")
         echo(f"{failed} of {tried} could not be transcribed", err=True)
@@ -120,7 +135,7 @@ def transcribe(
 
 
 def find_recordings(files: Sequence[Path]) -> list[tuple[Path, Path]]:
-    """Every recording that the files and folders mean, and where below the output its notes belong.
+    """Returns every recording in files and folders, and its place below an output folder.
 
     Raises:
         UserError: a file that is not there, or a folder without recordings.
@@ -157,7 +172,7 @@ def _all_targets(
     recordings: Sequence[tuple[Path, Path]], alone: bool, out: Path | None, html: Path | None,
     kind: str | None,
 ) -> tuple[str, list[tuple[Path | None, Path | None]]]:  # fmt: skip
-    """The format of the notes, and of each recording the file of its notes and its page."""
+    """Returns the format of the notes, and for each recording the files of its notes and page."""
     if out is None and html is None:
         raise UserError("nowhere to write to; expected -o song.mid, --html song.html, or both")
     if out is None and kind is not None:
@@ -168,6 +183,10 @@ def _all_targets(
         pages = [*_targets(recordings, alone, "--html", html, PAGES)]
     if out is None:
         return "", list(zip(nowhere, pages, strict=True))
+    if out == STDOUT:
+        if not alone:
+            raise UserError("-o - is standard output, for one recording; several need a folder")
+        return kind or "mid", [(STDOUT, pages[0])]
     notes = _targets(recordings, alone, "-o", out, FORMATS[kind] if kind else ENDINGS)
     kind = next(k for k, endings in FORMATS.items() if notes[0].suffix.lower() in endings)
     return kind, list(zip(notes, pages, strict=True))
@@ -177,14 +196,14 @@ def _targets(
     recordings: Sequence[tuple[Path, Path]], alone: bool, option: str, out: Path,
     endings: Sequence[str],
 ) -> list[Path]:  # fmt: skip
-    """The files that recordings become, in folders that are there then.
+    """Returns the output file of every recording, and makes their folders.
 
     Args:
         recordings: of `find_recordings`.
-        alone: there is one, which was named itself.
-        option: that said where they belong, for messages.
-        out: what it said: a file if it ends as one and is no folder.
-        endings: of such files; the first is the one that files in a folder get.
+        alone: whether there is one recording, named itself.
+        option: the name of the option, for messages.
+        out: its value: a file if its ending is one of a file and it is no folder.
+        endings: allowed endings of files. Files in a folder get the first one.
     """
     if out.is_dir() or not FILE_ENDING.fullmatch(out.suffix):
         targets = [out / place.with_suffix(endings[0]) for _, place in recordings]
@@ -216,7 +235,7 @@ def _targets(
         if not os.access(folder, os.W_OK | os.X_OK):
             raise UserError(f"{folder}: no permission to write there; choose another {option}")
     for target in targets:
-        if target.is_dir():
+        if os.path.isdir(target):  # noqa: PTH112  (False also for a name that is too long)
             raise UserError(f"{target} is a folder; choose another {option}")
     if becomes_folder:
         ending = f"does not end as a file does ({endings[0]})"
@@ -224,23 +243,24 @@ def _targets(
     return targets
 
 
-def _about(checkpoint: Path | None, model: MT3, info: CheckpointInfo, programs: str | None) -> str:
-    """A line that says which model heard the notes."""
+def _about(checkpoint: Path | None, transcriber: Transcriber, programs: str | None) -> str:
+    """Describes the model in one line."""
     from mt3train.weights.checkpoint import weights_file
 
     name = "the demo weights of mt3kit" if checkpoint is None else weights_file(checkpoint).name
-    millions = sum(parameter.numel() for parameter in model.parameters()) / 1e6
+    millions = sum(parameter.numel() for parameter in transcriber.model.parameters()) / 1e6
     only = f"; asked for {programs} alone" if programs else ""
     limits = (
-        "" if checkpoint else ". A small model that heard rendered pieces alone: expect mistakes"
+        "" if checkpoint else ". A small model trained on rendered pieces alone: expect mistakes"
     )
-    return f"Model: {name}, {millions:.3g} million parameters, {info.step:,} updates{only}{limits}"
+    return f"Model: {name}, {millions:.3g} million parameters, {transcriber.info.step:,} updates{only}{limits}"
 
 
-def _transcribe_file(work: Work, file: Path, target: Path | None, page: Path | None) -> str:
-    """Transcribes one recording; says what came of it."""
-    from mt3train.transcription.transcribe import transcribe as run
-
+def _transcribe_file(
+    job: TranscriptionJob, file: Path, target: Path | None, page: Path | None
+) -> str:
+    """Transcribes one recording and returns a line about the result."""
+    _require_outputs(target, page, job.force)
     if page:
         _announce(file, page)
     with progress(1, file.name, "segments") as bar:
@@ -249,29 +269,49 @@ def _transcribe_file(work: Work, file: Path, target: Path | None, page: Path | N
             bar.total = total
             bar.update(done - bar.n)
 
-        result = run(work.model, work.info, file, work.decoding, on_progress=report)
+        result = job.transcriber.transcribe(file, report)
     written = []
-    if target:
-        _write_notes(work, result.notes, target)
-        written.append(str(target))
-    if page:
-        _write_page(work, file, result.notes, page)
-        written.append(f"{page} ({format_bytes(page.stat().st_size)})")
-    return f"{' and '.join(written)}: {_heard(result)}"
+    try:
+        if target:
+            _write_notes(job, result, target)
+            written.append(str(target))
+        if page:
+            _write_page(job, file, result, page)
+            written.append(f"{page} ({format_bytes(page.stat().st_size)})")
+    except OSError as error:
+        where = path_error_message(error) if error.filename else f"{target}: {error.strerror}"
+        raise UserError(where) from error
+    return f"{' and '.join(written)}: {_summary(result)}"
 
 
-def _heard(result: Transcription) -> str:
-    """What a transcription holds, in words."""
+def _require_outputs(target: Path | None, page: Path | None, force: bool) -> None:
+    """Checks before any work that the files of one recording can be written."""
+    from mt3train.transcription.note_files import HEADINGS
+
+    for path in (target, page):
+        if path is None:
+            continue
+        if (n_bytes := len(os.fsencode(path.name))) > MAX_NAME_BYTES:
+            raise UserError(
+                f"{path}: a name of {n_bytes} bytes; file systems allow {MAX_NAME_BYTES}, so rename "
+                "the recording"
+            )
+        require_output(path, COMMAND, force, HEADINGS if path.suffix.lower() == ".csv" else ())
+
+
+def _summary(result: Transcription) -> str:
+    """Counts notes, instruments, segments and ignored outputs."""
     notes = result.notes
     instruments = plural(len(set(notes.instrument.tolist())), "instrument")
-    heard = f"{plural(len(notes), 'note')} of {instruments}" if len(notes) else "no notes found"
-    left_out = f"{plural(result.invalid, 'thing')} that the model said and that made no sense"
-    odd = f"; left out: {left_out}" if result.invalid else ""
-    return f"{heard} in {plural(result.n_segments, 'segment')}{odd}"
+    found = f"{plural(len(notes), 'note')} of {instruments}" if len(notes) else "no notes found"
+    ignored = (
+        f"; ignored {plural(result.invalid, 'invalid model output')}" if result.invalid else ""
+    )
+    return f"{found} in {plural(result.n_segments, 'segment')}{ignored}"
 
 
 def _announce(file: Path, page: Path) -> None:
-    """Says how large a page becomes that is large, before hours of work, and that it has room."""
+    """Prints the size of a large page and checks that the disk has room for it."""
     from mt3data.audio.load import audio_info
     from mt3train.page.page import clock, page_bytes
 
@@ -279,35 +319,22 @@ def _announce(file: Path, page: Path) -> None:
     n_bytes = page_bytes(seconds)
     if seconds > LONG_SECONDS:
         echo(f"{file} lasts {clock(seconds)}: its page takes {format_bytes(n_bytes)}", err=True)
-    # The recording as MP3 stands beside the page, which holds it in letters, until that is whole.
+    # While the page is written, the recording lies beside it as MP3 (the page holds it as base64).
     require_space(page.parent, round(1.75 * n_bytes), f"for the page about {file}", "--html")
 
 
-def _write_notes(work: Work, notes: Notes, target: Path) -> None:
-    from mt3data.music.midi import write_midi
-    from mt3train.transcription.note_files import write_csv, write_json
+def _write_notes(job: TranscriptionJob, result: Transcription, target: Path) -> None:
+    from mt3train.transcription.note_files import HEADINGS, encode_notes_as
 
-    with _told(target):
-        if work.kind == "mid":
-            write_midi(notes, target)
-        else:
-            (write_json if work.kind == "json" else write_csv)(notes, target, work.has_velocity)
+    data = encode_notes_as(job.kind, result.notes, job.has_velocity)
+    write_output(target, data, COMMAND, job.force, HEADINGS if job.kind == "csv" else ())
 
 
-def _write_page(work: Work, file: Path, notes: Notes, page: Path) -> None:
+def _write_page(job: TranscriptionJob, file: Path, result: Transcription, page: Path) -> None:
     from mt3data.audio.load import audio_info
     from mt3train.page.page import write_page
 
-    with _told(page), progress(audio_info(file).seconds, page.name, "s") as bar:
-        write_page(page, file, notes, work.about, work.has_velocity, bar.update)
-
-
-@contextmanager
-def _told(target: Path) -> Iterator[None]:
-    """Makes a UserError of what the system says where a file cannot be written."""
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            path_error_message(error) if error.filename else f"{target}: {error.strerror}"
-        ) from error
+    with progress(audio_info(file).seconds, page.name, "s") as bar:
+        write_page(
+            page, file, result.notes, job.about, job.has_velocity, bar.update, force=job.force
+        )

@@ -1,14 +1,14 @@
-"""A transcription as one page: a piano roll, and the recording that plays in step with it.
+"""Writes a transcription as one HTML page: a piano roll and the recording, played in sync.
 
-The page is a single file that loads nothing. Inside it are the notes, the recording as MP3, and the
-MIDI file to download. Its content security policy names the digests of its own script and style
-sheet and allows nothing else, so what a file's name says can neither run nor fetch anything. The
-same recording and notes give the same bytes.
+The page is a single file that loads nothing. It contains the notes, the recording as MP3, and the
+MIDI file as a download. Its content security policy allows its own script and style sheet, by their
+digests, and nothing else. The name of a recording can therefore run or load nothing. The same
+recording and notes give the same bytes.
 
-MP3 because every browser plays it; at a constant bit rate, because with a variable one browsers
-guess where in the file a time is, and the recording would not be in step after a jump. The
-recording is mono, as the model hears it. It is read, encoded and written in blocks, so memory does
-not grow with its length.
+Every browser plays MP3. The bit rate is constant, because browsers only estimate positions in files
+of variable bit rate, and playback would be out of sync after a jump. The recording is mono, like the
+input of the model. It is read, encoded and written in blocks, so memory does not grow with its
+length.
 
 The original has no such page.
 """
@@ -18,6 +18,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
@@ -31,7 +32,7 @@ from jinja2 import PackageLoader
 from mt3data import __version__
 from mt3data.audio.load import audio_info, read_blocks
 from mt3data.errors import UserError
-from mt3data.files import mark, write_atomically
+from mt3data.files import mark, write_output
 from mt3data.music.midi import DRUMS, instrument_name, midi_bytes
 from mt3data.music.notes import Notes
 from mt3data.report.page import style_sheet, templates
@@ -49,31 +50,31 @@ SCRIPTS = ("page_roll.js", "page_sound.js", "page.js")
 
 
 def page_bytes(seconds: float) -> int:
-    """About how large the page of a recording of so many seconds becomes, notes left out."""
+    """Estimates the size of the page of a recording of `seconds`, without its notes."""
     return round(seconds * KBPS * 1000 / 8 * 4 / 3)
 
 
 def write_page(
     path: Path, recording: Path, notes: Notes, about: str, has_velocity: bool,
-    on_seconds: Callable[[float], object] = lambda seconds: None,
+    on_seconds: Callable[[float], object] = lambda seconds: None, force: bool = False,
 ) -> None:  # fmt: skip
-    """Writes the page about one recording; it appears when it is whole.
+    """Writes the page of one recording. It appears when it is complete.
 
     Args:
-        path: of the page; one that is there is replaced.
+        path: the file of the page; an earlier page is replaced.
         recording: any file that libsndfile reads.
-        notes: what was heard in it, in any order.
-        about: a line that says which model heard them.
-        has_velocity: whether the model hears velocities; else none are shown.
+        notes: its notes, in any order.
+        about: a line about the model.
+        has_velocity: whether the model transcribes velocities. If not, none are shown.
         on_seconds: called with the length of each block of the recording that was encoded.
+        force: replace any file.
     Raises:
-        UserError: the recording is missing, unreadable or empty.
+        UserError: the recording is missing, unreadable or empty, or path is another file.
         OSError: the page cannot be written.
     """
     seconds = audio_info(recording).seconds
-    before, after = _document(recording.name, notes.sorted(), seconds, about, has_velocity).split(
-        AUDIO_HERE
-    )
+    name = os.fsencode(recording.name).decode(errors="replace")  # names need not be UTF-8
+    before, after = _document(name, notes.sorted(), seconds, about, has_velocity).split(AUDIO_HERE)
 
     def pieces() -> Iterator[bytes]:
         yield before.encode()
@@ -85,20 +86,20 @@ def write_page(
                 yield b'<script type="text/plain" class="audio">' + held + b"</script>\n"
         yield after.encode()
 
-    write_atomically(path, pieces())
+    write_output(path, pieces(), COMMAND, force)
 
 
 def note_data(notes: Notes, seconds: float, has_velocity: bool) -> dict[str, Any]:
-    """What the page's script knows of the notes, in a form that JSON holds.
+    """Returns the data of the page's script, in types that JSON holds.
 
     Args:
         notes: in order of onset.
-        seconds: how long the recording lasts; notes may end later.
-        has_velocity: whether velocities are among it.
+        seconds: length of the recording.
+        has_velocity: whether to include velocities.
     Returns:
-        `voices`, instruments in order of program, drums last; `drums`, the names of those that are
-        hit; and columns with an entry for each note: `onset` and `length` in ms, as in a MIDI file
-        of ours, `pitch`, `voice` (a number in `voices`), perhaps `velocity`.
+        `voices`: instruments in order of program, drums last. `drums`: names of the drums that are
+        hit. Columns with an entry for each note: `onset` and `length` in ms, as in our MIDI files,
+        `pitch`, `voice` (index in `voices`), and `velocity` if included.
     """
     number = np.where(notes.is_drum, DRUMS_LAST, notes.program)
     programs, voice = np.unique(number, return_inverse=True)
@@ -122,14 +123,14 @@ def note_data(notes: Notes, seconds: float, has_velocity: bool) -> dict[str, Any
 
 
 def drum_name(pitch: int) -> str:
-    """What General MIDI calls a drum: 38 is "Acoustic Snare"."""
+    """Returns the General MIDI name of a drum: 38 is "Acoustic Snare"."""
     import pretty_midi
 
     return pretty_midi.note_number_to_drum_name(pitch) or f"Drum {pitch}"
 
 
 def clock(seconds: float) -> str:
-    """A duration in seconds as musicians write it: "3:25", "1:02:03"."""
+    """Formats a duration in seconds: "3:25", "1:02:03"."""
     minutes, second = divmod(round(seconds), 60)
     hours, minute = divmod(minutes, 60)
     return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}"
@@ -158,7 +159,7 @@ def _document(name: str, notes: Notes, seconds: float, about: str, has_velocity:
         title=f"{name} · notes", name=name, about=about, version=__version__, policy=policy, style=style,
         script=script, mark=mark(COMMAND), voices=voices,
         facts=f"{clock(seconds)} · {found if len(notes) else 'no notes were found'}",
-        midi=base64.b64encode(midi_bytes(notes)).decode(),
+        midi=base64.b64encode(midi_bytes(notes, mark(COMMAND))).decode(),
         midi_name=Path(name).with_suffix(".mid").name,
         # "<" could end the element that holds it
         data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
@@ -166,7 +167,7 @@ def _document(name: str, notes: Notes, seconds: float, about: str, has_velocity:
 
 
 def colour_class(number: int, program: int | None) -> str:
-    """The class in page.css that colours an instrument, by its number on the page; drums have their own."""
+    """Returns the class in page.css that colours an instrument, by its number on the page."""
     if program is None:
         return "drums"
     return f"voice{number % COLOURS}" + (" hollow" if number // COLOURS % 2 else "")
@@ -190,5 +191,5 @@ def _encode(recording: Path, mp3: BinaryIO, on_seconds: Callable[[float], object
 
 
 def _digest(text: str) -> str:
-    """As a content security policy names a script or a style sheet."""
+    """Returns the digest of a script or style sheet for a content security policy."""
     return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

@@ -24,7 +24,7 @@ Sizes in tensor names:  S slots · V vocabulary · R program rows (128 programs,
 import torch
 from torch import Tensor
 
-from mt3data.music.vocabulary import EOS_ID, NUM_SPECIAL_IDS, VocabularyConfig, codec_of
+from mt3data.music.vocabulary import EOS_ID, NUM_SPECIAL_IDS, VocabularyConfig, get_codec
 
 DRUMS = 128  # row of drums, after those of the programs
 BEFORE_TIME, NEVER = -1, -2  # time steps: of the tie section, and before anything
@@ -47,7 +47,7 @@ class TokenConstraint:
         self, vocabulary: VocabularyConfig, vocab_size: int, n_slots: int, device: torch.device
     ) -> None:
         self.vocabulary, self.has_ties = vocabulary, vocabulary.encoding == "ties"
-        codec = codec_of(vocabulary)
+        codec = get_codec(vocabulary)
         self.type_V = torch.full((vocab_size,), OTHER, device=device)
         self.value_V = torch.zeros_like(self.type_V)
         for number, name in enumerate(TYPES):

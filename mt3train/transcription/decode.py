@@ -36,7 +36,7 @@ class DecodingConfig:
 
     Attributes:
         batch: number of segments that are decoded together.
-        constrained: masks tokens that cannot follow in a target (constraint.py). Off: as the original.
+        constrained: ends time steps in which the decoder loops (constraint.py). Off: as the original.
         programs: instruments that the decoder may emit; None: all.
         precision: "bf16", "float32", or "auto": bf16 on a GPU that supports it, the precision of
             the weights elsewhere. Logits are always computed in the precision of the weights.

@@ -1,39 +1,43 @@
-"""Notes as JSON and CSV, for programs that do not read MIDI."""
+"""Encodes notes as MIDI, JSON or CSV. Every file names the command that made it."""
 
 import csv
 import io
 import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from mt3data.files import write_atomically
-from mt3data.music.midi import DRUMS, instrument_name
+from mt3data.files import mark
+from mt3data.music.midi import DRUMS, instrument_name, midi_bytes
 from mt3data.music.notes import COLUMNS, Notes
 
+COMMAND = "mt3train transcribe"
+# First lines of CSV files, which have no room for the mark: with and without velocity.
+CSV_COLUMNS = {True: [*COLUMNS, "name"], False: [*(c for c in COLUMNS if c != "velocity"), "name"]}
+HEADINGS = tuple(",".join(names).encode() + b"\n" for names in CSV_COLUMNS.values())
 
-def write_json(notes: Notes, path: Path, has_velocity: bool) -> None:
-    """Writes {"notes": [{onset, offset, pitch, ...}, ...]}, times in seconds.
+
+def encode_notes_as(kind: str, notes: Notes, has_velocity: bool) -> bytes:
+    """Returns the content of a file of notes.
+
+    JSON is {"made_by": ..., "notes": [{onset, offset, pitch, ...}, ...]}. CSV has one line per note
+    under a heading. Times are in seconds.
 
     Args:
+        kind: "mid", "json" or "csv".
         notes: in the order in which they are written.
-        path: of the file; one that is there is replaced.
-        has_velocity: whether the model hears velocities; else they are left out.
-    Raises:
-        OSError: the file cannot be written.
+        has_velocity: whether the model transcribes velocities. If not, JSON and CSV have none.
     """
-    text = ",\n".join(json.dumps(row) for row in _rows(notes, has_velocity))
-    write_atomically(path, f'{{"notes": [\n{text}\n]}}\n'.encode())
-
-
-def write_csv(notes: Notes, path: Path, has_velocity: bool) -> None:
-    """Writes one line per note under a heading; see `write_json`."""
-    text = io.StringIO()
-    names = [name for name in COLUMNS if name != "velocity" or has_velocity]
-    writer = csv.DictWriter(text, [*names, "name"], lineterminator="\n")
+    if kind == "mid":
+        return midi_bytes(notes, mark(COMMAND))
+    rows = _rows(notes, has_velocity)
+    if kind == "json":
+        text = ",\n".join(map(json.dumps, rows))
+        return f'{{"made_by": {json.dumps(mark(COMMAND))}, "notes": [\n{text}\n]}}\n'.encode()
+    file = io.StringIO()
+    writer = csv.DictWriter(file, CSV_COLUMNS[has_velocity], lineterminator="\n")
     writer.writeheader()
-    writer.writerows(_rows(notes, has_velocity))
-    write_atomically(path, text.getvalue().encode())
+    writer.writerows(rows)
+    return file.getvalue().encode()
 
 
 def _rows(notes: Notes, has_velocity: bool) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,6 @@ from click.testing import CliRunner, Result
 
 from mt3data import files as disk
 from mt3data.music.midi import read_midi
-from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import EOS_ID, Event, VocabularyConfig, get_codec, num_embeddings
 from mt3train.cli import transcribe as cli_transcribe
 from mt3train.cli.main import main
@@ -59,7 +58,7 @@ NOTE = (
 )  # fmt: skip
 
 
-def record(path: Path, seconds: float = 0.5) -> Path:
+def record(path: Path, seconds: float = 2.0) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     samples = np.random.default_rng(0).standard_normal(int(16000 * seconds)) * 0.1
     soundfile.write(path, samples, 16000)
@@ -86,7 +85,9 @@ def test_midi_json_and_csv_say_the_same_to_the_millisecond(tmp_path, checkpoint,
             "instrument": 0, "name": "Electric Bass (finger)"}  # fmt: skip
     drum = {"onset": 1.5, "offset": 1.51, "pitch": 36, "program": 0, "is_drum": True,
             "instrument": 9, "name": "Drums"}  # fmt: skip
-    assert json.loads((tmp_path / "song.json").read_text()) == {"notes": [bass, drum]}
+    assert json.loads((tmp_path / "song.json").read_text()) == {
+        "made_by": "Made by mt3train transcribe of mt3kit", "notes": [bass, drum],
+    }  # fmt: skip
     with (tmp_path / "song.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert rows == [{key: str(value) for key, value in row.items()} for row in (bass, drum)]
@@ -117,7 +118,7 @@ def test_where_nothing_is_heard_the_file_is_empty_valid_and_said_to_be(
     if kind == "mid":
         assert len(read_midi(out)[0]) == 0
     elif kind == "json":
-        assert json.loads(out.read_text()) == {"notes": []}
+        assert json.loads(out.read_text())["notes"] == []
     else:
         assert out.read_text() == "onset,offset,pitch,program,is_drum,instrument,name\n"
 
@@ -139,13 +140,92 @@ def test_a_folder_keeps_its_order_and_one_bad_file_stops_nothing(tmp_path, check
     assert "1 of 4 recordings could not be transcribed" in done.output
 
 
-def test_only_notes_of_chosen_instruments_are_written(tmp_path, checkpoint):
-    song = record(tmp_path / "song.wav", 1.0)
-    done = run(song, "--checkpoint", checkpoint, "-o", tmp_path / "a.json", "--programs", "33,drums",
-               "--batch", 2)  # fmt: skip
+def test_only_notes_of_chosen_instruments_are_written(tmp_path, checkpoint, says):
+    says(VocabularyConfig(), *NOTE)  # a bass and a drum
+    song = record(tmp_path / "song.wav")
+    done = run(song, "--checkpoint", checkpoint, "-o", tmp_path / "a.json", "--programs", "33")
     assert done.exit_code == 0, done.output
     notes = json.loads((tmp_path / "a.json").read_text())["notes"]
-    assert notes and {note["program"] for note in notes if not note["is_drum"]} <= {33}
+    assert [(note["program"], note["is_drum"]) for note in notes] == [(33, False)]
+
+
+@pytest.mark.parametrize("name", ["rec.mid", "rec.csv", "rec.json", "rec.html"])
+def test_a_file_of_the_user_is_replaced_only_with_force(tmp_path, checkpoint, says, name):
+    """Labels beside the recording keep their content; a file of an earlier run is replaced."""
+    says(VocabularyConfig(), *NOTE)
+    song, out = record(tmp_path / "rec.wav"), tmp_path / name
+    labels = b"onset,offset,pitch,program,is_drum,held\n0.5,1.0,60,0,0,0\n"
+    out.write_bytes(labels)
+    words = [song, "--checkpoint", checkpoint, "--html" if name.endswith("html") else "-o", out]
+    done = run(*words)
+    assert done.exit_code == 2 and "was not written by `mt3train transcribe`" in done.output
+    assert out.read_bytes() == labels
+    assert run(*words, "--force").exit_code == 0 and out.read_bytes() != labels
+    first = out.read_bytes()
+    assert run(*words).exit_code == 0 and out.read_bytes() == first  # its own file
+
+
+def test_labels_beside_one_recording_of_a_folder_stop_only_that_one(tmp_path, checkpoint, says):
+    says(VocabularyConfig(), *NOTE)
+    for name in "ab":
+        record(tmp_path / "in" / f"{name}.wav")
+    (tmp_path / "in" / "a.mid").write_bytes(b"my labels")
+    done = run(tmp_path / "in", "--checkpoint", checkpoint, "-o", tmp_path / "in")
+    assert done.exit_code == 1 and "a.mid exists and was not written by" in done.output
+    assert (tmp_path / "in" / "a.mid").read_bytes() == b"my labels"
+    assert len(read_midi(tmp_path / "in" / "b.mid")[0]) == 2
+
+
+def test_a_dash_is_standard_output_and_a_link_is_written_through(tmp_path, checkpoint, says):
+    says(VocabularyConfig(), *NOTE)
+    song = record(tmp_path / "song.wav")
+    done = run(song, "--checkpoint", checkpoint, "-o", "-", "--format", "json")
+    assert done.exit_code == 0 and len(json.loads(done.stdout)["notes"]) == 2
+    assert "2 notes of 2 instruments" in done.stderr
+    (tmp_path / "b.csv").symlink_to(tmp_path / "a.csv")
+    assert run(song, "--checkpoint", checkpoint, "-o", tmp_path / "b.csv").exit_code == 0
+    assert (tmp_path / "b.csv").is_symlink() and (tmp_path / "a.csv").read_text().count("\n") == 3
+
+
+def test_whatever_one_recording_raises_the_others_are_transcribed(
+    tmp_path, checkpoint, says, monkeypatch
+):
+    says(VocabularyConfig(), *NOTE)
+    for name in ("a", "b", "c"):
+        record(tmp_path / "in" / f"{name}.wav")
+    write_notes = cli_transcribe._write_notes
+
+    def fail(*given: object) -> None:
+        if given[-1].name == "b.mid":  # type: ignore[attr-defined]
+            raise ZeroDivisionError("a bug")
+        write_notes(*given)
+
+    monkeypatch.setattr(cli_transcribe, "_write_notes", fail)
+    done = run(tmp_path / "in", "--checkpoint", checkpoint, "-o", tmp_path / "out")
+    assert done.exit_code == 1 and "1 of 3 recordings could not be transcribed" in done.stderr
+    assert "b.wav: ZeroDivisionError('a bug')" in done.stderr and "Traceback" in done.stderr
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.mid", "c.mid"]
+
+
+@pytest.mark.parametrize("length", [219, 251])
+def test_long_names_and_names_that_are_not_utf_8_are_transcribed(
+    tmp_path, checkpoint, says, length
+):
+    """A name of 251 bytes and .wav has no room for .html, which is reported before any work."""
+    says(VocabularyConfig(), *NOTE)
+    (tmp_path / "in").mkdir()
+    for stem in ("x" * length, os.fsdecode(b"caf\xe9")):
+        record(tmp_path / "a.wav").rename(tmp_path / "in" / f"{stem}.wav")
+    words = [tmp_path / "in", "--checkpoint", checkpoint]
+    assert run(*words, "-o", tmp_path / "out").exit_code == 0
+    names = sorted(len(os.fsencode(path.name)) for path in (tmp_path / "out").iterdir())
+    assert names == [8, length + 4]
+    done = run(*words, "--html", tmp_path / "pages")
+    assert (
+        done.exit_code == (length == 251)
+        and "\ufffd" in (tmp_path / "pages" / os.fsdecode(b"caf\xe9.html")).read_text()
+    )
+    assert ("a name of 256 bytes" in done.stderr) == (length == 251)
 
 
 def test_a_page_shows_the_notes_that_the_file_holds(tmp_path, checkpoint, says):
@@ -247,10 +327,10 @@ def test_a_name_without_an_ending_becomes_a_folder_and_is_said_to(tmp_path, chec
     assert run(*words).stderr == ""  # it was a folder before
 
 
-def test_what_made_no_sense_is_counted_in_plain_words(tmp_path, checkpoint, says):
+def test_invalid_outputs_are_counted(tmp_path, checkpoint, says):
     says(VocabularyConfig(), *NOTE[:3], ("tie", 0), *NOTE[3:])
     done = run(record(tmp_path / "a.wav"), "--checkpoint", checkpoint, "-o", tmp_path / "a.mid")
-    said = "segment; left out: 1 thing that the model said and that made no sense\n"
+    said = "segment; ignored 1 invalid model output\n"
     assert done.stdout.endswith(said)
 
 
@@ -258,10 +338,10 @@ def test_an_interrupted_folder_keeps_what_is_written(tmp_path, checkpoint, says,
     says(VocabularyConfig(), *NOTE)
     write_notes = cli_transcribe._write_notes
 
-    def interrupt(work: cli_transcribe.Work, notes: Notes, target: Path) -> None:
-        if target.name == "b.mid":
+    def interrupt(*given: object) -> None:
+        if given[-1].name == "b.mid":  # type: ignore[attr-defined]
             raise KeyboardInterrupt
-        write_notes(work, notes, target)
+        write_notes(*given)
 
     monkeypatch.setattr(cli_transcribe, "_write_notes", interrupt)
     for name in "abc":
@@ -324,5 +404,6 @@ def test_a_mistake_takes_one_line_and_exits_with_2(
     monkeypatch.chdir(tmp_path)
     done = run("--checkpoint", checkpoint, *words)
     assert done.exit_code == 2, done.output
-    errors = [line for line in done.output.splitlines() if not line.startswith(("song", "nowhere"))]
+    start = ("song", "nowhere", "skipped")
+    errors = [line for line in done.output.splitlines() if not line.startswith(start)]
     assert len(errors) == 1 and message in errors[0]

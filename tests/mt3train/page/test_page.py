@@ -17,6 +17,7 @@ from events import HANG_SECONDS
 from html_page import Page
 
 from mt3data.errors import UserError
+from mt3data.files import mark
 from mt3data.music.midi import midi_bytes, read_midi
 from mt3data.music.notes import Notes
 from mt3train.page import page as page_module
@@ -76,7 +77,10 @@ def test_the_page_holds_the_notes_and_the_midi_file(tmp_path: Path, velocity: bo
     assert data == json.loads(json.dumps(note_data(NOTES.sorted(), 2.0, velocity)))
     assert ("velocity" in data) == velocity
     midi = base64.b64decode(re.findall(r'href="data:audio/midi;base64,([^"]*)"', text)[0])
-    assert midi == midi_bytes(NOTES.sorted()) and len(read_midi(midi)[0]) == 4
+    assert (
+        midi == midi_bytes(NOTES.sorted(), mark("mt3train transcribe"))
+        and len(read_midi(midi)[0]) == 4
+    )
     assert 'download="song.mid"' in text
     assert "0:02 · 4 notes of 3 instruments" in text
     assert "The MIDI file is in seconds" in text

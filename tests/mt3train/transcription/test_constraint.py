@@ -6,16 +6,15 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mt3data.music.events import EventTable
-from mt3data.music.fast_tokenizer import encode
+from mt3data.music.fast_tokenizer import EventTable, encode
 from mt3data.music.notes import Notes, trim_overlapping
 from mt3data.music.vocabulary import (
     EOS_ID,
     Event,
     VocabularyConfig,
-    codec_of,
-    describe,
-    map_programs,
+    apply_granularity,
+    describe_tokens,
+    get_codec,
     num_embeddings,
 )
 from mt3train.model import MT3, ModelConfig
@@ -42,7 +41,7 @@ def ids(text: str, config: VocabularyConfig = TIES) -> list[int]:
     for word in text.split(", "):
         kind, _, value = word.partition(" ")
         event = Event(kind, int(value or 0))
-        tokens.append(EOS_ID if kind == "EOS" else codec_of(config).encode(event) + 3)
+        tokens.append(EOS_ID if kind == "EOS" else get_codec(config).encode(event) + 3)
     return tokens
 
 
@@ -108,15 +107,15 @@ def any_notes(draw: st.DrawFn) -> Notes:
 @settings(max_examples=20, deadline=None)
 @given(notes=any_notes())
 def test_every_target_of_the_encoder_is_allowed(config: VocabularyConfig, notes: Notes) -> None:
-    program = map_programs(notes.program, config.granularity)
+    program = apply_granularity(notes.program, config.granularity)
     mapped = Notes.from_array(notes.to_array())
     object.__setattr__(mapped, "program", program)
     # Dropping a note leaves overlaps trimmed, so trimming comes first.
-    events = EventTable.of(once_per_step(trim_overlapping(mapped), config), config)
+    events = EventTable.from_notes(once_per_step(trim_overlapping(mapped), config), config)
     n_frames = 1500
     targets = [encode(events, k, min(256, n_frames - k), n_frames) for k in range(0, n_frames, 256)]
     for target, refused in zip(targets, refusals(targets, config), strict=True):
-        assert refused is None, describe(target[: refused + 1], config)
+        assert refused is None, describe_tokens(target[: refused + 1], config)
 
 
 RULES = {  # a sequence whose last token breaks the rule, and what is decoded in its place
@@ -156,7 +155,7 @@ def test_a_token_that_breaks_a_rule_is_replaced_by_the_end_of_the_time_step(rule
     logits = one_hot(wrong)
     for rank, token in enumerate(ids("drum 35, shift 9, shift 4, EOS")):
         logits[0, token] = max(float(logits[0, token]), 0.9 - rank / 10)
-    assert describe(constraint.choose(logits), TIES) == [expected]
+    assert describe_tokens(constraint.choose(logits), TIES) == [expected]
 
 
 def one_hot(token: int) -> torch.Tensor:
@@ -198,8 +197,8 @@ def test_random_logits_decode_to_rising_times_and_no_repeated_event() -> None:
     for slot in range(4):
         constraint.reset(slot)
     tokens = torch.stack([constraint.choose(step) for step in logits], 1)
-    assert all(count_faults(describe(row, TIES)) == 0 for row in tokens)
-    assert all(count_faults(describe(row, TIES)) > 5 for row in logits.argmax(-1).T)
+    assert all(count_faults(describe_tokens(row, TIES)) == 0 for row in tokens)
+    assert all(count_faults(describe_tokens(row, TIES)) > 5 for row in logits.argmax(-1).T)
 
 
 def count_faults(words: list[str]) -> int:

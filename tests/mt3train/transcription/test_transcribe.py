@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 import soundfile
 import torch
 
+import mt3train
 from mt3data.audio.spectrogram import SpectrogramConfig, log_mel
 from mt3data.errors import UserError
 from mt3data.music.notes import Notes
@@ -21,7 +23,7 @@ from mt3train.transcription import transcribe as module
 from mt3train.transcription.decode import DecodedSegment, DecodingConfig, SegmentDecoder
 from mt3train.transcription.programs import ProgramFilter
 from mt3train.transcription.transcribe import segment_mels, transcribe
-from mt3train.weights.checkpoint import CheckpointInfo
+from mt3train.weights.checkpoint import CheckpointInfo, save_weights
 
 SAMPLES = Path(__file__).resolve().parents[4] / "shared" / "samples"
 RECORDINGS = sorted((SAMPLES / "maestro" / "mirdata_v2_excerpt" / "2018").glob("*.wav"))
@@ -75,7 +77,7 @@ def test_a_note_tied_over_a_border_is_one_note(says):
         tokens(("program", 24), ("pitch", 60), ("tie", 0), ("shift", 50), ("velocity", 0),
                ("pitch", 60)),
     ])  # fmt: skip
-    result = transcribe(tiny_model(), info(), noise(2 * 32768 - 1))
+    result = transcribe(tiny_model(), info(), noise(50000))
     # The second segment begins at frame 256, 2.048 s, so its steps count from 2.04 s.
     assert rows(result.notes) == [(1.5, pytest.approx(2.54), 60, 24)]
     assert (result.n_segments, result.invalid, result.dropped) == (2, 0, 0)
@@ -90,10 +92,43 @@ def test_a_note_that_is_not_tied_ends_where_the_next_segment_begins(says):
 
 def test_what_lies_behind_the_next_segments_start_is_dropped(says):
     late = tokens(("tie", 0), ("shift", 300), ("velocity", 1), ("pitch", 60))
-    says([late, late])
+    says([late, tokens(("tie", 0))])
     result = transcribe(tiny_model(), info(), noise(40000))
-    assert result.dropped == 3
-    assert result.notes.onset.tolist() == [pytest.approx(5.04)]  # the last segment has no limit
+    assert result.dropped == 3 and len(result.notes) == 0
+
+
+def test_nothing_begins_or_sounds_after_the_end_of_the_recording(says):
+    """The last segment is padded to 2.048 s, and the recording lasts 1.5 s."""
+    says([
+        tokens(("tie", 0), ("shift", 100), ("velocity", 1), ("pitch", 60), ("pitch", 61), ("shift", 149),
+               ("pitch", 62), ("shift", 150), ("pitch", 63), ("shift", 170), ("pitch", 64),
+               ("velocity", 0), ("pitch", 60)),
+    ])  # fmt: skip
+    result = transcribe(tiny_model(), info(), noise(24000))
+    assert [row[:3] for row in rows(result.notes)] == [
+        (1.0, 1.5, 60), (1.0, 1.5, 61), (1.49, 1.5, 62),
+    ]  # fmt: skip
+
+
+def test_a_note_that_begins_twice_in_one_time_step_is_one_note(says):
+    """Decoding as the original does would give notes of 10 ms and of 600 ms that overlap."""
+    twice = tokens(("tie", 0), ("shift", 100), ("program", 5), ("velocity", 1), ("pitch", 60),
+                   ("pitch", 60), ("shift", 160), ("velocity", 0), ("pitch", 60))  # fmt: skip
+    says([twice])
+    notes = transcribe(tiny_model(), info(), noise(32000)).notes
+    assert rows(notes) == [(1.0, 1.6, 60, 5)]
+
+
+@pytest.mark.parametrize("constrained, onsets", [(False, [1.0, 1.04, 1.1]), (True, [1.0, 1.1])])
+def test_constrained_decoding_merges_onsets_within_50_ms(says, constrained, onsets):
+    events = [("tie", 0), ("program", 5), ("velocity", 1)]
+    for step in (100, 104, 110):
+        events += [("shift", step), ("pitch", 60)]
+    says([tokens(*events, ("shift", 120), ("velocity", 0), ("pitch", 60))])
+    decoding = DecodingConfig(constrained=constrained)
+    notes = transcribe(tiny_model(), info(), noise(32000), decoding).notes
+    assert notes.onset.tolist() == pytest.approx(onsets)
+    assert notes.offset.tolist() == pytest.approx([*onsets[1:], 1.2])
 
 
 def test_what_makes_no_sense_is_counted(says):
@@ -160,6 +195,24 @@ def test_only_notes_of_chosen_instruments_are_returned(says):
     assert [row[2:] for row in rows(transcribe(tiny_model(), info(), noise(100), bass).notes)] == [
         (40, 33)
     ]
+
+
+def test_a_transcriber_returns_the_notes_of_a_recording(tmp_path, says):
+    says([tokens(("tie", 0), ("shift", 20), ("program", 5), ("velocity", 1), ("pitch", 60))] * 40)
+    model = tiny_model().float()
+    described = replace(info(right_context="audio"), model=model.config)
+    save_weights(tmp_path / "a.safetensors", model, described)
+    soundfile.write(tmp_path / "a.wav", noise(40000), 16000)
+    transcriber = mt3train.Transcriber.from_pretrained(tmp_path / "a.safetensors")
+    notes = transcriber(tmp_path / "a.wav")
+    assert rows(notes) == [(0.2, 2.04, 60, 5), (pytest.approx(2.24), pytest.approx(2.25), 60, 5)]
+    assert transcriber.info.right_context == "audio" and transcriber.decoding.constrained
+
+
+def test_a_transcriber_without_a_checkpoint_has_the_weights_of_the_package():
+    assert mt3train.Transcriber.from_pretrained().model.config.emb_dim == 192
+    with pytest.raises(UserError, match="no checkpoint nowhere"):
+        mt3train.Transcriber.from_pretrained("nowhere")
 
 
 @pytest.mark.parametrize("samples", [noise(9000), np.array([0.1, np.nan] * 4000, np.float32)])
