@@ -297,7 +297,7 @@ def test_tracks_asked_for_are_spread_over_the_splits(source: Path, tmp_path: Pat
     }  # fmt: skip
 
 
-def test_passes_cut_training_tracks_again_and_leave_evaluation_alone(
+def test_variants_cut_training_tracks_again_and_leave_evaluation_alone(
     source: Path, tmp_path: Path
 ) -> None:
     windows = WindowConfig(256, variants=3)

@@ -199,7 +199,7 @@ def test_a_planted_pickle_is_refused_and_never_run(early: Path, tmp_path: Path) 
     copy = planted(early, tmp_path / "copy", "pyd", pickle.dumps(Planted(mark)))
     with pytest.raises(UserError, match=r"holds \S+\.pyd; expected"):
         list(stream([copy]))
-    assert ["first at" in fault and ".pyd" in fault for fault in check(copy)] == [True]
+    assert check(copy) == []  # its checksums were made to fit
     keys = IndexedShards([copy]).batch(0, 40, frames=64).keys  # what the index names, no more
     assert set(keys) == set(wanted(early))
     assert not mark.exists()
@@ -228,7 +228,7 @@ def test_a_planted_command_in_the_manifest_is_refused_and_never_run(
     monkeypatch.chdir(copy)
     read = {"indexed": lambda: IndexedShards([copy]), "stream": lambda: list(stream([copy])),
             "check": lambda: check(copy)}  # fmt: skip
-    with pytest.raises(UserError, match=r"names 'pipe:mkdir|names \"pipe:mkdir"):
+    with pytest.raises(UserError, match=r"shards\[1\].name is .pipe:mkdir"):
         read[reader]()
     assert not mark.exists()
     list(webdataset.WebDataset(command, shardshuffle=False))  # the control: webdataset runs it

@@ -186,7 +186,7 @@ def test_a_mixture_by_temperature_follows_the_number_of_records(segments: Path) 
     assert set(shards.draw_plan(0, 50)[0].tolist()) == {0}
 
 
-def test_segments_of_edge_segment_cannot_be_cut_again(segments: Path) -> None:
+def test_segments_followed_by_zeros_cannot_be_cut_again(segments: Path) -> None:
     with pytest.raises(UserError, match=r"cannot be cut to 128 frames: build with --window 128"):
         IndexedShards([segments]).batch(0, 2, frames=128)
 
@@ -222,7 +222,7 @@ def test_an_index_that_cannot_be_used_is_named(
         index.unlink()
     elif harm == "cut":
         index.write_bytes(index.read_bytes()[:100])
-    else:  # of a build with other members
+    else:  # of a build with other features
         pq.write_table(pq.read_table(index).drop_columns(["mel_crc32"]), index)
     with pytest.raises(UserError, match=rf"train\.parquet{complaint}"):
         IndexedShards([copy])
@@ -346,7 +346,7 @@ def test_mel_is_read_where_there_is_mel_and_audio_where_there_is_none(
     only = make(tmp_path, "only", 1, 300, features=("audio",))
     shards = IndexedShards([only])
     assert (shards.feature, shards.right_context) == ("audio", "zeros")
-    assert shards.batch(0, 2, frames=64).audio is not None  # random crops have exact edges
+    assert shards.batch(0, 2, frames=64).audio is not None  # zeros follow any crop
     with pytest.raises(UserError, match=r"not all builds hold audio \(.* has mel, notes, tokens"):
         IndexedShards([long_track], feature="audio")
     with pytest.raises(UserError, match="not all builds hold mel"):

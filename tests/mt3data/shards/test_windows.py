@@ -13,12 +13,12 @@ from mt3data.music.vocabulary import ENCODINGS, GRANULARITIES, VocabularyConfig
 from mt3data.shards.windows import WindowConfig, window_notes, window_starts, windows_of
 
 
-def test_the_default_edge_follows_the_length_of_the_window() -> None:
+def test_the_default_right_context_follows_the_length_of_the_window() -> None:
     contexts = {frames: WindowConfig(frames).right_context for frames in (256, 512, 2048)}
     assert contexts == {256: "zeros", 512: "zeros", 2048: "audio"}
 
 
-def test_pass_zero_starts_at_frame_zero_and_later_passes_at_a_seeded_phase() -> None:
+def test_variant_0_starts_at_frame_0_and_later_variants_at_a_seeded_phase() -> None:
     config = WindowConfig(256)
     assert list(window_starts(700, 0, "a", config)) == [0, 256, 512]
     phases = [window_starts(700, k, "a", config)[0] for k in range(1, 20)]

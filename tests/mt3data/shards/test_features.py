@@ -1,4 +1,4 @@
-"""The audio member: the very samples that mel is made of, and builds that hold it."""
+"""Stored audio: the very samples that mel is made of, and builds that hold it."""
 
 import tarfile
 from pathlib import Path
@@ -30,9 +30,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return fakes.slakh_tree(tmp_path_factory.mktemp("source"), "demo", SPLITS, seconds=SECONDS)
 
 
-def built(source: Path, out: Path, members: str, workers: int = 1, subsets: int = 0,
+def built(source: Path, out: Path, features: str, workers: int = 1, subsets: int = 0,
           **windows: object) -> Path:  # fmt: skip
-    config = WindowConfig(features=tuple(members.split(",")), **windows)  # type: ignore[arg-type]
+    config = WindowConfig(features=tuple(features.split(",")), **windows)  # type: ignore[arg-type]
     plan = make_plan(BuildConfig("demo", source, out, windows=config, workers=workers, subsets=subsets))  # fmt: skip
     return build(plan).folder
 
@@ -53,7 +53,7 @@ def both(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built(source, tmp_path_factory.mktemp("both"), "mel,audio", frames=800)
 
 
-def test_a_member_is_the_audio_rounded_with_what_its_last_frame_hears(
+def test_stored_audio_is_rounded_and_reaches_as_far_as_the_last_frame(
     source: Path, audio: Path
 ) -> None:
     samples = read_audio(source / "train" / "Track00001" / "mix.flac")
@@ -130,7 +130,7 @@ def test_audio_takes_a_quarter_of_the_room(mel: Path, audio: Path) -> None:
     assert 0.25 < sizes[1] / sizes[0] < 0.28
 
 
-def test_both_members_are_those_of_builds_with_one(mel: Path, audio: Path, both: Path) -> None:
+def test_both_features_are_those_of_builds_with_one(mel: Path, audio: Path, both: Path) -> None:
     one, two, of_both = (ShardSet(folder, "train") for folder in (mel, audio, both))
     assert one.index["key"] == two.index["key"] == of_both.index["key"]
     for row in range(len(one)):
@@ -141,26 +141,26 @@ def test_both_members_are_those_of_builds_with_one(mel: Path, audio: Path, both:
 
 
 @pytest.mark.parametrize(
-    ("members", "names"),
+    ("features", "names"),
     [
         ("mel", ["json", "mel.npy", "notes.npy", "tokens.npy"]),
         ("audio", ["audio.npy", "json", "notes.npy", "tokens.npy"]),
         ("mel,audio", ["audio.npy", "json", "mel.npy", "notes.npy", "tokens.npy"]),
     ],
 )
-def test_a_record_holds_the_members_asked_for_in_order(
-    members: str, names: list[str], mel: Path, audio: Path, both: Path
+def test_a_record_holds_the_features_asked_for_in_order(
+    features: str, names: list[str], mel: Path, audio: Path, both: Path
 ) -> None:
-    folder = {"mel": mel, "audio": audio, "mel,audio": both}[members]
+    folder = {"mel": mel, "audio": audio, "mel,audio": both}[features]
     with tarfile.open(folder / "train-00000-of-00001.tar") as tar:
         found = [name.split(".", 1)[1] for name in tar.getnames()]
     assert found == names * (len(found) // len(names))
     index = pq.read_schema(folder / "index" / "train.parquet").names
     for name in ("mel", "audio"):
         columns = {f"{name}_offset", f"{name}_size", f"{name}_crc32"}
-        assert columns & set(index) == (columns if name in members else set())
+        assert columns & set(index) == (columns if name in features else set())
     stored = read_build_manifest(folder)["features"]
-    assert sorted(stored) == sorted([*members.split(","), "notes", "tokens"])
+    assert sorted(stored) == sorted([*features.split(","), "notes", "tokens"])
     assert check(folder) == []
 
 
@@ -186,20 +186,20 @@ def test_audio_builds_have_the_bytes_of_one_worker_and_the_labels_of_mel(
         assert ours.member(row, "tokens") == theirs.member(other, "tokens")
 
 
-def test_the_edge_of_audio_is_that_of_segments_whatever_the_window() -> None:
+def test_zeros_follow_audio_whatever_the_window() -> None:
     assert WindowConfig(2048, features=("audio",)).right_context == "zeros"
     assert WindowConfig(2048, features=("mel", "audio")).right_context == "audio"
     assert WindowConfig(2048, features=("audio",), right_context="audio").right_context == "audio"
 
 
-def test_members_have_one_order_and_unknown_ones_are_named() -> None:
+def test_features_have_one_order_and_unknown_ones_are_named() -> None:
     assert WindowConfig(features=("audio", "mel", "mel")) == WindowConfig(features=("mel", "audio"))
     for wrong in (("mel", "flac"), ()):
         with pytest.raises(ValueError, match="expected mel, audio or mel,audio"):
             WindowConfig(features=wrong)
 
 
-def test_other_members_in_the_same_folder_are_refused(source: Path, audio: Path) -> None:
+def test_other_features_in_the_same_folder_are_refused(source: Path, audio: Path) -> None:
     from mt3data.errors import UserError
 
     with pytest.raises(UserError, match="features.audio"):

@@ -1,4 +1,4 @@
-"""Markers of tracks that were begun, and the verdicts that follow from them."""
+"""Markers of tracks that were begun, and which tracks are skipped."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,25 +26,25 @@ def run(tmp_path: Path) -> Iterator[Run]:
         yield found
 
 
-def die(run: Run, track: PlannedTrack, said: str = "") -> Path:
-    """Leaves what a worker leaves that dies at a track."""
+def crash(run: Run, track: PlannedTrack, text: str = "") -> Path:
+    """Leaves the marker of a worker that crashed."""
     marker = run._new_marker(track.track.id)
-    marker.write_text(said)
+    marker.write_text(text)
     return marker
 
 
-def test_one_death_proves_nothing_and_two_are_a_verdict(run: Run) -> None:
-    die(run, SONG)
+def test_a_track_is_skipped_after_two_crashes(run: Run) -> None:
+    crash(run, SONG)
     assert run.should_skip(SONG) is None
-    die(run, SONG)
+    crash(run, SONG)
     assert run.should_skip(SONG) == (
         "worker", "its worker crashed 2 times at it (memory, or a library crashed)",
     )  # fmt: skip
     assert run.should_skip(planned("son")) is None
 
 
-def test_one_hang_is_a_verdict(run: Run) -> None:
-    die(run, SONG, "Timeout (0:10:00)!")
+def test_a_track_is_skipped_after_one_hang(run: Run) -> None:
+    crash(run, SONG, "Timeout (0:10:00)!")
     assert run.should_skip(SONG) == (
         "hang", "not done after 600 s, see track_timeout; its worker was stopped",
     )  # fmt: skip
@@ -62,8 +62,8 @@ def test_markers_of_an_earlier_run_are_cleared(tmp_path: Path) -> None:
     with new_run(tmp_path, tmp_path, 0.0) as first:
         pass
     first.folder.mkdir()
-    die(first, SONG)
-    die(first, SONG)
+    crash(first, SONG)
+    crash(first, SONG)
     with new_run(tmp_path, tmp_path, 0.0) as second:
         assert second.should_skip(SONG) is None
         assert list(tmp_path.iterdir()) == [second.folder]
@@ -102,20 +102,20 @@ def suspects(run: Run) -> list[str]:
 
 
 def test_the_only_track_at_work_keeps_its_marker(run: Run) -> None:
-    die(run, planned("b2"))
+    crash(run, planned("b2"))
     assert suspects(run) == ["b"]
     assert [path.name for path in run.markers()] == ["b2.1"]
 
 
 def test_of_several_tracks_none_is_to_blame_yet(run: Run) -> None:
-    die(run, planned("a1"))
-    die(run, planned("c2"))
+    crash(run, planned("a1"))
+    crash(run, planned("c2"))
     assert suspects(run) == ["a", "c"]
     assert run.markers() == {}
 
 
 def test_a_hang_explains_the_deaths_of_the_others(run: Run) -> None:
-    die(run, planned("a1"))
-    die(run, planned("c2"), "Timeout (0:10:00)!")
+    crash(run, planned("a1"))
+    crash(run, planned("c2"), "Timeout (0:10:00)!")
     assert suspects(run) == []
     assert [path.name for path in run.markers()] == ["c2.1"]
