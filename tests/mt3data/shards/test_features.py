@@ -207,11 +207,10 @@ def test_other_features_in_the_same_folder_are_refused(source: Path, audio: Path
 
 
 def test_a_picture_of_audio_shows_its_mel(audio: Path, mel: Path) -> None:
-    from mt3data.audio.spectrogram import SpectrogramConfig
-    from mt3data.report.plot_record import mel_of
+    from mt3data.report.statistics import mel_of
 
     shown, wanted = (
-        mel_of(shards, shards.index["key"].index("demo-Track00001-p0-0000800"), SpectrogramConfig())
+        mel_of(shards, shards.index["key"].index("demo-Track00001-p0-0000800"))
         for shards in (ShardSet(audio, "train"), ShardSet(mel, "train"))
     )
     assert shown.shape == wanted.shape == (800, 512)
