@@ -9,17 +9,18 @@ were made by code that was not published.
 
 from __future__ import annotations
 
-import csv
 import difflib
 import tomllib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Annotated, Any, Literal
 from urllib.parse import quote
 
+from mt3data.datasets.documents import read_csv, read_text
 from mt3data.errors import UserError
+from mt3data.schema import Limits, find_fault
 
 # How sure a fact is. "ours" marks what was decided here and is no claim of a publisher.
 STATUSES = ("verified", "several", "one", "unverified", "ours")
@@ -80,7 +81,7 @@ class KnownIssue:
     status: str = "unverified"
     source: str = ""
     tracks: tuple[str, ...] = ()
-    shift_seconds: float = 0.0
+    shift_seconds: Annotated[float, Limits(-86400, 86400)] = 0.0
 
 
 @dataclass(frozen=True)
@@ -160,19 +161,31 @@ class DatasetManifest:
 
     @cached_property
     def rows(self) -> dict[str, dict[str, str]]:
-        """The rows of the CSV by their first column, the track's id; empty where there is no CSV.
+        """The rows of the CSV by their first column, the track's id; empty without a CSV.
 
         Columns `audio` and `labels` hold paths below the dataset's folder, ";" between several.
+
+        Raises:
+            UserError: the CSV or a derived column is wrong.
         """
         if self.rows_path is None:
             return {}
-        with self.rows_path.open(newline="", encoding="utf-8") as file:
-            found = [row for row in csv.DictReader(file) if row.get(self.rows_where, "all")]
-        derived = self.derived.items()
-        return {
-            next(iter(row.values())): row | {key: text.format(**row) for key, text in derived}
-            for row in found
-        }
+        rows: dict[str, dict[str, str]] = {}
+        for number, row in read_csv(self.rows_path, ()):
+            if None in row or None in row.values():
+                raise UserError(f"{self.rows_path}: row {number} has too few or too many columns")
+            if not row.get(self.rows_where, "all"):
+                continue
+            try:
+                row |= {key: text.format(**row) for key, text in self.derived.items()}
+            except (KeyError, IndexError, ValueError, AttributeError) as error:
+                raise UserError(
+                    f"{self.rows_path}: [derived] of {self.name} does not fit row {number} ({error!r})"
+                ) from error
+            for path in row_paths(row, "audio") + row_paths(row, "labels"):
+                _require_inside(path, f"{self.rows_path}: row {number}")
+            rows[next(iter(row.values()))] = row
+        return rows
 
     @property
     def hours(self) -> float:
@@ -235,28 +248,77 @@ def names() -> list[str]:
     return sorted(path.stem for path in _folder().glob("*.toml"))
 
 
+@dataclass(frozen=True)
+class _ManifestFile:
+    """The fields of manifests/NAME.toml and their types."""
+
+    name: str
+    title: str
+    version: str
+    licence: str
+    licence_url: str
+    redistribution: str
+    citation: str
+    default_scheme: str
+    layout: Mapping[str, str | tuple[str, ...]]
+    splits: Mapping[str, Mapping[str, str | tuple[int, ...]]]
+    homepage: str = ""
+    folder: str = ""
+    adapter: str = ""
+    sources: tuple[Source, ...] = ()
+    sources_from: str = ""
+    classes: Mapping[str, _Class] = field(default_factory=dict)
+    classes_from: str = ""
+    programs: Mapping[str, Annotated[int, Limits(0, 127)]] = field(default_factory=dict)
+    known_issues: tuple[KnownIssue, ...] = ()
+    rows: str = ""
+    rows_where: str = ""
+    derived: Mapping[str, str] = field(default_factory=dict)
+    reader: Mapping[str, str] = field(default_factory=dict)
+    expected: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
+    expected_hours: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    total_hours: float = 0.0
+    paper: tuple[PaperFigures, ...] = ()
+    status: Mapping[str, Literal[STATUSES]] = field(default_factory=dict)  # type: ignore[valid-type]
+    unverified: tuple[str, ...] = ()
+    profile_notes: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Class:
+    """A class of instruments: the program that labels carry, and the programs that belong to it."""
+
+    program: Annotated[int, Limits(0, 127)]
+    members: tuple[Annotated[int, Limits(0, 127)], ...]
+
+
 def load(name: str) -> DatasetManifest:
-    """The manifest of the dataset of this name.
+    """Reads the manifest of a dataset.
 
     Raises:
-        UserError: there is no manifest of this name; the message names the nearest one.
+        UserError: there is no manifest of this name (the message has the nearest one), or a field
+            of it is wrong.
     """
     known = names()
     if name not in known:
         raise UserError(f"no dataset {name!r}{_near(name, known)}; known are {', '.join(known)}")
     path = _folder() / f"{name}.toml"
-    with path.open("rb") as file:
-        raw = tomllib.load(file)
-    plain = (
-        "name title version licence licence_url redistribution citation homepage layout expected "
-        "expected_hours total_hours default_scheme reader programs status profile_notes derived "
-        "rows_where folder adapter"
-    ).split()
-    raw = {"homepage": "", "expected": {}, "folder": name, "adapter": name} | raw
+    raw = _read_toml(path, _ManifestFile)
+    raw = {"expected": {}, "homepage": "", "folder": name, "adapter": name} | raw
+    separate = {"sources", "sources_from", "splits", "classes", "classes_from", "known_issues", "paper",
+                "unverified", "rows"}  # fmt: skip
+    for key in ("folder", "adapter", "rows"):
+        if raw.get(key):
+            safe_name(raw[key], f"{path}: {key}")
+    if raw["name"] != name or raw["default_scheme"] not in raw["splits"]:
+        raise UserError(
+            f"{path}: name is {raw['name']!r} and default_scheme {raw['default_scheme']!r}; expected "
+            f"{name!r} and one of {', '.join(raw['splits'])}"
+        )
     manifest = DatasetManifest(
-        **{key: raw[key] for key in plain if key in raw},
+        **{key: value for key, value in raw.items() if key not in separate},
         sources=load(raw["sources_from"]).sources if "sources_from" in raw else (),
-        schemes={key: _scheme(key, entry) for key, entry in raw["splits"].items()},
+        schemes={key: _scheme(key, entry, path) for key, entry in raw["splits"].items()},
         classes=_classes(raw),
         known_issues=tuple(KnownIssue(**_frozen(entry)) for entry in raw.get("known_issues", [])),
         paper=tuple(PaperFigures(**entry) for entry in raw.get("paper", [])),
@@ -264,11 +326,38 @@ def load(name: str) -> DatasetManifest:
         rows_path=path.with_name(raw["rows"]) if "rows" in raw else None,
     )
     sources = [source for entry in raw.get("sources", []) for source in _sources(entry, manifest)]
+    for source in sources:
+        safe_name(source.id, f"{path}: id of a source")
+        _require_inside(source.into, f"{path}: into of {source.id}")
     return replace(manifest, sources=(*manifest.sources, *sources))
 
 
+def _read_toml(path: Path, schema: type) -> dict[str, Any]:
+    """Reads a TOML file and checks it against a dataclass. Unknown fields are errors."""
+    try:
+        raw = tomllib.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: is not valid TOML ({error})") from error
+    nested = {"sources": Source, "known_issues": KnownIssue, "paper": PaperFigures}
+    if not (fault := find_fault(raw, schema)):
+        entries = [(f"{key}.", cls, one) for key, cls in nested.items() for one in raw.get(key, [])]
+        for prefix, kind, entry in [("", schema, raw), *entries]:
+            allowed = [one.name for one in fields(kind)]
+            if unknown := [key for key in entry if key not in allowed]:
+                fault = f"unknown field {prefix}{unknown[0]}{_near(unknown[0], allowed)}"
+    if fault:
+        raise UserError(f"{path}: {fault}")
+    return raw
+
+
+def _require_inside(path: str, where: str) -> None:
+    """Raises a UserError for a relative path that has unsafe components."""
+    for part in path.split("/") if path else ():
+        safe_name(part, where)
+
+
 def _sources(entry: dict[str, Any], manifest: DatasetManifest) -> list[Source]:
-    """One source; or, of kind "rows", one for every file that the rows name, below its url."""
+    """Returns one source; or, for kind "rows", one for every file that the rows name, below its url."""
     source = Source(**_frozen(entry))
     if source.kind != "rows":
         return [source]
@@ -277,7 +366,7 @@ def _sources(entry: dict[str, Any], manifest: DatasetManifest) -> list[Source]:
     return [
         replace(source, id=path.name, url=source.url + quote(str(path)), kind="file",
                 mirrors=tuple(mirror + quote(str(path)) for mirror in source.mirrors),
-                into=str(path.parent), group=source.id)
+                into="" if path.parent == PurePosixPath() else str(path.parent), group=source.id)
         for path in paths
     ]  # fmt: skip
 
@@ -307,8 +396,7 @@ def load_mixture(name: str) -> Mixture:
     known = mixture_names()
     if name not in known:
         raise UserError(f"no mixture {name!r}{_near(name, known)}; known are {', '.join(known)}")
-    with (_folder() / "mixtures" / f"{name}.toml").open("rb") as file:
-        return Mixture(**_frozen(tomllib.load(file)))
+    return Mixture(**_frozen(_read_toml(_folder() / "mixtures" / f"{name}.toml", Mixture)))
 
 
 def _classes(raw: dict[str, Any]) -> Mapping[str, tuple[int, tuple[int, ...]]]:
@@ -324,9 +412,14 @@ def _frozen(entry: dict[str, Any]) -> dict[str, Any]:
     return {key: tuple(v) if isinstance(v, list) else v for key, v in entry.items()}
 
 
-def _scheme(name: str, entry: dict[str, Any]) -> SplitScheme:
-    ranges = tuple((split, *v) for split, v in entry.items() if isinstance(v, list))
-    return SplitScheme(name, ranges, entry.get("column", ""), entry.get("note", ""))
+def _scheme(name: str, entry: dict[str, Any], path: Path) -> SplitScheme:
+    ranges = {split: value for split, value in entry.items() if isinstance(value, list)}
+    if wrong := [split for split, value in ranges.items() if len(value) != 2]:
+        raise UserError(f"{path}: splits.{name}.{wrong[0]} is no range; expected [first, last]")
+    return SplitScheme(
+        name, tuple((split, *value) for split, value in ranges.items()),
+        entry.get("column", ""), entry.get("note", ""),
+    )  # fmt: skip
 
 
 def _near(name: str, known: Mapping[str, Any] | list[str]) -> str:

@@ -32,7 +32,7 @@ from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.errors import UserError
 from mt3data.files import write_atomically
 from mt3data.music.vocabulary import VocabularyConfig
-from mt3data.shards.schema import MAX_BYTES, Limits, parse_document
+from mt3data.schema import MAX_BYTES, Limits, parse_document
 
 SCHEMA_VERSION = 2
 BUILD_MANIFEST, LOG = "manifest.json", "build.log.jsonl"

@@ -32,6 +32,7 @@ from mt3data.download.fetch import fetch
 from mt3data.download.http import RETRY_POLICY, RemoteFile, RetryPolicy
 from mt3data.errors import UserError
 from mt3data.files import file_has_size, file_lock, require_space, write_atomically
+from mt3data.schema import MAX_BYTES
 from mt3data.shards.format import (
     BUILD_MANIFEST,
     find_builds,
@@ -40,7 +41,6 @@ from mt3data.shards.format import (
     read_npy,
     tar_members,
 )
-from mt3data.shards.schema import MAX_BYTES
 from mt3data.shards.tar import BUFFER_BYTES, DamagedTar, TarReader
 
 if TYPE_CHECKING:

@@ -177,3 +177,62 @@ def test_the_demo_has_slakhs_classes_and_splits_by_folder():
 def test_manifests_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
         SLAKH.name = "other"
+
+
+# --- wrong manifests -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def wrong(tmp_path, monkeypatch):
+    """Loads a copy of GuitarSet's manifest in which texts were replaced."""
+
+    def load(*changes: tuple[str, str], file: str = "guitarset.toml") -> manifest.DatasetManifest:
+        for path in manifest._folder().glob("guitarset.*"):
+            text = path.read_text()
+            for old, new in changes if path.name == file else ():
+                assert old in text
+                text = text.replace(old, new, 1)
+            (tmp_path / path.name).write_text(text)
+        monkeypatch.setattr(manifest, "_folder", lambda: tmp_path)
+        return manifest.load("guitarset")
+
+    return load
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (('title = "GuitarSet"', "title = 3"), "title is 3; expected text"),
+        (('title = "GuitarSet"', "titel = 3"), "'title' is missing"),
+        (('title = "GuitarSet"', 'title = "x"\ntitel = 3'), r"unknown field titel \(did you mean 'title'\?\)"),
+        (("[[sources]]\n", "[[sources]]\nmd6 = 1\n"), r"unknown field sources.md6 \(did you mean 'md5'\?\)"),
+        (("[[sources]]\n", "[[sources]]\nstrip = []\n"), r"sources\[0\].strip is list; expected a whole number"),
+        (("[[sources]]\n", "[[sources]]\nmirrors = [1]\n"), r"sources\[0\].mirrors\[0\] is 1; expected text"),
+        (('name = "guitarset"', 'name = "other"'), "name is 'other'"),
+        (('title = "GuitarSet"', 'title = "GuitarSet"\nfolder = "../../etc"'), "folder: '../../etc' cannot"),
+        (('title = "GuitarSet"', 'title = "GuitarSet'), "not valid TOML"),
+        (('title = "GuitarSet"', "title = " + "[" * 10**5), "not valid TOML"),
+        (("total_hours = 6.094", "total_hours = nan"), "total_hours is nan; expected a number"),
+        (("[programs]\n", "[programs]\nx = 128\n"), "programs.x is 128; expected a whole number from 0 to 127"),
+        (("[status]\n", '[status]\nx = "sure"\n'), "status.x is 'sure'; expected verified or several"),
+    ],
+    ids=range(13),
+)  # fmt: skip
+def test_a_wrong_manifest_is_one_line_that_names_file_and_field(wrong, change, fault):
+    with pytest.raises(UserError, match=rf"guitarset\.toml: .*{fault}") as error:
+        wrong(change)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "fault"),
+    [
+        (("\n", "\nx\n"), "row 2 has too few or too many columns"),
+        (("\n", '\n"x\n'), "row 2 is not valid CSV"),
+        (("\n", "\n" + ",".join(["../../../etc"] * 9) + "\n"), "row 2"),
+    ],
+    ids=["short row", "open quote", "path out of the folder"],
+)
+def test_a_wrong_list_of_tracks_is_one_line_that_names_file_and_row(wrong, change, fault):
+    with pytest.raises(UserError, match=rf"guitarset\.csv: {fault}"):
+        assert wrong(change, file="guitarset.csv").rows == 0

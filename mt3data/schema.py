@@ -1,6 +1,6 @@
 """Checks a document from a file or a server against dataclasses: types, ranges and limits.
 
-A build manifest may come from anywhere. Its numbers decide how much memory is reserved, and its names
+A manifest may come from anywhere. Its numbers decide how much memory is reserved, and its names
 decide which files are opened, so both are checked before anything uses them.
 """
 
@@ -12,6 +12,7 @@ import math
 import re
 import types
 import typing
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
@@ -81,6 +82,9 @@ def find_fault(value: Any, kind: Any, name: str = "") -> str:
         )  # fmt: skip
     if dataclasses.is_dataclass(kind):
         return _fault_of_fields(value, kind, name)
+    if kind is Any:
+        return ""
+    origin = {tuple: list, Mapping: dict}.get(origin, origin)
     if origin in (dict, list):
         return _fault_of_items(value, origin, arguments, limits, name)
     if kind is None or kind is type(None):
@@ -106,7 +110,7 @@ def _fault_of_fields(value: Any, kind: Any, name: str) -> str:
     for field in dataclasses.fields(kind):
         path = f"{name}.{field.name}" if name else field.name
         if field.name not in value:
-            if field.default is dataclasses.MISSING:
+            if field.default is field.default_factory is dataclasses.MISSING:
                 return f"{path!r} is missing"
         elif fault := find_fault(value[field.name], hints[field.name], path):
             return fault
