@@ -57,8 +57,8 @@ def _sound(piece: Walk) -> Any:
     top.plot(np.arange(len(samples)) / 16000, samples, lw=0.4, color="black")
     top.set(ylabel="sample", ylim=(-1, 1))
     _borders(top, piece, label=True)
-    heard = np.concatenate([window.sound["mel"] for window in piece.windows]).astype(np.float32)
-    mel, config = heard[: int(SECONDS * 125)], CONFIG.spectrogram
+    mel = np.concatenate([window.sound["mel"] for window in piece.windows]).astype(np.float32)
+    mel, config = mel[: int(SECONDS * 125)], CONFIG.spectrogram
     extent = (0, len(mel) / 125, 0, config.n_mels)
     shown = bottom.imshow(
         mel.T, origin="lower", aspect="auto", cmap="magma_r", vmin=-6, vmax=5, extent=extent
@@ -106,9 +106,9 @@ def _moments(window: Any) -> list[tuple[float, list[str]]]:
     )
     moments = []
     for number, pairs in groups:
-        said = [word for _, word in pairs]
-        steps = int(said[0].split()[1]) if number else 0
-        moments.append((start + steps / 100, said))
+        tokens = [word for _, word in pairs]
+        steps = int(tokens[0].split()[1]) if number else 0
+        moments.append((start + steps / 100, tokens))
     return moments
 
 

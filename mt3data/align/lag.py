@@ -246,5 +246,5 @@ def parabolic_peak(curve: np.ndarray, best: int) -> float:
 def _columns(config: SpectrogramConfig) -> np.ndarray:
     """Returns the mel bins nearest to a quarter tone below and above each semitone, alternating."""
     pitches = 69 + 12 * np.log2(bin_hertz(config) / 440)
-    wanted = np.arange(LOWEST - 0.25, HIGHEST + 0.5, 0.5)
-    return np.abs(pitches - wanted[:, None]).argmin(axis=1)
+    band_pitches = np.arange(LOWEST - 0.25, HIGHEST + 0.5, 0.5)
+    return np.abs(pitches - band_pitches[:, None]).argmin(axis=1)

@@ -3,7 +3,7 @@
 An Ogg file may be a chain of streams, and MP3 files are often joined to one. Each of their streams
 is found here as a range of bytes. Uncompressed files state how many bytes of samples they have. A
 statement that differs from what is there is an error, except for the values that writers to a pipe
-use because they cannot know the length.
+use because the length is not known yet.
 
 Only headers are read, so memory does not grow with the length of a file.
 """
@@ -287,7 +287,7 @@ def _check_au(data: mmap.mmap, path: Path) -> None:
 
 def _raise_cut(path: Path, size: int, there: int) -> NoReturn:
     raise UserError(
-        f"{path}: ends early: its header says {size:,} bytes of samples, {there:,} are there; copy "
+        f"{path}: ends early: its header gives {size:,} bytes of samples, {there:,} are there; copy "
         "or download it again"
     )
 
@@ -300,7 +300,7 @@ def _raise_leftover(path: Path, n_bytes: int) -> NoReturn:
 
 
 def _is_from_a_pipe(size: int, kind: bytes) -> bool:
-    """Returns whether a size is one that writers to a pipe use, who cannot know the length.
+    """Returns whether a size is one that writers to a pipe use, which cannot know the length.
 
     They write nearly 2^31 or 2^32, less a header. CAF has -1.
     """

@@ -266,9 +266,9 @@ def _decode(
     if done == 0:
         raise UserError(f"{path}: 0 samples of audio; record or download the file again")
     if done < file.frames < _UNKNOWN:
-        said, got = file.frames / file.samplerate, done / file.samplerate
+        stated, got = file.frames / file.samplerate, done / file.samplerate
         raise UserError(
-            f"{path}: ends after {got:.2f} s, its header says {said:.2f} s; download it again"
+            f"{path}: ends after {got:.2f} s, its header gives {stated:.2f} s; download it again"
         )
 
 

@@ -37,7 +37,7 @@ TICKS_PER_BEAT = (500, 250, 100, 50)  # ticks of 1, 2, 5 and 10 ms at TEMPO_BPM
 MAX_TICKS = 9_000_000  # pretty_midi refuses files with events after 10 million ticks
 SUSTAIN = 64  # number of the pedal's controller
 DRUM_CHANNEL = 9  # counted from 0
-DRUMS = -1  # stands for all drums where a program is expected
+DRUMS = -1  # all drums, in place of a program
 
 NOTE_OFF, NOTE_ON, CONTROL_CHANGE, PROGRAM_CHANGE, PITCH_BEND = 0x80, 0x90, 0xB0, 0xC0, 0xE0
 SYSEX, SYSEX_END, META = 0xF0, 0xF7, 0xFF  # status bytes
@@ -137,7 +137,7 @@ def _parse(data: bytes) -> tuple[int, list[list[Event]]]:
         place += 8
         if place + size > len(data):
             raise ValueError(f"it is cut short: {place + size - len(data):,} bytes are missing")
-        if name == b"MTrk":  # readers skip chunks that they do not know
+        if name == b"MTrk":  # chunks of other kinds are skipped
             tracks.append(_track_events(data[place : place + size]))
         place += size
     return division, tracks

@@ -3,7 +3,7 @@
     python tests/golden_check.py tests/golden
 
 prints one line per file: name, cases compared, worst error as a share of what is tolerated (0 where
-equality is exact), ok or not. Exit code 0 only if all hold. The folder's README.md says what each
+equality is exact), ok or not. Exit code 0 only if all hold. The folder's README.md describes what each
 file holds; any other folder of that layout works too. `tests/test_golden.py` runs the same checks.
 """
 
@@ -41,10 +41,10 @@ def load(path: Path) -> Any:
 
 def same_notes(ours: Notes, theirs: dict[str, list], time_tolerance: float = 0.0) -> float:
     """Asserts equal notes in equal order; the worst time error as a share of the tolerance."""
-    want, worst = Notes.from_columns(theirs), 0.0
-    assert len(ours) == len(want), f"{len(ours)} notes, expected {len(want)}"
+    expected, worst = Notes.from_columns(theirs), 0.0
+    assert len(ours) == len(expected), f"{len(ours)} notes, expected {len(expected)}"
     for name in COLUMNS:
-        a, b = getattr(ours, name), getattr(want, name)
+        a, b = getattr(ours, name), getattr(expected, name)
         if name in ("onset", "offset") and time_tolerance and len(a):
             worst = max(worst, float(np.abs(a - b).max()) / time_tolerance)
         else:
@@ -83,13 +83,13 @@ def check_vocabulary(folder: Path) -> tuple[int, float]:
         assert (
             entry["pad_id"], entry["eos_id"], entry["unk_id"],
         ) == (vocabulary.PAD_ID, vocabulary.EOS_ID, vocabulary.UNK_ID)  # fmt: skip
-        for token, want in entry["decode_single"]:
+        for token, expected in entry["decode_single"]:
             got = vocabulary.tokens_to_event_ids(np.array([token]), config).tolist()
-            assert got == ([] if want == -1 else [want]), token
+            assert got == ([] if expected == -1 else [expected]), token
         for case in entry["decode_cases"]:
             got = vocabulary.tokens_to_event_ids(np.array(case["ids"]), config).tolist()
-            want = case["decode_tf"] or []  # null where the original was given no ids
-            assert got == (want[: want.index(-1)] if -1 in want else want)
+            expected = case["decode_tf"] or []  # null where the original was given no ids
+            assert got == (expected[: expected.index(-1)] if -1 in expected else expected)
         bins = entry["num_velocity_bins"]
         assert vocabulary.velocity_to_bin(np.arange(128), bins).tolist() == entry["velocity_to_bin"]
         back = [vocabulary.bin_to_velocity(b, bins) for b in range(bins + 1)]
@@ -226,9 +226,9 @@ def check_midi(folder: Path) -> tuple[int, float]:
     """midi.json and its .mid files: reading, with and without the sustain pedal."""
     worst, cases = 0.0, load(folder / "midi.json")
     for case in cases:
-        for sustain, want in ((False, case["read_back"]), (True, case["after_sustain"])):
+        for sustain, expected in ((False, case["read_back"]), (True, case["after_sustain"])):
             ours = midi.read_midi(folder / case["file"], sustain=sustain)[0]
-            worst = max(worst, same_notes(ours, want, time_tolerance=1e-6))
+            worst = max(worst, same_notes(ours, expected, time_tolerance=1e-6))
     return 2 * len(cases), worst
 
 

@@ -35,16 +35,16 @@ PROGRAMS = {
 def original_names(specs: list[TrackSpec]) -> Iterator[tuple[str, str]]:
     """(our name, the original's name) of every score; one of ours may have several of theirs."""
     for measure in MEASURES:
-        said = "F1" if measure == "f1" else measure
+        named = "F1" if measure == "f1" else measure
         for part in ("", *(f"{spec.name}/" for spec in specs)):
             for ours, theirs in PARTS.items():
-                told = said.capitalize() if ours == "frame" else said
-                yield f"{part}{ours}_{measure}", part + theirs.format(told)
+                capital = named.capitalize() if ours == "frame" else named
+                yield f"{part}{ours}_{measure}", part + theirs.format(capital)
         for granularity in GRANULARITIES:
             for ours, theirs in PROGRAMS.items():
-                yield f"{ours.format(granularity)}_{measure}", theirs.format(said, granularity)
+                yield f"{ours.format(granularity)}_{measure}", theirs.format(named, granularity)
         for tolerance in TOLERANCES:
-            yield f"tolerance_{tolerance}_{measure}", f"Onset + offset {said} ({tolerance})"
+            yield f"tolerance_{tolerance}_{measure}", f"Onset + offset {named} ({tolerance})"
 
 
 def pairs_of(case: dict[str, Any]) -> list[tuple[Notes, Notes]]:
@@ -80,21 +80,22 @@ def check_metrics(folder: Path) -> tuple[int, float]:
             )
             for pair in pairs_of(case)
         ]
-        wanted = {key: value for key, value in case["scores"].items() if "events" not in key}
-        of_each = wanted.pop("__hist__")
+        expected = {key: value for key, value in case["scores"].items() if "events" not in key}
+        of_each = expected.pop("__hist__")
         used = set()
         for ours, theirs in original_names(specs):
-            assert (ours in scores[0]) == (theirs in wanted), (case["name"], ours, theirs)
-            if theirs not in wanted:
+            assert (ours in scores[0]) == (theirs in expected), (case["name"], ours, theirs)
+            if theirs not in expected:
                 continue
             used.add(theirs)
             mine = np.array([each[ours] for each in scores])
             off = max(
-                np.abs(mine - of_each[f"{theirs} (hist)"]).max(), abs(mine.mean() - wanted[theirs])
+                np.abs(mine - of_each[f"{theirs} (hist)"]).max(),
+                abs(mine.mean() - expected[theirs]),
             )
-            assert off <= TOLERANCE, f"{case['name']}: {ours} is {mine}, not {wanted[theirs]}"
+            assert off <= TOLERANCE, f"{case['name']}: {ours} is {mine}, not {expected[theirs]}"
             worst, compared = max(worst, off / TOLERANCE), compared + 1
-        assert used == set(wanted), set(wanted) - used
+        assert used == set(expected), set(expected) - used
     return compared, worst
 
 

@@ -81,9 +81,9 @@ def _loss_errors(
         "z sum": _share((ours - without).sum().item(), float(io[prefix + "sum_zloss"]), LOSS),
     }
     for name in ("sum_loss", "model_loss"):  # the model's has no normalising factor
-        want = float(io[prefix + name])
+        expected = float(io[prefix + name])
         total = loss_sum(logits, targets, label_smoothing=smoothing).item()
-        errors[name] = _share(total, want, 1e-6 * want)
+        errors[name] = _share(total, expected, 1e-6 * expected)
     return {f"loss with smoothing {smoothing}, {name}": e for name, e in errors.items()}
 
 
@@ -99,8 +99,8 @@ def _decoding_errors(model: MT3, io: Mapping[str, np.ndarray]) -> dict[str, floa
     for segment in decoded:
         ours = np.pad(segment.tokens, (0, length - len(segment.tokens)))
         for name in ("greedy", "beam1"):  # a beam search with one beam finds the greedy tokens
-            want = io[f"decode/{name}_tokens"][segment.index].reshape(length)
-            np.testing.assert_array_equal(ours, want, err_msg=f"{name} tokens")
+            expected = io[f"decode/{name}_tokens"][segment.index].reshape(length)
+            np.testing.assert_array_equal(ours, expected, err_msg=f"{name} tokens")
     tokens = torch.from_numpy(io["decode/loop_tokens_no_eos_stop"])
     cached = CachedDecoder(model, len(tokens), tokens.shape[1], mel.shape[1])
     with torch.no_grad():
@@ -128,11 +128,11 @@ def check_training(folder: Path) -> tuple[int, float]:
     targets = torch.from_numpy(io["decoder_target_tokens"]).long()
     start = {k: p.detach().clone() for k, (p, _) in t5x_parameters(model).items()}
     errors = {}
-    for step, want in enumerate(golden["losses"], start=1):
+    for step, expected in enumerate(golden["losses"], start=1):
         optimizer.zero_grad()
         loss = loss_sum(model(mel, targets), targets)
         loss.backward()
-        errors[f"loss {step}"] = _share(loss.item(), want, 1e-5 * want)
+        errors[f"loss {step}"] = _share(loss.item(), expected, 1e-5 * expected)
         for name, (parameter, transposed) in t5x_parameters(model).items():
             assert parameter.grad is not None
             key, gradient = f"grad{step}/{name}", parameter.grad.T if transposed else parameter.grad
@@ -163,17 +163,21 @@ def check_training(folder: Path) -> tuple[int, float]:
 
 
 def _statistics_errors(
-    key: str, parameter: Tensor, start: Tensor, want: np.ndarray, step: int
+    key: str, parameter: Tensor, start: Tensor, expected: np.ndarray, step: int
 ) -> dict[str, float]:
     """Sum, L2 norm and L2 distance to the start, in float64; see the note on outliers above."""
     now, before = parameter.detach().double(), start.double()
     moved = step * LEARNING_RATE * max(1e-3, float(now.square().mean().sqrt()))
-    allowed = WEIGHTS * step * now.numel() ** 0.5 + 2 * moved, 1e-5 * want[1], 1e-3 * want[2]
+    allowed = (
+        WEIGHTS * step * now.numel() ** 0.5 + 2 * moved,
+        1e-5 * expected[1],
+        1e-3 * expected[2],
+    )
     ours = now.sum(), now.norm(), (now - before).norm()
     return {
         f"{name} after {key}": _share(float(value), theirs, tolerance)
         for name, value, theirs, tolerance in zip(
-            ("sum", "norm", "distance"), ours, want, allowed, strict=True
+            ("sum", "norm", "distance"), ours, expected, allowed, strict=True
         )
     }
 
@@ -196,10 +200,14 @@ def check_adafactor(folder: Path) -> tuple[int, float]:
             # The original calls the means over the larger side rows, whichever side that is.
             ours = {"v_row": ours["v_col"], "v_col": ours["v_row"]}
         for key in ("v_row", "v_col", "v"):
-            want = golden[f"state3/{name}/{key}"].ravel()
-            assert (key in ours) == (want.shape != (1,)), f"{name}: {key} is kept by one side only"
+            expected = golden[f"state3/{name}/{key}"].ravel()
+            assert (key in ours) == (expected.shape != (1,)), (
+                f"{name}: {key} is kept by one side only"
+            )
             if key in ours:
-                errors[f"{name} {key}"] = float((np.abs(ours[key] - want) / (2e-6 * want)).max())
+                errors[f"{name} {key}"] = float(
+                    (np.abs(ours[key] - expected) / (2e-6 * expected)).max()
+                )
     return _worst(errors)
 
 
@@ -249,32 +257,36 @@ def check_sizes(folder: Path) -> tuple[int, float]:
         with torch.device("cpu" if with_values else "meta"):
             model = MT3(ModelConfig(**golden["config"]))
         ours = {"target/" + k: p.T if t else p for k, (p, t) in t5x_parameters(model).items()}
-        want = golden["params"]
+        expected = golden["params"]
         assert {k: list(p.shape) for k, p in ours.items()} == {
-            k: w["shape"] for k, w in want.items()
+            k: w["shape"] for k, w in expected.items()
         }
         assert sum(p.numel() for p in model.parameters()) == golden["num_params"]
         for name, parameter in ours.items():
-            if "init" in want[name]:
-                errors |= _init_errors(f"{family} {name}", parameter.detach(), want[name]["init"])
+            if "init" in expected[name]:
+                errors |= _init_errors(
+                    f"{family} {name}", parameter.detach(), expected[name]["init"]
+                )
         if "opt_state" in golden:
             _assert_state(golden["opt_state"], ours)
     return _worst(errors)
 
 
-def _init_errors(key: str, ours: Tensor, want: Mapping[str, float]) -> dict[str, float]:
-    if want["std"] == 0.0:
-        return {key: float((ours - want["mean"]).abs().max())}
-    error = want["std"] * (2 / ours.numel()) ** 0.5  # of the difference of two means
+def _init_errors(key: str, ours: Tensor, expected: Mapping[str, float]) -> dict[str, float]:
+    if expected["std"] == 0.0:
+        return {key: float((ours - expected["mean"]).abs().max())}
+    error = expected["std"] * (2 / ours.numel()) ** 0.5  # of the difference of two means
     errors = {
-        f"{key} std": abs(float(ours.std()) - want["std"]) / (0.02 * want["std"]),
-        f"{key} mean": abs(float(ours.mean()) - want["mean"]) / (5 * error),
+        f"{key} std": abs(float(ours.std()) - expected["std"]) / (0.02 * expected["std"]),
+        f"{key} mean": abs(float(ours.mean()) - expected["mean"]) / (5 * error),
     }
     for end, value in (("min", ours.min()), ("max", ours.max())):
-        if abs(want[end]) < 2.5 * want["std"]:  # cut at two deviations of the whole normal
-            errors[f"{key} {end}"] = abs(float(value) - want[end]) / (0.005 * abs(want[end]))
+        if abs(expected[end]) < 2.5 * expected["std"]:  # cut at two deviations of the whole normal
+            errors[f"{key} {end}"] = abs(float(value) - expected[end]) / (
+                0.005 * abs(expected[end])
+            )
         else:
-            errors[f"{key} {end}"] = 0.0 if abs(value) > 3 * want["std"] else 2.0
+            errors[f"{key} {end}"] = 0.0 if abs(value) > 3 * expected["std"] else 2.0
     return errors
 
 
@@ -295,8 +307,10 @@ def _assert_state(golden: Mapping[str, list[int]], ours: Mapping[str, Tensor]) -
         assert kept == sorted(int(np.prod(s)) for s in shapes if s != [1]), name
 
 
-def _share(ours: np.ndarray | float, want: np.ndarray | float, allowed: float) -> float:
-    return float(np.abs(np.asarray(ours, np.float64) - want).max() / allowed) if allowed else 0.0
+def _share(ours: np.ndarray | float, expected: np.ndarray | float, allowed: float) -> float:
+    return (
+        float(np.abs(np.asarray(ours, np.float64) - expected).max() / allowed) if allowed else 0.0
+    )
 
 
 def _worst(errors: Mapping[str, float]) -> tuple[int, float]:

@@ -17,7 +17,7 @@ def check_spectrogram(folder: Path) -> tuple[int, float]:
     """Hold every case of `folder`/spectrogram.npz against our log-mel.
 
     A mel value m may be off by 3e-5 m + 2e-6 of the largest FFT bin of its frame: float32 FFTs
-    differ by that much, and below it logarithms say nothing.
+    differ by that much, and logarithms below it have no information.
 
     Returns:
         (cases compared, worst error as a share of what is allowed).

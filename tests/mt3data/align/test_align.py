@@ -266,9 +266,9 @@ def test_a_build_moves_labels_and_references(
 ) -> None:
     folder, rows = built(late_labels, tmp_path, mode)
     assert [row["aligned"] for row in rows] == [word, word]
-    wanted = [note[0] + 0.15 for note in melody(5)]
+    expected = [note[0] + 0.15 for note in melody(5)]
     onsets = np.sort(next(read_tracks(folder, "test")).notes.onset)
-    assert np.median(np.abs(onsets - wanted)) < 0.015
+    assert np.median(np.abs(onsets - expected)) < 0.015
 
 
 def test_another_way_of_aligning_is_another_build(late_labels: Path, tmp_path: Path) -> None:

@@ -106,11 +106,11 @@ def test_an_mp3_that_does_not_say_its_length_is_read_to_its_end(tmp_path, mode, 
     samples[5 * 44100 : 15 * 44100] *= 1e-3  # so that the first bit rate is not the mean
     buffer = io.BytesIO()
     soundfile.write(buffer, samples, 44100, format="MP3", bitrate_mode=mode, compression_level=0.5)
-    said = buffer.getvalue()
-    first, second = said.find(b"\xff\xfb"), said.find(b"\xff\xfb", 40)
-    assert b"Xing" in said[first:second] or b"Info" in said[first:second]
+    content = buffer.getvalue()
+    first, second = content.find(b"\xff\xfb"), content.find(b"\xff\xfb", 40)
+    assert b"Xing" in content[first:second] or b"Info" in content[first:second]
     path = tmp_path / "silent about its length.mp3"
-    path.write_bytes(tag + said[second:])
+    path.write_bytes(tag + content[second:])
     assert audio.audio_info(path).seconds == pytest.approx(20, abs=0.1)
     assert len(audio.read_audio(path)) == pytest.approx(20 * 16000, abs=1600)
     blocks = audio.read_blocks(path)
@@ -136,7 +136,7 @@ def test_an_unreadable_file_says_what_would_be_read(tmp_path, content, name):
     with pytest.raises(UserError, match=f"{name}: not audio .* expected wav, flac") as error:
         audio.read_audio(path)
     assert "(Format not recognised)" in str(error.value)
-    assert "exist" not in str(error.value)  # which libsndfile says of what is no MP3 file
+    assert "exist" not in str(error.value)  # the message of libsndfile for what is no MP3 file
     assert f"`ffmpeg -i {shlex.quote(str(path))} converted.wav`" in str(error.value)
 
 
@@ -189,8 +189,8 @@ def test_an_mp3_that_is_damaged_in_the_middle_says_between_which_seconds(tmp_pat
     middle = len(content) // 2
     damaged = content[:middle] + bytes(8000) + content[middle + 8000 :]
     (tmp_path / "a.mp3").write_bytes(damaged)
-    for block_seconds, said in ((10.0, "0.00 and 8.00"), (3.0, "3.00 and 6.00")):
-        with pytest.raises(UserError, match=rf"a\.mp3: damaged between {said} s; .*`ffmpeg"):
+    for block_seconds, span in ((10.0, "0.00 and 8.00"), (3.0, "3.00 and 6.00")):
+        with pytest.raises(UserError, match=rf"a\.mp3: damaged between {span} s; .*`ffmpeg"):
             list(audio.read_blocks(tmp_path / "a.mp3", block_seconds=block_seconds))
 
 

@@ -73,9 +73,9 @@ def test_one_sample_makes_one_frame_and_none_makes_none():
 
 def test_frames_are_padded_at_their_end_only():
     impulse = np.zeros(4096, np.float32)
-    impulse[2560] = 1  # frame i hears samples [128 i, 128 i + 2048): frames 5 to 20 (Hann(0) = 0)
-    heard = (log_mel(impulse) > LOG_SILENCE).any(axis=1)
-    assert np.flatnonzero(heard).tolist() == list(range(5, 20))
+    impulse[2560] = 1  # frame i covers samples [128 i, 128 i + 2048): frames 5 to 20 (Hann(0) = 0)
+    sounds = (log_mel(impulse) > LOG_SILENCE).any(axis=1)
+    assert np.flatnonzero(sounds).tolist() == list(range(5, 20))
 
 
 @pytest.mark.parametrize(
@@ -154,5 +154,5 @@ def test_rounding_to_float16_is_that_of_numpy_at_every_border() -> None:
 @pytest.mark.parametrize("n_frames", [1, 64, 100])
 def test_frames_in_float16_are_the_first_of_all_rounded(n_frames: int) -> None:
     samples = np.random.default_rng(0).normal(0, 0.1, 110 * 128).astype(np.float32)
-    want = log_mel(samples)[:n_frames].astype(np.float16)
-    np.testing.assert_array_equal(log_mel_float16(samples, n_frames), want)
+    expected = log_mel(samples)[:n_frames].astype(np.float16)
+    np.testing.assert_array_equal(log_mel_float16(samples, n_frames), expected)

@@ -45,8 +45,10 @@ def test_crops_of_several_windows_are_encoded_as_their_whole_tracks_are(
     ends = np.full(len(several), TRACK_FRAMES)
     tokens, counts = encode_crops(windows, starts, lengths, ends, config)
     for i, (notes, _, start, length) in enumerate(several):
-        want = encode(EventTable.from_notes(notes, config), start, length, TRACK_FRAMES).tolist()
-        assert tokens[i, : counts[i]].tolist() == want
+        expected = encode(
+            EventTable.from_notes(notes, config), start, length, TRACK_FRAMES
+        ).tolist()
+        assert tokens[i, : counts[i]].tolist() == expected
         assert not tokens[i, counts[i] :].any()
 
 
@@ -70,10 +72,10 @@ def test_a_note_that_ended_long_before_the_crop_still_ends_the_one_it_overlapped
     window = np.array([note(0.0, 9.0, 60), note(1.0, 2.0, 60), note(1.5, 9.0, 64)])
     crop = np.array([512]), np.array([256]), np.array([TRACK_FRAMES])  # from 4.1 s on
     tokens, _ = encode_crops([window], *crop, CONFIG)
-    want, _ = encode_crops([window[2:]], *crop, CONFIG)
-    assert tokens.tolist() == want.tolist()
+    expected, _ = encode_crops([window[2:]], *crop, CONFIG)
+    assert tokens.tolist() == expected.tolist()
     control, _ = encode_crops([window[[0, 2]]], *crop, CONFIG)
-    assert control.tolist() != want.tolist()
+    assert control.tolist() != expected.tolist()
 
 
 def test_a_crop_far_from_most_notes_of_a_long_window_looks_at_few(
@@ -121,5 +123,5 @@ def test_crops_of_one_track_may_overlap_and_come_in_any_order(
     starts, lengths = (np.array([crop[i] for crop in crops], np.int64) for i in (0, 1))
     tokens, counts = encode_many(events, starts, lengths, np.full(len(crops), TRACK_FRAMES))
     for i, (start, length) in enumerate(crops):
-        want = encode(events, start, length, TRACK_FRAMES).tolist()
-        assert tokens[i, : counts[i]].tolist() == want
+        expected = encode(events, start, length, TRACK_FRAMES).tolist()
+        assert tokens[i, : counts[i]].tolist() == expected

@@ -84,12 +84,12 @@ def test_what_was_encoded_segment_by_segment_comes_back_on_the_grid() -> None:
     ]
     decoded = decode_segments(segments, TIES)
     assert (decoded.invalid, decoded.dropped, len(decoded.notes)) == (0, 0, 60)
-    back, want = decoded.notes.sorted(), track.sorted()
-    order, order_want = np.argsort(back.pitch), np.argsort(want.pitch)
+    back, expected = decoded.notes.sorted(), track.sorted()
+    order, order_expected = np.argsort(back.pitch), np.argsort(expected.pitch)
     np.testing.assert_allclose(
-        back.onset[order], np.rint(100 * want.onset[order_want]) / 100, atol=1e-9
+        back.onset[order], np.rint(100 * expected.onset[order_expected]) / 100, atol=1e-9
     )
     np.testing.assert_allclose(
-        back.offset[order], np.rint(100 * want.offset[order_want]) / 100, atol=1e-9
+        back.offset[order], np.rint(100 * expected.offset[order_expected]) / 100, atol=1e-9
     )
-    np.testing.assert_array_equal(back.program[order], want.program[order_want])
+    np.testing.assert_array_equal(back.program[order], expected.program[order_expected])

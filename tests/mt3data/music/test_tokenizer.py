@@ -73,7 +73,7 @@ def test_the_last_segment_takes_all_events_after_the_end_of_the_audio() -> None:
 
 
 @pytest.mark.parametrize(
-    ("encoding", "want"),
+    ("encoding", "expected"),
     [
         (
             "noties",
@@ -82,11 +82,11 @@ def test_the_last_segment_takes_all_events_after_the_end_of_the_audio() -> None:
         ("onsets", "shift 46, pitch 64, shift 76, pitch 36, EOS"),
     ],
 )
-def test_the_other_encodings(encoding: str, want: str) -> None:
+def test_the_other_encodings(encoding: str, expected: str) -> None:
     track = notes((0.5, 3, 60, 80, 5, 0), (2.5, 5, 64, 80, 5, 0), (2.8, 2.9, 36, 80, 0, 1))
     if encoding == "noties":
         track = track[:2]
-    assert words(track, start=256, config=VocabularyConfig(encoding=encoding)) == want
+    assert words(track, start=256, config=VocabularyConfig(encoding=encoding)) == expected
 
 
 def test_granularities_write_families_or_no_programs() -> None:

@@ -43,13 +43,13 @@ def test_any_audible_velocity_falls_into_a_bin_above_zero() -> None:
 
 
 @pytest.mark.parametrize(
-    ("granularity", "want"),
+    ("granularity", "expected"),
     [("full", [0, 7, 127]), ("midi_class", [0, 0, 120]), ("flat", [0, 0, 0])],
 )
 def test_programs_map_to_themselves_their_family_or_nothing(
-    granularity: str, want: list[int]
+    granularity: str, expected: list[int]
 ) -> None:
-    assert apply_granularity(np.array([0, 7, 127]), granularity).tolist() == want
+    assert apply_granularity(np.array([0, 7, 127]), granularity).tolist() == expected
 
 
 def test_tokens_read_as_words() -> None:

@@ -88,7 +88,7 @@ def test_held_notes_of_a_mix_come_in_a_tie_section_each_from_last_to_first():
 
 
 def onsets(stream, config):
-    """(step, program, pitch or drum) of each onset that a stream of codec ids says, sorted."""
+    """(step, program, pitch or drum) of each onset in a stream of codec ids, sorted."""
     codec, step, program, velocity, found, in_shift = Codec(config), 0, 0, 1, [], False
     for event in map(codec.decode, stream):
         if event.type == "shift":
@@ -120,23 +120,23 @@ def test_without_repeated_state_some_notes_of_golden_mixes_change_program():
     for case in NOTIES:
         config = VocabularyConfig(case["num_velocity_bins"], encoding="noties")
         streams = [s[: s.index(0)] if 0 in s else s for s in case["targets"]]
-        want = sorted(o for s in streams for o in onsets(s, config))
-        wrong += onsets(case["merged"], config) != want
+        expected = sorted(o for s in streams for o in onsets(s, config))
+        wrong += onsets(case["merged"], config) != expected
     assert wrong > 5
 
 
 def in_full(part, first, n_frames, tie):
-    """The original's events of some frames before repeats are left out, shifts as they are said."""
+    """The original's events of some frames before repeats are left out, with shifts."""
     state = part["state_events"][part["input_state_event_indices"][first] :].tolist()
     starts, ends = part["input_event_start_indices"], part["input_event_end_indices"]
-    said, step, shifted = state[: state.index(tie) + 1], 0, False
+    events, step, shifted = state[: state.index(tie) + 1], 0, False
     for event_id in part["targets"][starts[first] : ends[first + n_frames - 1]].tolist():
         if event_id == 1:
             step, shifted = step + 1, True
         else:
-            said += [step] * shifted + [event_id]
+            events += [step] * shifted + [event_id]
             shifted = False
-    return said
+    return events
 
 
 @pytest.mark.parametrize("first", [0, 100, 200])
