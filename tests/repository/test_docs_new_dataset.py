@@ -1,4 +1,4 @@
-"""docs/new-dataset.md does what it says, in a copy of the repository."""
+"""Follows docs/new-dataset.md in a copy of the repository."""
 
 import json
 import os
@@ -32,7 +32,7 @@ NEEDED = (
 
 
 def run(command: str, folder: Path) -> str:
-    """Runs a command of the page where a reader would; its output."""
+    """Runs a command of the page and returns its output."""
     paths = {"PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
              "PYTHONPATH": str(folder)}  # fmt: skip
     done = subprocess.run(
@@ -45,7 +45,7 @@ def run(command: str, folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def followed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
-    """A copy of the repository in which the page was followed; what its commands printed."""
+    """Follows the page in a copy of the repository. Returns the copy and what the commands printed."""
     folder, printed = tmp_path_factory.mktemp("new-dataset"), []
     skip = shutil.ignore_patterns("__pycache__", "golden", "*.safetensors", ".*")
     for name in NEEDED:
@@ -86,7 +86,7 @@ def test_the_tests_of_all_datasets_run_over_it_and_pass(followed: tuple[Path, li
 def test_it_is_listed_built_and_whole(followed: tuple[Path, list[str]]) -> None:
     folder, (_, printed, _) = followed
     assert "| `kalimba` |" in (folder / "README.md").read_text(encoding="utf-8")
-    assert "kalimba: Kalimba Garden, version 1.0" in printed
+    assert "title: Kalimba Garden" in printed
     assert re.search(r"3 records in 2 shards, whole", printed)
     manifest = json.loads((folder / "shards" / "kalimba" / "manifest.json").read_text())
     assert {name: split["tracks"] for name, split in manifest["splits"].items()} == {
