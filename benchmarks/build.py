@@ -63,7 +63,7 @@ STAGES: dict[str, list[tuple[Any, str]]] = {
         (examples, "trim_overlapping"),
     ],
     "alignment": [(align, "semitone_magnitudes"), (examples, "_align")],
-    "sha256 of sources": [(examples, "_sha256_of")],
+    "sha256 of sources": [(examples, "sha256_of")],
     "tar, crc32, sha256, write": [(shard_writer.ShardWriter, "add")],
     "fsync, rename": [(shard_writer, "sync_and_rename"), (worker, "write_atomically")],
 }
