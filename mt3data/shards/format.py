@@ -53,7 +53,9 @@ FILE_NAME = r"(index/)?[A-Za-z0-9_-]+\.(parquet|md)"
 
 
 @dataclass(frozen=True)
-class _Spectrogram:
+class SpectrogramFields:
+    """Limits the values of a SpectrogramConfig from a file."""
+
     sample_rate: Annotated[int, Limits(1, 1e6)]
     hop: Annotated[int, Limits(1, 1e5)]
     fft_size: Annotated[int, Limits(1, 1e6)]
@@ -63,7 +65,9 @@ class _Spectrogram:
 
 
 @dataclass(frozen=True)
-class _Vocabulary:
+class VocabularyFields:
+    """Limits the values of a VocabularyConfig from a file."""
+
     num_velocity_bins: Annotated[int, Limits(1, 127)]
     steps_per_second: Annotated[int, Limits(1, 1e4)]
     max_shift_seconds: Annotated[int, Limits(1, 1e3)]
@@ -134,8 +138,8 @@ class _BuildManifest:
     align: Literal["measure", "off", "shift", "dtw"]
     profile: Text
     subsets: dict[Text, int | Text] | None
-    spectrogram: _Spectrogram
-    vocabulary: _Vocabulary
+    spectrogram: SpectrogramFields
+    vocabulary: VocabularyFields
     features: dict[Literal["mel", "audio", "notes", "tokens"], _Feature]
     tracks: _Tracks
     splits: dict[Name, _Totals]

@@ -1,14 +1,14 @@
-"""Checkpoints: weights that describe themselves, and beside them what a run needs to go on.
+"""Reads and writes checkpoints: weights that describe themselves, and the state of their training.
 
-    runs/demo/checkpoint-00000400.safetensors         weights; metadata: sizes of the model, how its
-                                                      spectrogram and tokens were made, the step
-    runs/demo/checkpoint-00000400.optimizer.safetensors   optimiser state; metadata: progress
+    runs/demo/checkpoint-00000400.safetensors         weights; metadata: sizes of the model, settings of
+                                                      spectrogram and tokens, the step
+    runs/demo/checkpoint-00000400.optimizer.safetensors   optimizer state; metadata: progress
     runs/demo/best.safetensors                        weights of the best evaluation so far
 
-The weights alone are what transcription and fine-tuning need. Nothing is pickled. Each file is
-written under another name, synced and renamed, the weights last: when they are there, the
-checkpoint is whole. A checksum of all that a file holds stands in it and is compared when it is
-read. One that was damaged later is set aside, and the run continues from the one before.
+Transcription and fine-tuning need the weights alone. Nothing is pickled. Files are written atomically,
+the weights last, so a checkpoint whose weights exist is complete. Every file holds a checksum of its
+content, which is compared when it is read. A damaged checkpoint is set aside, and the run continues
+from the one before.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,7 +29,9 @@ from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.errors import UserError
 from mt3data.files import write_atomically
 from mt3data.music.vocabulary import VocabularyConfig
-from mt3train.model import MT3, ModelConfig
+from mt3data.shards.format import Positive, SpectrogramFields, VocabularyFields
+from mt3data.shards.schema import Limits, find_fault, parse_document
+from mt3train.model import MAX_POSITIONS, MT3, ModelConfig
 
 SCHEMA = 1  # of the metadata
 METADATA_KEY = "mt3kit"
@@ -42,19 +44,52 @@ HALF_MAX = torch.finfo(torch.float16).max  # 65,504
 
 
 class Damaged(UserError):
-    """A file that was cut short, altered or lost; what it held may exist elsewhere."""
+    """Reports a file that was cut short, altered or lost. An earlier checkpoint may be complete."""
+
+
+@dataclass(frozen=True)
+class _ModelFields:
+    vocab_size: Annotated[int, Limits(4, 1e5)]
+    emb_dim: Annotated[int, Limits(2, 1e5)]
+    num_heads: Annotated[int, Limits(1, 1000)]
+    head_dim: Annotated[int, Limits(1, 1e4)]
+    num_encoder_layers: Annotated[int, Limits(1, 200)]
+    num_decoder_layers: Annotated[int, Limits(1, 200)]
+    mlp_dim: Annotated[int, Limits(1, 1e5)]
+    n_mels: Annotated[int, Limits(1, 1e4)]
+    dropout_rate: Annotated[float, Limits(0, 0.999)]
+
+
+@dataclass(frozen=True)
+class _InfoFields:
+    """Limits the fields of a CheckpointInfo from a file."""
+
+    step: Annotated[int, Limits()]
+    model: _ModelFields
+    spectrogram: SpectrogramFields
+    vocabulary: VocabularyFields
+    frames: Annotated[int, Limits(1, MAX_POSITIONS)]
+    max_target_length: Annotated[int, Limits(1, MAX_POSITIONS)]
+    right_context: Literal["zeros", "audio"] | None = None
+    edge: Literal["segment", "track"] | None = None
+
+
+@dataclass(frozen=True)
+class _AnyMetadata:
+    schema: Positive
+    checksum: str = ""
 
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What a model's weights mean.
+    """Describes a model.
 
     Attributes:
-        step: number of updates done.
+        step: number of updates.
         model: sizes of the network.
-        spectrogram: how its input is computed.
-        vocabulary: what its tokens say.
-        right_context: "zeros" or "audio": what the last frames of a segment saw in training.
+        spectrogram: settings of its input.
+        vocabulary: settings of its tokens.
+        right_context: what followed the last frame of a segment in training: "zeros" or "audio".
         frames: length of a segment.
         max_target_length: longest target of its training, EOS included.
     """
@@ -168,7 +203,7 @@ def model_of(
 
 
 def weights_file(path: Path) -> Path:
-    """The weights that a path means: a file, or of a run's folder the newest.
+    """Returns the file of weights at a path: the file itself, or the newest of a run's folder.
 
     Raises:
         UserError: there are none.
@@ -189,27 +224,45 @@ def weights_file(path: Path) -> Path:
 
 
 def read_weights(file: Path) -> tuple[CheckpointInfo, dict[str, Tensor]]:
-    """What a file of weights says of itself, and its tensors; those in half precision as float32.
+    """Reads the description and the tensors of a file of weights. Half precision becomes float32.
 
     Raises:
         Damaged: it was cut short or altered. UserError: it is not a checkpoint of ours.
     """
     metadata, tensors = _open(file)
-    try:
-        info = CheckpointInfo(
-            step=metadata["step"],
-            model=ModelConfig(**metadata["model"]),
-            spectrogram=SpectrogramConfig(**metadata["spectrogram"]),
-            vocabulary=VocabularyConfig(**metadata["vocabulary"]),
-            right_context=metadata.get("right_context") or RIGHT_CONTEXT_OF_EDGE[metadata["edge"]],
-            frames=metadata["frames"],
-            max_target_length=metadata["max_target_length"],
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(
-            f"{file}: its metadata describes no model ({error!r}); copy it again"
-        ) from None
+    info = parse_info(metadata, file)
     return info, {n: t.float() if t.dtype == torch.float16 else t for n, t in tensors.items()}
+
+
+def parse_info(metadata: Mapping[str, Any], source: Path) -> CheckpointInfo:
+    """Checks the description of a model and returns it.
+
+    Args:
+        metadata: from a file, or the fields of a CheckpointInfo.
+        source: its path, for messages.
+    Raises:
+        UserError: a field is missing, unknown, of another type, or out of range.
+    """
+    fault = find_fault(dict(metadata), _InfoFields)
+    right_context = metadata.get("right_context") or RIGHT_CONTEXT_OF_EDGE.get(
+        str(metadata.get("edge"))
+    )
+    if not fault and right_context is None:
+        fault = "'right_context' is missing"
+    try:
+        if not fault:
+            return CheckpointInfo(
+                step=metadata["step"],
+                model=ModelConfig(**metadata["model"]),
+                spectrogram=SpectrogramConfig(**metadata["spectrogram"]),
+                vocabulary=VocabularyConfig(**metadata["vocabulary"]),
+                right_context=str(right_context),
+                frames=metadata["frames"],
+                max_target_length=metadata["max_target_length"],
+            )
+    except (TypeError, ValueError) as error:
+        fault = str(error)
+    raise UserError(f"{source}: its metadata describes no model ({fault}); copy it again")
 
 
 def require_arrays(
@@ -250,7 +303,7 @@ def require_arrays(
 
 
 def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None = None) -> str:
-    """SHA-256 of metadata as JSON, if there are any, and all tensors by name: name, shape, values."""
+    """Computes the SHA-256 of metadata (as JSON, if any) and of name, shape and values of all tensors."""
     digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode() if metadata else b"")
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tuple(tensor.shape)}\n".encode())
@@ -260,7 +313,7 @@ def checksum(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any] | None =
 
 
 def read_state(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Progress and optimiser state from beside the weights `file`, as `save` was given them.
+    """Reads the progress and optimizer state that `save` wrote with the weights `file`.
 
     Returns:
         The progress, and the state by "name of a parameter/key".
@@ -269,13 +322,15 @@ def read_state(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """
     beside = optimizer_file(file)
     if not beside.is_file():
-        raise Damaged(f"{beside} is missing, so {file.name} cannot go on")
+        raise Damaged(f"{beside} is missing, so training cannot continue from {file.name}")
     metadata, tensors = _open(beside)
+    if not isinstance(metadata.get("progress"), dict):
+        raise Damaged(f"{beside}: its metadata has no progress; copy it again")
     return metadata["progress"], tensors
 
 
 def optimizer_file(file: Path) -> Path:
-    """Where the state that belongs to the weights `file` is."""
+    """Returns the file of the optimizer state that belongs to the weights `file`."""
     return file.with_name(file.name.removesuffix(WEIGHTS) + OPTIMIZER)
 
 
@@ -292,19 +347,21 @@ def _open(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{file} is not a checkpoint of mt3train: it has no {METADATA_KEY} metadata"
         )
     try:
-        metadata = json.loads(text)
-    except ValueError as error:
-        raise Damaged(f"{file}: its metadata is no JSON ({error}); copy it again") from None
+        metadata = parse_document(
+            text.encode(errors="replace"), _AnyMetadata, str(file), "description of a checkpoint"
+        )
+    except UserError as error:
+        raise Damaged(str(error)) from None
     if metadata.get("schema") != SCHEMA:
         raise UserError(
             f"{file} has metadata of schema {metadata.get('schema')}, this version reads {SCHEMA};"
             " use the version of mt3train that wrote it"
         )
     # Files that are older than this check have none.
-    said = metadata.pop("checksum", None)
-    if said is not None and said != (found := checksum(tensors, metadata)):
+    expected = metadata.pop("checksum", None)
+    if expected is not None and expected != (found := checksum(tensors, metadata)):
         raise Damaged(
-            f"{file} was altered: what it holds has the checksum {found[:12]}, not {said!s:.12} as"
+            f"{file} was altered: its content has the checksum {found[:12]}, not {expected:.12} as"
             " when it was written; copy it again"
         )
     return metadata, tensors

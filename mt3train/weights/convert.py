@@ -15,7 +15,7 @@ import os
 import pickle
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ from mt3data.music.vocabulary import VocabularyConfig, num_embeddings
 from mt3train.model import MT3, ModelConfig
 from mt3train.weights import checkpoint
 from mt3train.weights.checkpoint import CheckpointInfo
-from mt3train.weights.t5x import read_t5x
+from mt3train.weights.t5x import MAX_ELEMENTS, read_t5x
 
 COMMAND = "mt3train convert"
 # What the published models expect and say (mt3/gin/mt3.gin and ismir2021.gin; both cut segments
@@ -168,6 +168,7 @@ def infer(
         n_mels=size("encoder.continuous_inputs_projection.weight", 1),
     )
     info = CheckpointInfo(step=step, model=model, vocabulary=vocabulary, frames=frames)
+    checkpoint.parse_info(asdict(info), source)  # as a file of ours would be checked
     if info.spectrogram.n_mels != model.n_mels:
         raise UserError(
             f"{source}: frames of {model.n_mels} values; expected {info.spectrogram.n_mels} mel bins"
@@ -247,6 +248,8 @@ def from_pth(state: Mapping[str, Any], source: Path) -> tuple[dict[str, Tensor],
         ours = PTH_ALIASES.get(name, str(name))
         for pattern, replacement in PTH_NAMES:
             ours = re.sub(pattern, replacement, ours)
+        if value.numel() > MAX_ELEMENTS or value.layout != torch.strided or value.is_meta:
+            raise UserError(f"{source}: {name} is larger than any array of MT3, or holds no values")
         tensor = value.to(torch.float32).contiguous()
         if ours in tensors and not torch.equal(tensors[ours], tensor):
             raise UserError(f"{source}: {name} and {theirs[ours]} differ; expected one array")
@@ -270,9 +273,11 @@ def read_pth(path: Path) -> Mapping[str, Any]:
         raise UserError(
             f"{path} is refused: {seen}; expected a state dict, which holds nothing but arrays"
         ) from None
-    except (RuntimeError, EOFError, ValueError, OSError, KeyError) as error:
-        said = str(error).splitlines()[0][:150]
-        raise UserError(f"{path} is no whole file of torch.save ({said}); copy it again") from None
+    except (RuntimeError, EOFError, ValueError, OSError, LookupError, TypeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:150]
+        raise UserError(
+            f"{path} is no whole file of torch.save ({reason}); copy it again"
+        ) from None
     if not isinstance(state, Mapping):
         raise UserError(f"{path} holds a {type(state).__name__}; expected a state dict")
     return state

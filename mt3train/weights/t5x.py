@@ -6,9 +6,9 @@
         .zarray                                              its shape, chunks and type, as JSON
         0                                                    a chunk, gzipped, padded at the edges
 
-Only parameters are read; the optimiser's state is left alone. What this module does not know, it
-refuses by name, since a guess would give a model that runs and is wrong. A chunk that is missing
-is no array of zeros here, as zarr has it, but a checkpoint that was not copied whole.
+Only parameters are read; the state of the optimizer is ignored. Unknown settings are errors that name
+them, because a guess could give a model that runs and is wrong. A missing chunk is an error too, since
+it comes from an incomplete copy. (In zarr it would stand for zeros.)
 
 Source: t5x/checkpoints.py, flax/serialization.py, the zarr specification, version 2.
 """
@@ -26,12 +26,15 @@ from typing import Any
 import numpy as np
 
 from mt3data.errors import UserError
+from mt3data.files import kind_of
 
 TREE = "checkpoint"  # the msgpack file
 FLAX_ARRAYS = (1, 3)  # msgpack extension types of flax: arrays and numpy scalars
 KNOWN = {"version", "optimizer", "flax_mutables", "target", "state"}
 GZIP = 16 + zlib.MAX_WBITS
-TOO_LARGE = 1 << 31  # elements; MT3's largest array has 851,968
+MAX_ELEMENTS = 1 << 24  # of an array; MT3's largest has 851,968
+MAX_DIMENSIONS, MAX_DEPTH = 8, 32
+MAX_TREE_BYTES = 1 << 26  # MT3's has 894,205
 
 
 def read_t5x(folder: Path) -> tuple[dict[str, np.ndarray], int]:
@@ -45,8 +48,18 @@ def read_t5x(folder: Path) -> tuple[dict[str, np.ndarray], int]:
         UserError: not a checkpoint, or one with something missing, damaged or unknown.
     """
     folder = _checkpoint_folder(folder)
+    try:
+        return _read_checkpoint(folder)
+    except UserError:
+        raise
+    except (AttributeError, TypeError, ValueError, KeyError, OverflowError, OSError) as error:
+        reason = f"{type(error).__name__}: {error}"[:150]
+        raise UserError(f"{folder} is no T5X checkpoint of MT3 ({reason}); copy it again") from None
+
+
+def _read_checkpoint(folder: Path) -> tuple[dict[str, np.ndarray], int]:
     tree = _read_tree(folder / TREE)
-    if unknown := sorted(tree.keys() - KNOWN):
+    if unknown := sorted(map(str, tree.keys() - KNOWN)):
         raise UserError(
             f"{folder / TREE} holds {unknown[0]!r}, which is no part of a T5X checkpoint"
         )
@@ -101,11 +114,11 @@ class _Layout:
 
 def _read_layout(path: Path) -> _Layout:
     try:
-        facts = json.loads(path.read_text())
+        facts = json.loads(_read_file(path, 1 << 16))
         shape, chunks = tuple(facts["shape"]), tuple(facts["chunks"])
         compressor = (facts["compressor"] or {"id": "none"})["id"]
         kind = facts["dtype"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: not the description of a zarr array ({error!r})") from None
     separator = facts.get("dimension_separator", ".")  # early T5X does not write it
     for key, seen, known in (
@@ -119,11 +132,11 @@ def _read_layout(path: Path) -> _Layout:
         if seen not in known:
             expected = " or ".join(map(repr, known))
             raise UserError(f"{path}: {key} is {seen!r}; expected {expected}")
-    if len(shape) != len(chunks) or not all(
-        isinstance(n, int) and 0 < n < TOO_LARGE for n in (*shape, *chunks)
+    if not len(shape) == len(chunks) <= MAX_DIMENSIONS or not all(
+        isinstance(n, int) and 0 < n <= MAX_ELEMENTS for n in (*shape, *chunks)
     ):
-        raise UserError(f"{path}: shape {shape} in chunks of {chunks} makes no sense")
-    if max(math.prod(shape), math.prod(chunks)) > TOO_LARGE:
+        raise UserError(f"{path}: shape {shape!s:.60} in chunks of {chunks!s:.60} is not valid")
+    if max(math.prod(shape), math.prod(chunks)) > MAX_ELEMENTS:
         raise UserError(f"{path}: shape {shape} is larger than any array of MT3")
     return _Layout(shape, chunks, kind == "bfloat16", compressor == "gzip", separator)
 
@@ -164,8 +177,10 @@ def _read_tree(path: Path) -> dict[str, Any]:
         return np.frombuffer(values, dtype).reshape(shape)
 
     try:
-        tree = msgpack.unpackb(path.read_bytes(), ext_hook=extension, raw=False)
-    except (ValueError, TypeError, msgpack.exceptions.UnpackException) as error:
+        tree = msgpack.unpackb(
+            _read_file(path, MAX_TREE_BYTES), ext_hook=extension, raw=False, strict_map_key=False
+        )
+    except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
         said = f"{type(error).__name__}: {error}"
         raise UserError(
             f"{path} is not the msgpack tree of a T5X checkpoint ({said[:200]}); copy it again"
@@ -175,8 +190,10 @@ def _read_tree(path: Path) -> dict[str, Any]:
     return tree
 
 
-def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
-    """(name, inline array or description of a zarr folder) of all that is below a node."""
+def _leaves(tree: dict[str, Any], above: str = "", depth: int = 0) -> Iterator[tuple[str, Any]]:
+    """Yields (name, inline array or description of a zarr folder) of everything below a node."""
+    if depth > MAX_DEPTH:
+        raise ValueError(f"a tree deeper than {MAX_DEPTH} levels")
     for key, node in tree.items():
         name = f"{above}{key}"
         if not isinstance(node, dict):
@@ -186,7 +203,7 @@ def _leaves(tree: dict[str, Any], above: str = "") -> Iterator[tuple[str, Any]]:
             # Only the last part: a checkpoint names the place where it was written.
             yield name, node | {"_folder": re.sub(r"/+$", "", str(path)).rpartition("/")[2]}
         else:
-            yield from _leaves(node, name + "/")
+            yield from _leaves(node, name + "/", depth + 1)
 
 
 def _read_leaf(folder: Path, name: str, leaf: Any) -> np.ndarray:
@@ -207,12 +224,23 @@ def _read_leaf(folder: Path, name: str, leaf: Any) -> np.ndarray:
     return array
 
 
-def _read_chunk(path: Path, size: int, compressed: bool) -> bytes:
-    """The bytes of a chunk, all of them and no more."""
+def _read_file(path: Path, limit: int) -> bytes:
+    """Reads a regular file of at most `limit` bytes; never a device or pipe behind a link."""
     try:
-        data = path.read_bytes()
+        if not path.is_file():
+            raise UserError(f"{path}: {kind_of(path)}; expected a file, copy the checkpoint again")
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; copy the checkpoint again") from None
+    if len(data) > limit:
+        raise UserError(f"{path}: more than {limit:,} bytes; copy the checkpoint again")
+    return data
+
+
+def _read_chunk(path: Path, size: int, compressed: bool) -> bytes:
+    """Reads a chunk of `size` bytes."""
+    data = _read_file(path, size + size // 64 + 4096)  # gzip can make data longer by this much
     whole = True
     if compressed:
         unpacker = zlib.decompressobj(GZIP)

@@ -285,7 +285,7 @@ def test_every_option_has_a_help_text_and_the_first_sentence_fits(
 # What an option is called, wherever it stands; only of these, so that a new name is thought about.
 NAMES = """--align --batch --cache --checkpoint --compile --config --context --csv --dry-run --engine
 --effects --exclude --fast --force --format --from --half --heads --html --json --kinds --max-failures
---midi --name --no-download --out --part --profile --programs --root --seconds --seed --select --soundfont --source
+--midi --name --no-download --out --part --plain --profile --programs --root --seconds --seed --select --soundfont --source
 --split --split-scheme --store --stream --tracks --variants --window --workers""".split()
 
 

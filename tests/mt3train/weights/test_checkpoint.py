@@ -7,6 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from mt3data.errors import UserError
@@ -17,6 +19,7 @@ from mt3train.weights.checkpoint import (
     CheckpointInfo,
     checkpoints,
     load_model,
+    parse_info,
     read_state,
     save,
     save_weights,
@@ -105,7 +108,7 @@ def damaged(kind, path, model):
         ("foreign", "is not a checkpoint of mt3train"),
         (
             "flipped",
-            "was altered: what it holds has the checksum .*, not .* as when it was written; copy it",
+            "was altered: its content has the checksum .*, not .* as when it was written; copy it",
         ),
         ("other schema", "its metadata describes no model .*'model'.*; copy it again"),
         ("later schema", "metadata of schema 2, this version reads 1"),
@@ -153,6 +156,85 @@ def test_a_bit_that_flips_anywhere_is_noticed_or_harmless(tmp_path):
         assert info == INFO, whole[place - 9 : place + 9]
         assert all(torch.equal(value, wanted[n]) for n, value in loaded.state_dict().items())
     assert noticed > 200
+
+
+def metadata_file(path: Path, metadata: object) -> Path:
+    """Writes whole weights of TINY with other metadata and without a checksum."""
+    save_file(MT3(TINY).state_dict(), path, {"mt3kit": json.dumps(metadata)})
+    return path
+
+
+def valid_metadata() -> dict:
+    return {"schema": 1, **dataclasses.asdict(INFO)}
+
+
+@pytest.mark.parametrize(
+    "field, value, fact",
+    [
+        ("model.num_encoder_layers", 10**7, "model.num_encoder_layers is 10000000; expected"),
+        ("model.num_encoder_layers", -1, "model.num_encoder_layers is -1"),
+        ("model.emb_dim", "8", "model.emb_dim is '8'; expected a whole number"),
+        ("model.dropout_rate", float("nan"), "NaN is no number"),
+        ("model", None, "model is None"),
+        ("model.width", 8, "unexpected keyword argument 'width'"),
+        ("spectrogram.hop", 0, "spectrogram.hop is 0"),
+        ("spectrogram.fmax", 1e400, "Infinity is no number"),
+        ("vocabulary.num_velocity_bins", 1000, "num_velocity_bins is 1000"),
+        ("vocabulary.encoding", "evil", "vocabulary.encoding is 'evil'; expected ties or"),
+        ("right_context", "evil", "right_context is 'evil'; expected zeros or audio"),
+        ("right_context", None, "'right_context' is missing"),
+        ("frames", 0, "frames is 0; expected a whole number from 1 to 2048"),
+        ("max_target_length", 10**18, "max_target_length is 1000000000000000000"),
+        ("step", True, "step is True"),
+        ("schema", [1], r"schema is list"),
+    ],
+)
+def test_metadata_out_of_range_is_refused_with_the_field(tmp_path, field, value, fact):
+    metadata = valid_metadata()
+    *sections, name = field.split(".")
+    (metadata[sections[0]] if sections else metadata)[name] = value
+    with pytest.raises(UserError, match=fact) as caught:
+        load_model(metadata_file(tmp_path / "a.safetensors", metadata))
+    assert "\n" not in str(caught.value) and "a.safetensors" in str(caught.value)
+
+
+def test_metadata_nested_100000_levels_deep_is_refused(tmp_path):
+    text = "[" * 100_000 + "]" * 100_000
+    save_file(MT3(TINY).state_dict(), tmp_path / "a.safetensors", {"mt3kit": text})
+    with pytest.raises(UserError, match="nested too deeply"):
+        load_model(tmp_path / "a.safetensors")
+
+
+ANYTHING = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=5),
+    st.sampled_from([0, -1, 1, 2**31, 2**63, 1e308, "zeros", "evil"]),
+    st.lists(st.integers(), max_size=3), st.dictionaries(st.text(max_size=5), st.none(), max_size=3),
+)  # fmt: skip
+
+
+@settings(max_examples=300, deadline=None)
+@given(data=st.data())
+def test_any_metadata_give_a_description_in_range_or_one_line(data):
+    metadata = valid_metadata()
+    for _ in range(data.draw(st.integers(1, 3))):
+        part = data.draw(st.sampled_from([metadata, *filter(is_dict, metadata.values())]))
+        name = data.draw(st.sampled_from([*part, "edge", "other"]))
+        if data.draw(st.booleans()):
+            part[name] = data.draw(ANYTHING)
+        else:
+            part.pop(name, None)
+    try:
+        info = parse_info(metadata, Path("a.safetensors"))
+    except UserError as error:
+        assert "\n" not in str(error) and len(str(error)) < 400
+        return
+    assert 0 < info.frames <= 2048 and 0 < info.spectrogram.hop < 1e6
+    assert info.right_context in ("zeros", "audio")
+    assert 0 < info.model.num_encoder_layers <= 200 and 0 <= info.model.dropout_rate < 1
+
+
+def is_dict(value: object) -> bool:
+    return isinstance(value, dict)
 
 
 def test_a_place_without_checkpoint_is_named(tmp_path):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import pickle
 import re
 from pathlib import Path
@@ -167,7 +168,7 @@ def padded(path: Path) -> None:
 @pytest.mark.parametrize(
     "file, change, message",
     [
-        ("{a}/0.0", Path.unlink, r"0\.0: No such file"),
+        ("{a}/0.0", Path.unlink, r"0\.0: no such file"),
         ("{a}/0.0", cut, "768 bytes and no end in a chunk of 768"),
         ("{a}/0.0", flip, "damaged|and no end"),
         ("{a}/0.0", padded, "769 bytes and no end in a chunk of 768"),
@@ -330,3 +331,25 @@ def test_weights_need_a_regular_file(out, tmp_path, randomised):
     with pytest.raises(UserError, match="regular file"):
         convert(source, out, 2, force=True)
     assert Path("/dev/null").is_char_device()
+
+
+@pytest.mark.parametrize("kind", ["empty", "expanded", "layer 10,000,000", "pipe", "list", "text"])
+def test_a_hostile_pth_file_is_refused_in_one_line(tmp_path, randomised, kind):
+    path = tmp_path / "a.pth"
+    state = pth_state(randomised)
+    if kind == "empty":
+        path.write_bytes(b"")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "text":
+        path.write_text("weights")
+    elif kind == "list":
+        torch.save([1, 2], path)
+    elif kind == "expanded":  # 4 bytes in the file, 4 TB in memory
+        torch.save(state | {"proj.weight": torch.zeros(1).expand(10**6, 10**6)}, path)
+    else:
+        name = "encoder.block.10000000.layer.0.layer_norm.weight"
+        torch.save(state | {name: torch.ones(64)}, path)
+    with pytest.raises(UserError) as caught:
+        convert(path, tmp_path / "a.safetensors", num_heads=2)
+    assert "\n" not in str(caught.value) and "a.pth" in str(caught.value)
