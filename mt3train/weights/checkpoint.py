@@ -29,8 +29,8 @@ from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.errors import UserError
 from mt3data.files import write_atomically
 from mt3data.music.vocabulary import VocabularyConfig
+from mt3data.schema import Limits, find_fault, parse_document
 from mt3data.shards.format import Positive, SpectrogramFields, VocabularyFields
-from mt3data.shards.schema import Limits, find_fault, parse_document
 from mt3train.model import MAX_POSITIONS, MT3, ModelConfig
 
 SCHEMA = 1  # of the metadata
