@@ -1,8 +1,8 @@
-"""What publishers say about their datasets, as data: one TOML file per dataset, facts only.
+"""Reads the facts that publishers state about their datasets: one TOML file per dataset.
 
-A manifest names the licence, the sources with their checksums, the layout, the splits of every
-scheme, the instrument classes and the known issues. Lists of tracks stand in a CSV beside it. The
-files live in `manifests/` at the top of a checkout and in `mt3data/manifests/` inside the wheel;
+A manifest holds the licence, the sources with their checksums, the layout, the splits of every scheme,
+the instrument classes and the known issues. Lists of tracks are in a CSV beside it. The files are in
+`manifests/` at the top of a checkout and in `mt3data/manifests/` inside the wheel.
 `manifests/mixtures/` names sets that are trained on together. MT3 has no counterpart: its TFRecords
 were made by code that was not published.
 """
@@ -22,25 +22,24 @@ from mt3data.datasets.documents import read_csv, read_text
 from mt3data.errors import UserError
 from mt3data.schema import Limits, find_fault
 
-# How sure a fact is. "ours" marks what was decided here and is no claim of a publisher.
+# How sure a fact is. "ours" marks our own decisions, which no publisher states.
 STATUSES = ("verified", "several", "one", "unverified", "ours")
 
 
 @dataclass(frozen=True)
 class Source:
-    """One published file; what is not known is 0 or empty.
+    """One published file. Unknown facts are 0 or empty.
 
     Attributes:
-        url, mirrors: where the same bytes are served, in the order in which to try.
+        url, mirrors: addresses of the same bytes, in the order in which they are tried.
         status: how sure size and checksum are, one of STATUSES.
         kind: "zip", "tar.gz", or "file" (stored under its own name).
         into: folder below the dataset's folder where it is unpacked or stored; "" is that folder.
-        strip: leading folders of member names that are removed when unpacking; a member that lies
-            higher up keeps its name.
-        optional: not fetched unless asked for.
+        strip: number of leading folders that are removed from member names. A member above that
+            depth keeps its name.
+        optional: only fetched on request.
         seekable: single members can be fetched with HTTP Range (a zip on a server that allows it).
-        group: the entry of the manifest that this one file belongs to, where one entry stands for
-            all files that the rows name.
+        group: id of the manifest's entry, if that entry stands for all files that the rows name.
     """
 
     id: str
@@ -60,19 +59,19 @@ class Source:
 
     @property
     def urls(self) -> tuple[str, ...]:
-        """All addresses, in the order in which to try them."""
+        """All addresses, in the order in which they are tried."""
         return (self.url, *self.mirrors)
 
 
 @dataclass(frozen=True)
 class KnownIssue:
-    """A known fault of the published data and what a build does about it by default.
+    """A known fault of the published data, and what a build does about it by default.
 
     Attributes:
-        action: "keep" (nothing is done), "flag" (kept, and told in the track's problems), "drop"
-            (what is faulty is left out) or "shift" (shift_seconds is added to every note time).
-            The profile "paper" never drops or shifts: it flags.
-        tracks: ids of the tracks that are meant; empty: the files tell, or all of them.
+        action: "keep" (do nothing), "flag" (report it in the track's problems), "drop" (leave out
+            what is faulty) or "shift" (add shift_seconds to every note time).
+            The profile "paper" flags in place of dropping and shifting.
+        tracks: ids of the affected tracks; empty if the files show it, or for all tracks.
     """
 
     id: str
@@ -86,7 +85,7 @@ class KnownIssue:
 
 @dataclass(frozen=True)
 class SplitScheme:
-    """How tracks are divided: by ranges of track numbers, by a column of the rows, or by folder."""
+    """A division of tracks by ranges of track numbers, by a column of the rows, or by folder."""
 
     name: str
     ranges: tuple[tuple[str, int, int], ...] = ()  # (split, first number, last number)
@@ -95,13 +94,13 @@ class SplitScheme:
 
     @property
     def splits(self) -> tuple[str, ...]:
-        """Names that the ranges speak of, in order."""
+        """Names of the splits with ranges, in order."""
         return tuple(split for split, _, _ in self.ranges)
 
 
 @dataclass(frozen=True)
 class PaperFigures:
-    """What a paper counted, and why the published files give something else (empty: they do not)."""
+    """The counts of a paper, and why those of the published files differ (empty if they agree)."""
 
     where: str
     tracks: int = 0
@@ -115,19 +114,19 @@ class DatasetManifest:
     """One dataset.
 
     Attributes:
-        folder: below --root, where the dataset lies; adapters take --root or this folder itself.
+        folder: folder of the dataset below --root. Adapters take --root or this folder itself.
         adapter: module of mt3data.datasets that reads it.
-        layout, reader: how the files lie, and what their contents mean.
+        layout, reader: facts about the folders and files, and about their contents.
         expected, expected_hours: scheme -> split -> number of tracks, hours of audio. Every
             recording that a row names is a track of its own.
-        total_hours: of all tracks, where the splits' hours are not known.
+        total_hours: of all tracks, if the hours of the splits are unknown.
         classes: class name -> (program that labels carry, member programs).
         programs: the publisher's instrument code -> program that labels carry (0-based).
         status: fact ("licence", "layout", "splits.mt3", ...) -> one of STATUSES.
-        unverified: what nobody could confirm, one sentence each.
+        unverified: one sentence for each fact that nobody could confirm.
         rows_where: only rows of the CSV with something in this column belong to the dataset.
-        derived: column -> text made from other columns, for what the CSV leaves out.
-        profile_notes: profile ("paper", "fixed") -> what it does here.
+        derived: column that the CSV lacks -> text with other columns in braces.
+        profile_notes: profile ("paper", "fixed") -> its effect on this dataset.
     """
 
     name: str
@@ -189,11 +188,11 @@ class DatasetManifest:
 
     @property
     def hours(self) -> float:
-        """Hours of audio in all splits of the default scheme; 0: not known."""
+        """Hours of audio in all splits of the default scheme; 0 if unknown."""
         return sum(self.expected_hours.get(self.default_scheme, {}).values()) or self.total_hours
 
     def open_questions(self) -> tuple[str, ...]:
-        """Everything in the manifest that nobody could confirm, one sentence each."""
+        """Returns one sentence for each fact of the manifest that nobody could confirm."""
         facts = [f"{k}: unverified" for k, status in self.status.items() if status == "unverified"]
         groups = {s.group or s.id for s in self.sources if s.status == "unverified"}
         sources = [f"source {name}: size and checksum are unverified" for name in sorted(groups)]
@@ -202,16 +201,16 @@ class DatasetManifest:
 
     @cached_property
     def program_to_class(self) -> dict[int, str]:
-        """Class name of each 0-based General MIDI program that has one."""
+        """0-based General MIDI program -> class name, for programs that have a class."""
         return {p: name for name, (_, members) in self.classes.items() for p in members}
 
     def label_program(self, program: int) -> int | None:
-        """The program that labels carry for a General MIDI program (0-based); None: no class."""
+        """Returns the program of labels for a 0-based General MIDI program; None without a class."""
         name = self.program_to_class.get(program)
         return None if name is None else self.classes[name][0]
 
     def scheme(self, name: str | None = None) -> SplitScheme:
-        """The split scheme of this name, or the default one.
+        """Returns the split scheme of this name, or the default one.
 
         Raises:
             UserError: the dataset has no such scheme.
@@ -239,12 +238,12 @@ def safe_name(name: str, where: str) -> str:
 
 
 def row_paths(row: Mapping[str, str], column: str) -> list[str]:
-    """The files that a row names in a column, "audio" or "labels": paths below the dataset's folder."""
+    """Returns the files of a row in a column, "audio" or "labels", as paths below the dataset's folder."""
     return [path for path in row.get(column, "").split(";") if path]
 
 
 def names() -> list[str]:
-    """Datasets that have a manifest, in alphabetical order."""
+    """Returns the names of all datasets that have a manifest, in alphabetical order."""
     return sorted(path.stem for path in _folder().glob("*.toml"))
 
 
@@ -373,7 +372,7 @@ def _sources(entry: dict[str, Any], manifest: DatasetManifest) -> list[Source]:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Sets that are trained on together: P(set) is proportional to n ** (1 / temperature)."""
+    """Datasets that are trained on together. P(dataset) is proportional to n ** (1 / temperature)."""
 
     name: str
     title: str
@@ -383,7 +382,7 @@ class Mixture:
 
 
 def mixture_names() -> list[str]:
-    """Mixtures that have a file, in alphabetical order."""
+    """Returns the names of all mixtures, in alphabetical order."""
     return sorted(path.stem for path in (_folder() / "mixtures").glob("*.toml"))
 
 

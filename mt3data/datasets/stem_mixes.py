@@ -1,11 +1,12 @@
-"""Which stems a variant hears: random subsets of a Slakh track, and the quartets of Cerberus4.
+"""Draws which stems a variant contains, and sums them.
 
-MT3 trained on "10 random subsets of at least 4 instruments" of every Slakh song (paper, B.2). How
-the sizes were drawn, with which seed and at which gain is not published. The law here: an instrument
-is a stem; the size of a subset is uniform between 4 and all the stems; its members are drawn without
-replacement; no subset comes twice while there are others; a track of fewer than 4 stems is taken
-whole. Audio is the plain sum of the stems' published audio, gain 1, as Slakh's own mixes are said to
-be (not yet checked against its files).
+Variants are random subsets of the stems of a Slakh track, or quartets of Cerberus4. MT3 trained on "10
+random subsets of at least 4 instruments" of every Slakh song (paper, B.2). The drawing of sizes, the
+seed and the gain are not published. We use these rules: An instrument is a stem. The size of a subset
+is uniform between 4 and all stems. Its members are drawn without replacement. No subset comes twice
+while there are others. A track of fewer than 4 stems is taken whole. The audio is the plain sum of the
+published stems with gain 1. Slakh's own mixes are said to be made this way, which was not yet checked
+against its files.
 
 Source: MT3's paper, appendix B.2.
 """
@@ -27,22 +28,22 @@ LAW = (
     "size uniform from {} to all stems, members uniform without replacement, distinct while "
     "possible; fewer stems: all; gain 1"
 )
-TRIES = 100  # draws until a subset is taken though it came before
+TRIES = 100  # draws, after which a repeated subset is accepted
 MAX_QUARTETS = 32  # of one song; the paper's mean is 6
 
 
 def subsets(
     stem_ids: Sequence[str], seed: int, track: str, count: int, least: int = MIN_STEMS
 ) -> tuple[tuple[str, ...], ...]:
-    """Draws the stems of `count` variants, by the law above.
+    """Draws the stems of `count` variants by the rules above.
 
     Args:
-        stem_ids: of the track, in order.
-        seed, track: what the draw depends on, beside the stems.
-        count: variants.
-        least: stems of the smallest subset.
+        stem_ids: stems of the track, in order.
+        seed, track: seed of the draw, together with the stems.
+        count: number of variants.
+        least: number of stems of the smallest subset.
     Returns:
-        For each variant its stems, in the order of stem_ids.
+        The stems of each variant, in the order of stem_ids.
     """
     generator = random.Random(f"{seed}|{track}|subsets")
     least = min(least, len(stem_ids))
@@ -59,13 +60,14 @@ def subsets(
 
 
 def with_subsets(track: Track, seed: int, count: int, least: int = MIN_STEMS) -> Track:
-    """The track with variants over random subsets of its stems.
+    """Returns the track with variants over random subsets of its stems.
 
-    It stays as it is where it has no stems, has variants already, or is not for training.
+    Tracks without stems, with variants, or not for training are returned unchanged.
 
     Args:
-        count: how many subsets.
-        least: stems of the smallest one.
+        seed: of the draw.
+        count: number of subsets.
+        least: number of stems of the smallest subset.
     """
     ids = [stem.id for stem in track.stems if stem.audio]
     if not ids or track.variants or track.failure or track.split != "train":
@@ -74,7 +76,7 @@ def with_subsets(track: Track, seed: int, count: int, least: int = MIN_STEMS) ->
 
 
 def quartets(groups: Sequence[Sequence[Stem]], song: str) -> list[tuple[Stem, ...]]:
-    """All ways to take one stem of each group; MAX_QUARTETS of them, drawn by song, if more."""
+    """Returns all ways to take one stem of each group, or MAX_QUARTETS of them, drawn by song."""
     every = list(itertools.product(*groups))
     if len(every) <= MAX_QUARTETS:
         return every
@@ -83,9 +85,9 @@ def quartets(groups: Sequence[Sequence[Stem]], song: str) -> list[tuple[Stem, ..
 
 
 def mixes(track: Track, rate: int) -> list[np.ndarray]:
-    """The audio of every variant of a track: sums of its stems at `rate`, float32, equally long.
+    """Sums the stems of every variant of a track, at `rate`, float32, all of equal length.
 
-    Every stem is decoded once and added wherever it belongs, in the order of the stems.
+    Every stem is decoded once and added to its variants, in the order of the stems.
     """
     sums = [np.zeros(0, np.float32) for _ in track.variants]
     for stem in track.stems:

@@ -1,9 +1,10 @@
-"""What a dataset adapter yields: a track with its stems, cheap to make, to pickle and to read later.
+"""Defines a track with its stems, which dataset adapters yield.
 
-Source of the label reading: mt3/preprocessors.py add_track_to_notesequence (sustain is applied per
-stem, then program and is_drum are set). Unlike the original, zero-length notes are dropped and
-counted here (it raises), and every stem keeps an instrument number of its own (it numbers by
-program); trimming works by program, so this changes no target.
+A track is cheap to make and to pickle, and reads its files later. Labels are read as in
+mt3/preprocessors.py add_track_to_notesequence: sustain is applied per stem, then program and is_drum
+are set. Two things differ. Notes of zero length are dropped and counted here, where the original
+raises. Every stem keeps its own instrument number, where the original numbers by program. Trimming
+works by program, so this changes no target.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from mt3data.music.notes import DRUM_INSTRUMENT, Notes
 class Stem:
     """One instrument of a track.
 
-    `program` (0-127) is the one that labels carry, `name` its class, `family` the publisher's own.
+    `program` (0-127) is the program of its labels, `name` its class, and `family` the publisher's class.
     """
 
     id: str
@@ -36,10 +37,10 @@ class Stem:
 
 
 class Labels(Protocol):
-    """How a track's labels are read where they are not one MIDI file per stem.
+    """Reads the labels of a track that are not one MIDI file per stem.
 
-    Each adapter has its own frozen, picklable dataclass. `files` are what `load` reads, all of
-    them; their bytes are hashed into the build.
+    Each adapter has its own frozen, picklable dataclass. `files` lists all files that `load` reads,
+    because a build hashes their bytes.
     """
 
     @property
@@ -48,29 +49,29 @@ class Labels(Protocol):
         ...
 
     def load(self) -> tuple[Notes, tuple[str, ...]]:
-        """The notes, untrimmed, and what was noticed while reading, one sentence each."""
+        """Reads the untrimmed notes. Returns them and one sentence for each problem."""
         ...
 
 
 @dataclass(frozen=True)
 class Track:
-    """One piece. Holds paths and facts only: making one opens no audio and no MIDI file.
+    """One piece. It holds paths and facts, and making one opens no audio and no MIDI file.
 
     Attributes:
         id: short and unique in its dataset, [A-Za-z0-9_-], at most 40 bytes.
         name: the publisher's name.
         dataset: name of the manifest.
         split: "train", "validation", "test", or another name of the split scheme.
-        audio: the mix; where it is missing, the path at which it was looked for.
-        stems: labelled stems in the order of their ids; none where `labels` are read as a whole.
-        problems: what was noticed on the way, one sentence each; the track is usable all the same.
-        trim: overlapping notes of one pitch and program are to be trimmed (training splits only).
-        failure: why the track cannot be used at all; empty when it can.
+        audio: path of the mix, also if the file is missing.
+        stems: labelled stems in the order of their ids; empty if `labels` holds all labels.
+        problems: one sentence for each problem. The track is usable in spite of them.
+        trim: whether overlapping notes of one pitch and program get trimmed (training splits only).
+        failure: why the track cannot be used; empty if it can.
         labels: reads the labels of a dataset without stems.
-        variants: for each variant the ids of the stems that it hears, summed; empty: all hear the mix.
+        variants: ids of the stems that are summed in each variant; empty if all variants are the mix.
 
-    Texts in problems and failure name files relative to the track, because they end up in builds,
-    whose bytes must not depend on where the data lie.
+    Texts in problems and failure name files relative to the track. They become part of builds, whose
+    bytes must not depend on the place of the data.
     """
 
     id: str
@@ -87,34 +88,34 @@ class Track:
 
     @property
     def audio_files(self) -> tuple[Path, ...]:
-        """What is heard: the mix, or the stems of all variants."""
+        """The audio files of the records: the mix, or the stems of all variants."""
         heard = {stem_id for members in self.variants for stem_id in members}
         stems = tuple(stem.audio for stem in self.stems if stem.audio and stem.id in heard)
         return stems or (self.audio,)
 
     @property
     def label_files(self) -> tuple[Path, ...]:
-        """What the labels are read from: their own files, or the MIDI of the stems."""
+        """The files of the labels: those of `labels`, or the MIDI of the stems."""
         if self.labels is not None:
             return self.labels.files
         return tuple(stem.midi for stem in self.stems if stem.midi)
 
     @property
     def source_files(self) -> tuple[Path, ...]:
-        """Everything that records of the track are made from: its audio, then its labels."""
+        """All files that records of the track are made from: its audio, then its labels."""
         return self.audio_files + self.label_files
 
     def load_notes(self) -> Notes:
-        """The notes, untrimmed: see load_labels."""
+        """Reads the untrimmed notes, see load_labels."""
         return self.load_labels()[0]
 
     def load_labels(self) -> tuple[Notes, tuple[str, ...]]:
         """Reads `labels`, or the MIDI of every stem.
 
         Returns:
-            The notes, stem after stem, with sustain applied, program and is_drum of their stem, and
-            `instrument` numbering the stems (9 for all drums, which others skip); and the problems
-            of the track, those found while reading included.
+            The notes and the problems of the track, including those found while reading. The notes
+            are in the order of the stems, with sustain applied. They have program and is_drum of
+            their stem. `instrument` numbers the stems; it is 9 for all drums and no other stem.
         Raises:
             UserError: the track has a failure, a MIDI file cannot be read, or no stem has notes.
         """
@@ -130,7 +131,7 @@ class Track:
         return Notes.concat([part for _, part in parts]), problems
 
     def load_parts(self) -> tuple[list[tuple[str, Notes]], tuple[str, ...]]:
-        """The notes of each stem that has MIDI, with its id; and problems, as `load_labels`.
+        """Reads the notes of each stem that has MIDI, with its id. Returns problems as `load_labels`.
 
         Raises:
             UserError: the MIDI of a stem cannot be read.

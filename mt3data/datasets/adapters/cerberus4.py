@@ -1,4 +1,4 @@
-"""Cerberus4: quartets of one piano, guitar, bass and drums each, drawn from Slakh2100's songs.
+"""Makes Cerberus4: quartets of one piano, guitar, bass and drums each, drawn from Slakh2100's songs.
 
 Every combination of exactly one stem of each group is a track of its own, whole, "with no additional
 criteria on instrument activity" (MT3, B.3); a song with more than mix.MAX_QUARTETS gives so many,

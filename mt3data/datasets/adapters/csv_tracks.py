@@ -1,9 +1,9 @@
-"""Datasets whose tracks a manifest lists row by row: where they lie, their split, known issues.
+"""Finds the tracks that a manifest lists row by row: their files, splits and known issues.
 
-Adapters of such datasets differ in how labels are read; everything else is here. The rows decide
-what a dataset holds and the files what of it is there: a row none of whose files exist is no track
-(a part of the dataset was fetched; `mt3data verify` names what is missing), a row with some of its
-files is a track that fails.
+Adapters of such datasets differ only in how they read labels. The rows state what a dataset holds, and
+the files state which of it is there. A row without any file is no track, because a part of the dataset
+was fetched (`mt3data verify` names what is missing). A row with some of its files is a track that
+fails.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from mt3data.music.midi import read_midi
 from mt3data.music.notes import Notes, assign_instruments, consecutive_same_pitch, shift_times
 
 VELOCITY = 100  # of notes whose publisher gives none; with one velocity bin no token depends on it
-AMBIGUOUS = 0.05  # semitones around a half, where rounding a pitch is a guess
+AMBIGUOUS = 0.05  # semitones around a half, where rounding a pitch is ambiguous
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a manifest's CSV, with its files looked up.
+    """One row of a manifest's CSV with the paths of its files.
 
     Attributes:
         id, name: as in the CSV.
-        split: of the scheme asked for; "" where the row is in none, see `failure`.
+        split: in the requested scheme; "" if the row is in none, see `failure`.
         audio, labels: paths in the order of the CSV, whether they exist or not.
-        problems: known issues that are flagged for this track.
-        shift_seconds: what known issues add to every note time.
-        failure: why the row cannot be used whatever its files hold.
+        problems: known issues of this track, one sentence each.
+        shift_seconds: sum of the shifts of known issues, added to every note time.
+        failure: why the row cannot be used; empty if it can.
     """
 
     id: str
@@ -46,7 +46,7 @@ class Row:
     failure: str
 
     def missing(self, audio: Path) -> str:
-        """Why a track of this recording (audio) and these labels cannot be used; "" when it can."""
+        """Returns why a track of this recording and these labels cannot be used; "" if it can."""
         absent = [path.name for path in (audio, *self.labels) if not path.is_file()]
         return self.failure or (f"no {', no '.join(absent)}" if absent else "")
 
@@ -58,7 +58,7 @@ def rows(
     *,
     also: tuple[str, ...] = (),
 ) -> Iterator[Row]:
-    """The rows of which at least one recording or label file is there, in the CSV's order.
+    """Yields the rows with at least one existing file, in the order of the CSV.
 
     Args:
         root: the folder that holds `manifest.folder`, or that folder itself.
@@ -104,7 +104,7 @@ def _row(
 
 
 def _base(bases: Iterable[Path], manifest: DatasetManifest, column: str) -> Path | None:
-    """The first base folder that holds a file of this column."""
+    """Returns the first base folder that holds a file of this column."""
     for base in bases:
         if base.is_dir() and _holds(base, manifest, column):
             return base
@@ -120,17 +120,17 @@ def _holds(base: Path, manifest: DatasetManifest, column: str) -> bool:
 def _nothing(root: Path, bases: list[Path], manifest: DatasetManifest) -> str:
     example = next(path for entry in manifest.rows.values() for path in row_paths(entry, "audio"))
     looked = " and ".join(str(base) for base in bases)
-    said = (
+    reason = (
         f"{root} holds no file of {manifest.title}; looked for {example} and its like in {looked}"
     )
     if not root.is_dir():
-        return f"{said}; the folder does not exist"
+        return f"{reason}; the folder does not exist"
     near = [root.parent, root.parent.parent, *sorted(root.glob("*/")), *sorted(root.glob("*/*/"))]
     for folder in near:
         for base in (folder, folder / manifest.folder):
             if _holds(base, manifest, "audio") or _holds(base, manifest, "labels"):
-                return f"{said}; there are files in {base}: point there"
-    return f"{said}; `mt3data download {manifest.name} --root {root}` fetches it"
+                return f"{reason}; there are files in {base}: point there"
+    return f"{reason}; `mt3data download {manifest.name} --root {root}` fetches it"
 
 
 # --- labels that are one MIDI file ---------------------------------------------------------------
@@ -138,11 +138,11 @@ def _nothing(root: Path, bases: list[Path], manifest: DatasetManifest) -> str:
 
 @dataclass(frozen=True)
 class MidiLabels:
-    """Labels that are one MIDI file, read as pretty_midi and note_seq read it (see midi.py).
+    """Labels in one MIDI file, read as pretty_midi and note_seq read it (mt3data.music.midi).
 
     Attributes:
         path: the file.
-        program: what all notes are, for a dataset of one instrument; None: what the file says.
+        program: of all notes, for a dataset of one instrument; None keeps those of the file.
         shift_seconds: added to every note time.
         count_reonsets: report notes that begin while the same pitch still sounds.
     """
@@ -158,7 +158,7 @@ class MidiLabels:
         return (self.path,)
 
     def load(self) -> tuple[Notes, tuple[str, ...]]:
-        """The notes with sustain applied, numbered by program; and what was noticed.
+        """Reads the notes, numbered by program with sustain applied. Returns them and the problems.
 
         Raises:
             UserError: the file is missing or not MIDI.
@@ -178,11 +178,11 @@ class MidiLabels:
 
 
 def count_overlaps(notes: Notes) -> tuple[int, int]:
-    """Pairs of successive notes of one pitch, program and kind that overlap, and that coincide.
+    """Counts successive notes of one pitch, program and kind that overlap, and that coincide.
 
     Returns:
-        The number of notes that begin after the start and before the end of the one before them,
-        and of those that begin with it.
+        The number of notes that begin between onset and offset of the previous note, and the
+        number of notes that begin together with it.
     """
     before, after = consecutive_same_pitch(notes)
     together = notes.onset[after] == notes.onset[before]
@@ -191,12 +191,12 @@ def count_overlaps(notes: Notes) -> tuple[int, int]:
 
 
 def nearest_pitches(fractional: np.ndarray) -> tuple[np.ndarray, list[str]]:
-    """Fractional MIDI pitches rounded to the nearest semitone, halves upwards.
+    """Rounds fractional MIDI pitches to the nearest semitone, halves upwards.
 
     Returns:
-        The pitches; and a sentence if some lie within AMBIGUOUS semitones of a half.
+        The pitches, and a sentence if some are within AMBIGUOUS semitones of a half.
     """
     pitches = np.floor(fractional + 0.5)
     near = int((np.abs(np.abs(fractional - pitches) - 0.5) < AMBIGUOUS).sum())
-    said = f"{near} of {len(pitches)} pitches lie within {AMBIGUOUS} semitones of a half"
-    return pitches, [said] if near else []
+    sentence = f"{near} of {len(pitches)} pitches lie within {AMBIGUOUS} semitones of a half"
+    return pitches, [sentence] if near else []

@@ -1,4 +1,4 @@
-"""Your own recordings: audio and MIDI files of the same name, anywhere below a folder.
+"""Reads your own recordings: audio and MIDI files of the same name, anywhere below a folder.
 
 `song.wav` and `song.mid` are one track. Files of one name in several places are paired within their
 folders; what stays without a partner, or has several, is a track that fails and says why.
@@ -81,7 +81,7 @@ def _track(
 
 
 def _pairs(root: Path) -> list[Pair]:
-    """Every audio and MIDI file below root exactly once, in the order of names."""
+    """Returns every audio and MIDI file below root exactly once, in the order of names."""
     if not root.is_dir():
         raise UserError(f"{root}: no such folder; expected one with audio and MIDI files")
     found: dict[str, tuple[list[Path], list[Path]]] = defaultdict(lambda: ([], []))
@@ -129,7 +129,7 @@ def _unpaired(stem: str, n_audio: int, n_midi: int) -> str:
 
 
 def _ids(relative: list[Path]) -> list[str]:
-    """Ids from names: at most 40 bytes of [A-Za-z0-9_-], with a hash of the path where needed."""
+    """Makes ids from names: at most 40 bytes of [A-Za-z0-9_-], with a hash of the path if needed."""
     plain = []
     for path in relative:
         ascii_name = unicodedata.normalize("NFKD", path.stem).encode("ascii", "ignore").decode()
@@ -145,7 +145,7 @@ def _ids(relative: list[Path]) -> list[str]:
 
 
 def _splits(root: Path, relative: list[Path], ids: list[str], usable: list[bool]) -> list[str]:
-    """The split of each track; "" where the user divides the tracks and forgot this one."""
+    """Returns the split of each track; "" if the user divides the tracks and left this one out."""
     table = root / TABLE
     if table.is_file():
         listed = _read_splits(table)

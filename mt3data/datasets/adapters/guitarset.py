@@ -1,4 +1,4 @@
-"""GuitarSet 1.1: short guitar performances, each recorded by a microphone and by pickups.
+"""Reads GuitarSet 1.1: short guitar performances, each recorded by a microphone and by pickups.
 
 Both mono recordings of a performance, `_mic` and `_mix` (the six pickups mixed), are tracks of
 their own with the same labels. The labels are JAMS: one `note_midi` annotation per string, whose
@@ -65,13 +65,13 @@ def tracks(
 
 
 def _fetched(row: Row) -> tuple[Path, ...]:
-    """The recordings of a row whose archive was unpacked; all, if none was."""
+    """Returns the recordings of a row whose archive was unpacked, or all if none was."""
     return tuple(path for path in row.audio if path.parent.is_dir()) or row.audio
 
 
 @dataclass(frozen=True)
 class JamsLabels:
-    """The notes of one JAMS file, moved by `shift_seconds`."""
+    """The notes of one JAMS file, shifted by `shift_seconds`."""
 
     path: Path
     shift_seconds: float = 0.0
@@ -82,10 +82,10 @@ class JamsLabels:
         return (self.path,)
 
     def load(self) -> tuple[Notes, tuple[str, ...]]:
-        """The notes of all strings in order of onset; and what was noticed.
+        """Reads the notes of all strings in order of onset. Returns them and the problems.
 
         Raises:
-            UserError: the file cannot be read or its notes are not what JAMS says.
+            UserError: the file cannot be read or is not such a JAMS file.
         """
         strings = self._read()
         problems = nearest_pitches(np.concatenate(strings)[:, 2])[1]
@@ -109,7 +109,7 @@ class JamsLabels:
         return shift_times(notes, self.shift_seconds), tuple(problems)
 
     def _read(self) -> list[np.ndarray]:
-        """Per string, rows of (onset s, duration s, fractional pitch)."""
+        """Returns rows of (onset s, duration s, fractional pitch) for each string."""
         content = read_json(self.path)
         try:
             strings = [a["data"] for a in content["annotations"] if a["namespace"] == "note_midi"]

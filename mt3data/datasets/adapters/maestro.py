@@ -1,4 +1,4 @@
-"""MAESTRO, versions 1, 2 and 3: recordings of a Disklavier with what its keys and pedals did.
+"""Reads MAESTRO, versions 1, 2 and 3: recordings of a Disklavier with what its keys and pedals did.
 
 The manifest's rows list the recordings and their splits. The publisher's own table, where it lies
 beside the files, is compared with them: v1 divides 312 recordings otherwise than v2 and v3 do, so
@@ -50,7 +50,7 @@ def _tracks(found: Iterator[Row], manifest: DatasetManifest) -> Iterator[Track]:
         theirs = published.get(year_and_name, row.split)
         if theirs != row.split:
             problems.append(
-                f"the table beside the files says {theirs}, {manifest.title} {row.split}"
+                f"the table beside the files states {theirs}, {manifest.title} {row.split}"
             )
         yield Track(
             id=row.id, name=row.name, dataset=manifest.name, split=row.split, audio=audio,
@@ -60,13 +60,13 @@ def _tracks(found: Iterator[Row], manifest: DatasetManifest) -> Iterator[Track]:
 
 
 def read_table(folder: Path) -> dict[str, str]:
-    """Split by MIDI file of the publisher's table in a folder; empty where there is none.
+    """Reads the split of each MIDI file from the publisher's table; empty without a table.
 
     The JSON of v1 and v2 is a list of rows, that of v3 a mapping of columns, each a mapping from
     the number of the row; the CSV is the same in all.
 
     Raises:
-        UserError: the file is not what it should be.
+        UserError: the file is damaged or lacks a column.
     """
     columns = ("midi_filename", "split")
     for path in sorted(folder.glob("maestro-v*.json")) + sorted(folder.glob("maestro-v*.csv")):

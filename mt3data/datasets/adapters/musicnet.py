@@ -1,4 +1,4 @@
-"""MusicNet: chamber music and solos with labels that were aligned to the audio by dynamic warping.
+"""Reads MusicNet: chamber music and solos with labels that were aligned to the audio by dynamic warping.
 
 Labels are CSV rows whose times count samples at 44.1 kHz and whose instrument is the General MIDI
 program plus one (1 is the piano). `end_beat` is a length, whatever its name says; the columns in
@@ -52,7 +52,7 @@ def tracks(
 
 @dataclass(frozen=True)
 class CsvLabels:
-    """The notes of one label file, moved by `shift_seconds`."""
+    """The notes of one label file, shifted by `shift_seconds`."""
 
     path: Path
     shift_seconds: float = 0.0
@@ -63,7 +63,7 @@ class CsvLabels:
         return (self.path,)
 
     def load(self) -> tuple[Notes, tuple[str, ...]]:
-        """The notes in the order of the file, instruments numbered by program; what was noticed.
+        """Reads the notes, instruments numbered by program. Returns them and the problems.
 
         Raises:
             UserError: the file cannot be read, or a row of it is wrong; the row is named.
@@ -85,7 +85,7 @@ class CsvLabels:
         return shift_times(assign_instruments(notes), self.shift_seconds), tuple(problems)
 
     def _read(self) -> list[list[int]]:
-        """The rows as (start, end, instrument, note)."""
+        """Returns the rows as (start, end, instrument, note)."""
         table = []
         for number, entry in read_csv(self.path, COLUMNS):
             try:

@@ -1,4 +1,4 @@
-"""MusicNetEM: MusicNet's audio with labels that were aligned again by expectation maximisation.
+"""Reads MusicNetEM: MusicNet's audio with labels that were aligned again by expectation maximisation.
 
 Labels are MIDI files at 120 beats per minute whose time 0 is the start of MusicNet's recording.
 A sixth of their notes begin while the same pitch of the same instrument still sounds, and how these

@@ -1,4 +1,4 @@
-"""Slakh2100 from its published folders, and what is laid out like it: the demo pieces.
+"""Reads Slakh2100 from its published folders, and the demo pieces, which have its layout.
 
 Two layouts are read: `slakh2100_flac_redux/{train,validation,test,omitted}/TrackNNNNN` and
 `babyslakh_16k/TrackNNNNN` (a folder without split folders). The label of a stem carries the program
@@ -49,7 +49,7 @@ def tracks(
 
 
 def _track_folders(root: Path, manifest: DatasetManifest) -> list[Path]:
-    """Track folders of the first base folder that has any, sorted by name."""
+    """Returns the track folders of the first base folder that has any, sorted by name."""
     top_folders = manifest.layout["folders"]
     bases = [
         base / folder for base in (root, root / manifest.folder) for folder in ("", *top_folders)
@@ -121,7 +121,7 @@ def _track(folder: Path, manifest: DatasetManifest, scheme: SplitScheme) -> Trac
 
 
 def _split(folder: Path, manifest: DatasetManifest, scheme: SplitScheme) -> tuple[str, str]:
-    """The split of a track and, where it has none, the reason."""
+    """Returns the split of a track and, if it has none, the reason."""
     if scheme.column:
         split = manifest.rows.get(folder.name, {}).get(scheme.column, "")
     elif scheme.ranges:
@@ -148,7 +148,7 @@ def _read_metadata(path: Path) -> dict[str, Any]:
 def _stems(
     folder: Path, manifest: DatasetManifest, described: dict[str, Any]
 ) -> tuple[tuple[Stem, ...], list[str]]:
-    """The stems that have a label, and what is odd about the others."""
+    """Returns the stems that have a label, and the problems of the others."""
     suffixes = {Path(pattern).suffix for pattern in manifest.layout["stem_audio"]}
     audio = {p.stem: p for p in sorted(folder.glob("stems/S*")) if p.suffix in suffixes}
     midi = {p.stem: p for p in sorted(folder.glob("MIDI/S*.mid"))}

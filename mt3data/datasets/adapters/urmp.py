@@ -1,4 +1,4 @@
-"""URMP: small ensembles whose parts were recorded one by one and mixed.
+"""Reads URMP: small ensembles whose parts were recorded one by one and mixed.
 
 A piece lies in a folder `NN_Title_inst_inst...`. The labels are `Notes_K_inst_NN_Title.txt`, one
 per part: onset in seconds, mean frequency in hertz and duration in seconds, separated by any white
@@ -81,7 +81,7 @@ class PartLabels:
         return self.paths
 
     def load(self) -> tuple[Notes, tuple[str, ...]]:
-        """The notes, part after part, `instrument` numbering the parts; and what was noticed.
+        """Reads the notes, `instrument` numbering the parts. Returns them and the problems.
 
         Raises:
             UserError: a file cannot be read, or a row of it is wrong; the row is named.
@@ -102,7 +102,7 @@ class PartLabels:
 
 
 def _read(path: Path) -> np.ndarray:
-    """Rows of (onset s, frequency Hz, duration s), shape (n, 3)."""
+    """Reads rows of (onset s, frequency Hz, duration s), shape (n, 3)."""
     table = []
     for number, line in enumerate(read_text(path).splitlines(), 1):
         if not line.strip():

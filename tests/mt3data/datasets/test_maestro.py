@@ -46,7 +46,7 @@ def test_a_folder_of_v1_that_is_built_as_v3_is_told(tmp_path):
     maestro_tree(tmp_path, 1).rename(tmp_path / "maestro-v3.0.0")
     found = list(maestro.tracks(tmp_path, VERSIONS[3]))
     told = [t.problems[-1] for t in found if "table" in str(t.problems)]
-    assert told == [f"the table beside the files says test, {VERSIONS[3].title} validation"]
+    assert told == [f"the table beside the files states test, {VERSIONS[3].title} validation"]
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"split": {}}'])
