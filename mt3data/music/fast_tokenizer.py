@@ -71,41 +71,32 @@ class EventTable:
         """
         validate(notes)
         part = np.zeros(len(notes), np.int64) if part is None else part
-        if config.encoding == "onsets":
-            return EventTable._from_onsets(notes, config, part)
+        codec, onsets_only = get_codec(config), config.encoding == "onsets"
         # One number for (is_drum, program, pitch). It has 16 bits, so numpy sorts in linear time.
-        key = (notes.is_drum * DRUM_KEY + 128 * notes.program + notes.pitch).astype(np.int16)
+        # In the encoding "onsets", drums are ordinary pitches and no note has an offset.
+        kind = 0 if onsets_only else notes.is_drum * DRUM_KEY + 128 * notes.program
+        key = (kind + notes.pitch).astype(np.int16)
         order = np.argsort(key, kind="stable")
-        pitched = order[key[order] < DRUM_KEY]
-        time = np.concatenate([notes.offset[pitched], notes.onset[order]])
+        ending = order[:0] if onsets_only else order[key[order] < DRUM_KEY]
+        time = np.concatenate([notes.offset[ending], notes.onset[order]])
         bins = velocity_to_bin(notes.velocity[order], config.num_velocity_bins)
-        velocity_bin = np.concatenate([np.zeros(len(pitched), np.int64), bins])
-        note = np.concatenate([pitched, order])
+        bins = np.full_like(bins, NONE) if onsets_only else bins
+        velocity_bin = np.concatenate([np.zeros(len(ending), np.int64), bins])
+        note = np.concatenate([ending, order])
         in_order = _by_part_and_time(part[note], time)
-        note, velocity_bin, codec = note[in_order], velocity_bin[in_order], get_codec(config)
+        note, velocity_bin = note[in_order], velocity_bin[in_order]
         key, part = key[note], part[note]
         is_drum = key >= DRUM_KEY
+        program = apply_granularity(key // 128, config.granularity)
         time_step = np.rint(time[in_order] * config.steps_per_second).astype(np.int64)
         return EventTable(
             config,
             time_step + part * PART_STEPS,
-            np.where(is_drum, NONE, apply_granularity(key // 128, config.granularity)),
+            np.where(is_drum | onsets_only, NONE, program),
             velocity_bin,
             key % 128 + np.where(is_drum, codec.first["drum"], codec.first["pitch"]),
             *held_intervals(key, part, velocity_bin),
         )
-
-    @staticmethod
-    def _from_onsets(notes: Notes, config: VocabularyConfig, part: np.ndarray) -> EventTable:
-        # Drums are ordinary pitches in this encoding.
-        order = np.argsort(notes.pitch, kind="stable")
-        order = order[_by_part_and_time(part[order], notes.onset[order])]
-        notes, part, no_ties = notes[order], part[order], np.zeros(0, np.int64)
-        none = np.full(len(notes), NONE)
-        time_step = np.rint(notes.onset * config.steps_per_second).astype(np.int64)
-        pitch_id = notes.pitch + get_codec(config).first["pitch"]
-        ties = (no_ties, no_ties, no_ties, no_ties)
-        return EventTable(config, time_step + part * PART_STEPS, none, none, pitch_id, *ties)
 
 
 def _by_part_and_time(part: np.ndarray, time: np.ndarray) -> np.ndarray:
