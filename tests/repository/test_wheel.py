@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from test_cli_transcribe import record, save_model
+from recordings import record, save_model
 
 from mt3data.music.midi import read_midi
 from mt3data.music.vocabulary import VocabularyConfig
@@ -86,7 +86,7 @@ def test_the_wheel_holds_every_file_of_the_packages_and_no_other(installed: Inst
     wanted = {PACKAGED[name.split("/")[0]] + name[name.index("/") :] for name in tracked}
     found = {name for name in installed.names if ".dist-info/" not in name}
     assert found == wanted
-    for name in ("mt3data/report.css", "mt3data/manifests/slakh.toml", "mt3data/py.typed",
+    for name in ("mt3data/report/templates/report.html", "mt3data/manifests/slakh.toml", "mt3data/py.typed",
                  "mt3train/configs/small.toml", "mt3train/py.typed"):  # fmt: skip
         assert name in found
 
@@ -120,7 +120,7 @@ def test_one_command_turns_a_recording_into_midi_and_a_page(installed: Installed
     )
     assert done.returncode == 0, done.stderr
     n_notes = len(read_midi(installed.empty / "song.mid")[0])
-    assert n_notes > 0 and f"{n_notes:,} note" in done.stdout
+    assert (f"{n_notes:,} note" if n_notes else "no notes") in done.stdout  # random weights
     page = (installed.empty / "song.html").read_text(encoding="utf-8")
     assert page.startswith("<!doctype html>") and "song.wav" in page
 
@@ -132,7 +132,7 @@ def test_without_a_checkpoint_it_takes_the_demo_weights_or_says_that_there_are_n
     done = installed.run("mt3train", "transcribe", song, "-o", "noise.mid")
     if "mt3train/weights/demo.safetensors" in installed.names:
         assert done.returncode == 0, done.stderr
-        assert "taking the demo weights" in done.stderr
+        assert "the demo weights" in done.stderr
         assert (installed.empty / "noise.mid").is_file()
     else:
         assert done.returncode == 2

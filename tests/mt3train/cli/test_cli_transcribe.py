@@ -11,24 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-import torch
 from click.testing import CliRunner, Result
+from recordings import record, save_model
 
 from mt3data import files as disk
 from mt3data.music.midi import read_midi
-from mt3data.music.vocabulary import EOS_ID, Event, VocabularyConfig, get_codec, num_embeddings
+from mt3data.music.vocabulary import EOS_ID, Event, VocabularyConfig, get_codec
 from mt3train.cli import transcribe as cli_transcribe
 from mt3train.cli.main import main
-from mt3train.model import MT3, ModelConfig
 from mt3train.transcription.decode import DecodedSegment, SegmentDecoder
-from mt3train.weights.checkpoint import CheckpointInfo, save_weights
-
-
-def save_model(path: Path, vocabulary: VocabularyConfig) -> Path:
-    torch.manual_seed(0)
-    config = ModelConfig(num_embeddings(vocabulary), 16, 2, 8, 1, 1, 16)
-    save_weights(path, MT3(config), CheckpointInfo(model=config, vocabulary=vocabulary))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +47,6 @@ NOTE = (
     ("tie", 0), ("shift", 123), ("program", 33), ("velocity", 1), ("pitch", 40), ("shift", 150),
     ("velocity", 0), ("pitch", 40), ("velocity", 1), ("drum", 36),
 )  # fmt: skip
-
-
-def record(path: Path, seconds: float = 2.0) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    samples = np.random.default_rng(0).standard_normal(int(16000 * seconds)) * 0.1
-    soundfile.write(path, samples, 16000)
-    return path
 
 
 def run(*words: object) -> Result:
