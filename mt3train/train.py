@@ -208,7 +208,9 @@ def main() -> None:
             code = 2 if message else 1
             if not message:
                 traceback.print_exc()
-            elif not os.environ.get("LOCAL_RANK", "0").strip("0").isdecimal():  # rank 0 of a machine
+            elif (
+                not os.environ.get("LOCAL_RANK", "0").strip("0").isdecimal()
+            ):  # rank 0 of a machine
                 print(f"Error: {message}", file=sys.stderr)
     if code and "WORLD_SIZE" in os.environ:
         os._exit(code)  # threads of the process group may wait for others that are gone
