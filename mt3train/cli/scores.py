@@ -30,7 +30,7 @@ ROWS = {  # of `score`: title of a line -> score
     "onset": "onset", "onset + offset": "onset_offset", "onset + velocity": "onset_velocity",
     "onset + offset + velocity": "onset_offset_velocity", "frame": "frame", "drum onset": "drum",
     "with program": "program_full", "  of the class": "program_midi_class",
-    "  ignored, but drums": "program_flat", "within 10 ms": "tolerance_0.01",
+    "  any, drums separate": "program_flat", "within 10 ms": "tolerance_0.01",
     "within 20 ms": "tolerance_0.02", "within 100 ms": "tolerance_0.1",
     "within 200 ms": "tolerance_0.2", "within 500 ms": "tolerance_0.5",
 }  # fmt: skip
