@@ -90,7 +90,7 @@ def find_fault(value: Any, kind: Any, name: str = "") -> str:
     if kind is None or kind is type(None):
         return "" if value is None else _wrong(name, value, "null")
     if kind is str:
-        fits = isinstance(value, str) and len(value) <= limits.length and _encodable(value)
+        fits = isinstance(value, str) and len(value) <= limits.length and _is_plain(value)
         if fits and re.fullmatch(limits.pattern, value):
             return ""
         return _wrong(name, value, "text" if limits.pattern == Limits.pattern else limits.pattern)
@@ -133,8 +133,9 @@ def _fault_of_items(value: Any, origin: Any, arguments: Any, limits: Limits, nam
     return ""
 
 
-def _encodable(text: str) -> bool:
-    return not any(0xD800 <= ord(character) <= 0xDFFF for character in text)
+def _is_plain(text: str) -> bool:
+    """Checks that text can be printed: no surrogates, no control characters for a terminal."""
+    return not re.search("[\\x00-\\x08\\x0b-\\x1f\\x7f-\\x9f\\ud800-\\udfff]", text)
 
 
 def _wrong(name: str, value: Any, expected: str) -> str:

@@ -19,8 +19,14 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from mt3data.errors import UserError
-from mt3data.music.notes import Notes
-from mt3data.shards.format import index_schema, read_build_manifest, read_npy
+from mt3data.music.notes import Notes, validate
+from mt3data.shards.format import (
+    index_schema,
+    read_build_manifest,
+    read_npy,
+    references_schema,
+    tracks_schema,
+)
 
 # Open shards of this process, whatever the number of builds. Systems allow 1,024 files, macOS 256.
 MAX_OPEN_SHARDS = 128
@@ -115,8 +121,11 @@ class Index:
             column = file.read(columns=[name], use_threads=False)[name]
             nulls = column.null_count
             column.validate(full=True)
-        if nulls:
-            raise UserError(f"{self.path}: {name} is null in {nulls} rows; get the build again")
+        if nulls or len(column) != self._n_rows:
+            fault = f"is null in {nulls}" if nulls else f"has {len(column)}"
+            raise UserError(
+                f"{self.path}: {name} {fault} of {self._n_rows} rows; get the build again"
+            )
         pa.default_memory_pool().release_unused()  # unpacking took as much as the column
         return column
 
@@ -255,6 +264,20 @@ class ShardSet:
         read.run()
         return bytes(data)
 
+    def array(self, row: int, name: str) -> np.ndarray:
+        """Returns one array of the record in a row of the index.
+
+        Raises:
+            UserError: the record holds something else than the build manifest states.
+        """
+        try:
+            return read_feature(self.member(row, name), self.manifest["features"][name])
+        except ValueError as error:
+            key = self.index["key"][row]
+            raise UserError(
+                f"{self.folder}: {name} of {key}: {error}; get the build again"
+            ) from error
+
     def member_reads(self, rows: np.ndarray, name: str) -> list[tuple[bytearray, PendingRead]]:
         """Returns, for the record in each row, a buffer for a member and the read that fills it."""
         offsets, sizes = self._places(name)
@@ -356,12 +379,12 @@ def read_tracks(folder: str | Path, split: str) -> Iterator[TrackRecords]:
             rows_of.setdefault(track, []).append(row)
     for track, rows in rows_of.items():
         rows.sort(key=lambda row: int(index["start_frame"][row]))
-        windows = [read_npy(source.member(row, "notes")) for row in rows]
+        windows = [source.array(row, "notes") for row in rows]
         notes = untrimmed.get(track)
         if notes is None:  # neighbouring windows carry some of the same notes
             notes = Notes.from_array(np.unique(np.concatenate(windows), axis=0))
         name = "audio" if "audio" in source.manifest["features"] else "mel"
-        sound = [read_npy(source.member(row, name)) for row in rows]
+        sound = [source.array(row, name) for row in rows]
         yield TrackRecords(
             track,
             int(index["track_frames"][rows[0]]),
@@ -373,21 +396,80 @@ def read_tracks(folder: str | Path, split: str) -> Iterator[TrackRecords]:
 
 
 def references(folder: Path, split: str) -> dict[str, Notes]:
-    """Returns the untrimmed notes of each track of an evaluation split; empty for other splits."""
+    """Returns the untrimmed notes of each track of an evaluation split; empty for other splits.
+
+    Raises:
+        UserError: the table is damaged, or holds notes with values outside their ranges.
+    """
     path = folder / f"references-{split}.parquet"
     if not path.is_file():
         return {}
-    with open_parquet(path) as file:
-        table = file.read()
+    table = _read_table(path, references_schema(), references_schema().names)
     columns = {name: table[name].to_numpy() for name in table.column_names}
     names, first, counts = np.unique(columns.pop("track"), return_index=True, return_counts=True)
-    return {  # the rows of a track stand together
+    found = {  # the rows of a track are neighbours
         str(name): Notes.from_columns({c: column[i : i + n] for c, column in columns.items()})
         for name, i, n in zip(names, first, counts, strict=True)
     }
+    for name, notes in found.items():
+        try:
+            validate(notes)
+        except ValueError as error:
+            raise UserError(f"{path}: {name}: {error}; get the build again") from error
+    return found
 
 
 def track_rows(folder: Path) -> list[dict[str, Any]]:
-    """Returns the rows of a build's tracks.parquet."""
-    with open_parquet(folder / "tracks.parquet") as file:
-        return list(file.read().to_pylist())
+    """Returns the rows of a build's tracks.parquet.
+
+    Raises:
+        UserError: the table is damaged.
+    """
+    known = (
+        "track",
+        "name",
+        "split",
+        "status",
+        "stage",
+        "error",
+        "records",
+        "variants",
+        "problems",
+    )
+    return list(_read_table(folder / "tracks.parquet", tracks_schema(), known).to_pylist())
+
+
+def _read_table(path: Path, schema: Any, known: Sequence[str]) -> Any:
+    """Reads a table of a build; raises a UserError where a type differs, or a known column is null."""
+    with open_parquet(path) as file:
+        for field in schema:
+            if field.name not in file.schema_arrow.names or (
+                file.schema_arrow.field(field.name).type != field.type
+            ):
+                raise UserError(f"{path} has no column {field.name} of {field.type}; get it again")
+        table = file.read(columns=schema.names)
+        table.validate(full=True)
+    for name in known:
+        if nulls := table[name].null_count:
+            raise UserError(f"{path}: {name} is null in {nulls} rows; get it again")
+    return table
+
+
+def read_feature(data: bytes, stored: dict[str, Any]) -> np.ndarray:
+    """Returns an array of a record.
+
+    Args:
+        data: the .npy file.
+        stored: dtype and shape that the build manifest states.
+    Raises:
+        ValueError: no .npy file, or another dtype or shape.
+    """
+    array = read_npy(data)
+    fits = array.dtype == stored["dtype"] and array.ndim == len(stored["shape"])
+    if not fits or any(
+        m not in (None, n) for m, n in zip(stored["shape"], array.shape, strict=True)
+    ):
+        raise ValueError(
+            f"it holds {array.dtype} {list(array.shape)}, not {stored['dtype']} {stored['shape']}"
+        )
+    return array

@@ -26,12 +26,11 @@ from mt3data.errors import UserError
 from mt3data.music.fast_tokenizer import encode_crops
 from mt3data.music.vocabulary import PAD_ID
 from mt3data.shards.compatibility import common_settings
-from mt3data.shards.format import find_builds, read_npy
-from mt3data.shards.index import PendingRead, ShardSet
+from mt3data.shards.format import find_builds
+from mt3data.shards.index import PendingRead, ShardSet, read_feature
 
 MIXTURE_CYCLE = 10_000  # draws over which mixture shares are exact
 MAX_THREADS = 64
-LABEL_DTYPES = {"tokens": (np.int16, 1), "notes": (np.float64, 2)}  # type and number of axes
 
 
 @dataclass(frozen=True)
@@ -223,7 +222,8 @@ class IndexedShards:
                 reads.append(read)
         self._run(reads)
         try:
-            return [_read_label(bytes(data), label) for data in labels]
+            stored = self.sources[0].manifest["features"][label]  # the same in all builds
+            return [read_feature(bytes(data), stored) for data in labels]
         except ValueError as error:
             keys = ", ".join(self._column("key", sources, rows)[:3])
             raise UserError(f"{label} of {keys} or another record of the batch: {error}") from error
@@ -270,15 +270,6 @@ class IndexedShards:
 
 def _open_again(arguments: dict[str, Any]) -> IndexedShards:
     return IndexedShards(**arguments)
-
-
-def _read_label(data: bytes, name: str) -> np.ndarray:
-    """Returns the tokens or notes of a record; raises ValueError for another type or shape."""
-    array = read_npy(data)
-    dtype, n_axes = LABEL_DTYPES[name]
-    if array.dtype != dtype or array.ndim != n_axes or (n_axes == 2 and array.shape[1] != 7):
-        raise ValueError(f"it holds {array.dtype} {list(array.shape)}")
-    return array
 
 
 def _run_in_order(reads: Sequence[PendingRead]) -> None:

@@ -21,7 +21,7 @@ from mt3data.build.plan import BuildConfig, make_plan
 from mt3data.build.run import build
 from mt3data.errors import UserError
 from mt3data.shards.format import find_builds, parse_build_manifest
-from mt3data.shards.index import ShardSet
+from mt3data.shards.index import ShardSet, references, track_rows
 from mt3data.shards.reader import IndexedShards
 from mt3data.shards.windows import WindowConfig
 
@@ -72,7 +72,7 @@ def reads(data: bytes, seconds: float = 2.0, megabytes: float = 100) -> str:
         ("shards.0.name", "pipe:touch planted"), ("shards.0.name", "../a.tar"),
         ("shards.0.name", "/etc/passwd"), ("shards.0.name", "http://host/a.tar"),
         ("shards.0.name", ".a.tar"), ("shards.0.name", ""), ("files.0.name", "manifest.json"),
-        ("files.0.name", "build.log.jsonl"), ("title", "\ud800"), ("seed", 1.5), ("schema", "2"),
+        ("files.0.name", "build.log.jsonl"), ("title", "\ud800"), ("title", "\x1b[2J"), ("seed", 1.5), ("schema", "2"),
         ("schema", 1), ("schema", 3), ("tracks", []), ("environment", {"numpy": 2}),
     ],
 )  # fmt: skip
@@ -205,7 +205,30 @@ def use(folder: Path) -> None:
             source.member(row, name)
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@pytest.mark.parametrize(
+    ("name", "column", "value"),
+    [
+        ("tracks", "status", None), ("tracks", "problems", None), ("references-test", "onset", -1.0),
+        ("references-test", "offset", float("nan")), ("references-test", "pitch", None),
+        ("references-test", "velocity", 200), ("references-test", "track", None),
+    ],
+)  # fmt: skip
+def test_a_wrong_table_is_refused_with_its_column(
+    copied: Path, name: str, column: str, value: Any
+) -> None:
+    path = copied / f"{name}.parquet"
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    rows[0][column] = value
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    with pytest.raises(UserError, match=rf"{name}\.parquet: .*({column}|finite)"):
+        track_rows(copied), references(copied, "test")
+    pq.write_table(table.drop_columns([column]), path)
+    with pytest.raises(UserError, match=rf"{name}\.parquet has no column {column}"):
+        track_rows(copied), references(copied, "test")
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=list(HealthCheck))
 @given(at=st.integers(0, 10**6), new=st.binary(min_size=1, max_size=8), cut=st.booleans())
 def test_no_damage_of_an_index_makes_a_traceback(
     whole: Path, tmp_path_factory: pytest.TempPathFactory, at: int, new: bytes, cut: bool
