@@ -3,9 +3,12 @@
 import importlib
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
+import tomllib
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -172,6 +175,15 @@ def test_a_mistake_in_a_config_file_is_one_line(text: str, complaint: str, tmp_p
     assert result.exit_code == 2, result.output
     assert complaint in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_the_docs_list_every_rare_setting_with_its_default() -> None:
+    page = Path(__file__).parents[3] / "docs" / "building.md"
+    rows = re.findall(
+        r"^\| `(\w+)` \| `?([^ `]+)`? \|", page.read_text(encoding="utf-8"), re.MULTILINE
+    )
+    listed = {name: tomllib.loads(f"x = {default}")["x"] for name, default in rows}
+    assert listed == asdict(BuildSettings())
 
 
 def test_a_config_file_holds_the_rare_settings(tmp_path: Path) -> None:
