@@ -24,6 +24,10 @@ ID3V1_SIZE, APE_HEADER = 128, 32
 MAX_LEFTOVER = 8192  # bytes behind the sound that may be anything: padding, unknown tags
 MAX_JUNK = 1 << 16  # bytes in front of the first frame of an MP3 file
 TWO_MP3_FRAMES = 2 * 1441  # bytes, at most
+BIT_RATES = (  # of layer III in MPEG-2 and MPEG-1, 1000 bits per second
+    (0, 8, 16, 24, 32, 40, 48, 56, 64, 80, 96, 112, 128, 144, 160),
+    (0, 32, 40, 48, 56, 64, 80, 96, 112, 128, 160, 192, 224, 256, 320),
+)
 PIPE_SIZES = ((1 << 31, 1 << 16), (1 << 32, 1 << 16))  # centre and tolerance; see `_is_from_a_pipe`
 
 
@@ -115,7 +119,7 @@ def has_second_flac_stream(path: Path) -> bool:
 
 def _ogg_streams(data: mmap.mmap, path: Path) -> list[Part]:
     """Returns the links of a chain. A link begins with pages that begin a stream (flag 2)."""
-    starts, place, was_first = [], 0, False
+    starts, place, was_first = [0], 0, True
     while place >= 0:
         header = data[place : place + 27]
         n_segments = header[26] if len(header) == 27 else 0
@@ -142,7 +146,7 @@ def _mp3_streams(data: mmap.mmap, start: int, path: Path) -> list[Part]:
         if n_bytes is None:  # up to the end, whatever follows
             parts.append(Part(start, len(data), knows_length=False))
             break
-        end = start + n_bytes if n_bytes else len(data)
+        end = start + n_bytes
         following = _skip_tags(data, min(end, len(data)))
         left = len(data) - following
         is_joined = _is_mp3_frame(data, following) and (
@@ -161,18 +165,34 @@ def _mp3_size(data: mmap.mmap, start: int) -> int | None:
     """Returns the bytes of a stream by its Xing, Info or VBRI header.
 
     Returns:
-        0 where the header does not give them; None where there is no header, so the number of
-        samples is unknown too.
+        None where no header gives the number of frames, so the number of samples is unknown.
     """
     if data[start + 36 : start + 40] == b"VBRI":
         return int.from_bytes(data[start + 46 : start + 50])
     for place in (start + 13, start + 21, start + 36):  # depends on version and channels
         if data[place : place + 4] in (b"Xing", b"Info"):
             flags = data[place + 7] if place + 7 < len(data) else 0
-            if not flags & 1:
+            if not flags & 1:  # number of frames
                 return None
-            return int.from_bytes(data[place + 12 : place + 16]) if flags & 2 else 0
+            n_bytes = int.from_bytes(data[place + 12 : place + 16]) if flags & 2 else 0
+            n_frames = 1 + int.from_bytes(data[place + 8 : place + 12])  # the header is one more
+            return n_bytes or _size_of_frames(data, start, n_frames)
     return None
+
+
+def _size_of_frames(data: mmap.mmap, start: int, n_frames: int) -> int:
+    """Returns the bytes of successive frames of layer III, fewer where no frame follows."""
+    place = start
+    for _ in range(n_frames):
+        if not _is_mp3_frame(data, place):
+            break
+        version, index = data[place + 1] >> 3 & 3, data[place + 2]  # version 3: MPEG-1
+        rate = (44100, 48000, 32000)[index >> 2 & 3] >> {3: 0, 2: 1, 0: 2}[version]
+        kbps = BIT_RATES[version == 3][index >> 4]
+        if not kbps:  # the size is not in the header
+            break
+        place += (144 if version == 3 else 72) * kbps * 1000 // rate + (index >> 1 & 1)
+    return place - start
 
 
 def _is_mp3_frame(data: mmap.mmap, place: int) -> bool:

@@ -132,7 +132,7 @@ def _parse(data: bytes) -> tuple[int, list[list[Event]]]:
         raise ValueError("its header gives 0 ticks per beat")
     tracks: list[list[Event]] = []
     place = 8 + size
-    while len(tracks) < n_tracks:
+    while len(tracks) < n_tracks or data[place : place + 4] == b"MTrk":
         name, size = struct.unpack_from(">4sL", data, place)
         place += 8
         if place + size > len(data):

@@ -305,10 +305,25 @@ def test_all_of_an_mp3_that_was_joined_from_several_is_read(tmp_path, mode, betw
     assert audio.read_audio(tmp_path / "a.mp3", 44100).tobytes() == expected.tobytes()
 
 
-def test_a_second_part_without_header_is_read_too(tmp_path):
-    first, second = encoded(2, "MP3"), without_header(encoded(3, "MP3", 1))
-    (tmp_path / "a.mp3").write_bytes(first + second)
-    assert audio.audio_info(tmp_path / "a.mp3").seconds == pytest.approx(5, abs=0.1)
+@pytest.mark.parametrize("rate", [44100, 22050, 8000])
+@pytest.mark.parametrize("mode", ["VARIABLE", "CONSTANT"])
+def test_joined_mp3_files_whose_headers_give_no_size_are_read_too(tmp_path, mode, rate):
+    files = [encoded(2, "MP3", k, rate, bitrate_mode=mode) for k in (0, 1)]
+    expected = np.concatenate([decoded(file) for file in files])
+    for k, file in enumerate(files):
+        place = max(file.find(mark, 0, 60) for mark in (b"Xing", b"Info"))
+        files[k] = file[: place + 12] + bytes(4) + file[place + 16 :]
+    (tmp_path / "a.mp3").write_bytes(b"".join(files))
+    np.testing.assert_allclose(audio.read_audio(tmp_path / "a.mp3", rate), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("with_header", [(True, False), (False, True), (False, False)])
+def test_joined_mp3_files_of_which_some_have_no_header_are_read_to_their_end(tmp_path, with_header):
+    files = [encoded(seconds, "MP3", seconds) for seconds in (2, 3)]
+    files = [f if has else without_header(f) for f, has in zip(files, with_header, strict=True)]
+    (tmp_path / "a.mp3").write_bytes(b"".join(files))
+    assert audio.audio_info(tmp_path / "a.mp3").seconds == pytest.approx(5, abs=0.15)
+    assert len(audio.read_audio(tmp_path / "a.mp3")) == pytest.approx(80_000, abs=2400)
 
 
 @pytest.mark.parametrize("tags", [id3(b"one") + id3(b"Information"), id3(b"Xing" * 2000)])

@@ -285,6 +285,12 @@ def test_chunks_that_are_no_tracks_are_skipped() -> None:
     assert len(read_midi(data[:14] + b"XFIH\x00\x00\x00\x02\x00\x00" + data[14:])[0]) == 1
 
 
+def test_tracks_that_the_header_does_not_count_are_read() -> None:
+    data = bytearray(midi_file(NOTE, NOTE))
+    data[11] = 1
+    assert len(read_midi(bytes(data))[0]) == 2
+
+
 def test_a_note_that_ends_after_a_day_is_refused_in_little_memory() -> None:
     tracemalloc.start()
     with pytest.raises(UserError, match=r"after 279,620 s; expected at most a day"):
