@@ -69,7 +69,7 @@ def test_the_audio_is_the_sum_of_the_four_stems_and_not_the_mix(root: Path) -> N
     assert track.audio not in track.audio_files
 
 
-def test_a_song_without_a_group_says_so(root: Path) -> None:
+def test_a_song_without_a_group_is_reported(root: Path) -> None:
     path = next(root.glob("*/train/Track00001/metadata.yaml"))
     described = yaml.safe_load(path.read_text())
     described["stems"]["S03"]["inst_class"] = "Strings"

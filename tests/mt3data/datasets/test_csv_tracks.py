@@ -193,7 +193,7 @@ def test_cerberus4_is_drawn_from_slakhs_files_and_splits():
     assert dict(cerberus.layout) == dict(SLAKH.layout)
 
 
-def test_non_commercial_sets_say_so_for_their_shards():
+def test_non_commercial_sets_state_it_for_their_shards():
     for name in ("maestro_v1", "maestro_v2", "maestro_v3", "musicnet_em"):
         assert ALL[name].licence == "CC-BY-NC-SA-4.0"
         assert "non-commercial only" in ALL[name].redistribution

@@ -70,7 +70,7 @@ def test_listing_opens_neither_audio_nor_labels(described, tmp_path, found):
     assert [track.id for track in tracks(tmp_path, described)] == [track.id for track in found]
 
 
-def test_ids_are_short_safe_and_unique_and_say_the_dataset(described, found):
+def test_ids_are_short_safe_and_unique_and_name_the_dataset(described, found):
     ids = [track.id for track in found]
     assert len(set(ids)) == len(ids)
     assert [i for i in ids if not re.fullmatch(r"[A-Za-z0-9_-]{1,40}", i)] == []

@@ -40,12 +40,12 @@ def test_audio_and_midi_of_one_name_are_paired_anywhere(tmp_path):
     ]  # fmt: skip
 
 
-def test_hidden_files_and_other_kinds_are_passed_over(tmp_path):
+def test_hidden_files_and_other_kinds_are_ignored(tmp_path):
     touch(tmp_path, "a.wav", "a.mid", "._a.wav", ".git/b.wav", ".git/b.mid", "a.txt", "cover.jpg")
     assert failures(tmp_path) == {"a.wav": ""}
 
 
-def test_files_without_a_partner_fail_and_say_which_is_missing(tmp_path):
+def test_files_without_a_partner_fail_and_name_what_is_missing(tmp_path):
     touch(tmp_path, "a.wav", "a.mid", "b.wav", "c.mid")
     assert failures(tmp_path) == {
         "a.wav": "", "b.wav": "no MIDI file is named b.mid or b.midi",
@@ -81,7 +81,7 @@ def test_ids_are_safe_and_as_near_to_the_name_as_may_be(tmp_path, stem, pattern)
     assert [bool(re.fullmatch(pattern or "", i)) for i in found] == ([True] if pattern else [])
 
 
-def test_names_that_would_give_one_id_are_told_apart_by_their_paths(tmp_path):
+def test_names_that_would_give_one_id_are_distinguished_by_their_paths(tmp_path):
     touch(tmp_path, "a b.wav", "a b.mid", "a-b.wav", "a-b.mid")
     ids = [track.id for track in folder.tracks(tmp_path, FOLDER)]
     assert len(set(ids)) == 2 and all(re.fullmatch(r"a-b-[0-9a-f]{8}", i) for i in ids)
@@ -135,7 +135,7 @@ def test_where_the_folder_lies_does_not_change_the_choice(tmp_path):
     assert splits(tmp_path / "here") == splits(tmp_path / "there/deeper")
 
 
-def test_a_folder_without_pairs_says_what_it_found(tmp_path):
+def test_a_folder_without_pairs_reports_what_it_found(tmp_path):
     touch(tmp_path, "a.mid", "b.mid")
     with pytest.raises(UserError, match="holds 0 audio files and 2 MIDI files; expected pairs"):
         folder.tracks(tmp_path, FOLDER)

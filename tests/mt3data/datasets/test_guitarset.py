@@ -91,13 +91,13 @@ def test_one_pitch_on_two_strings_is_kept_and_counted(tmp_path):
     assert problems == ("1 notes begin while another string sounds their pitch",)
 
 
-def test_a_duplicate_on_one_string_is_told_apart(tmp_path):
+def test_a_duplicate_on_one_string_is_distinguished(tmp_path):
     notes, problems = read(tmp_path, (0, 0.1, 0.5, 50.0), (0, 0.1, 0.4, 50.0))
     assert len(notes) == 2
     assert problems == ("1 notes begin while their own string sounds that pitch",)
 
 
-def test_late_excerpts_are_told_and_moved_only_if_the_manifest_says_so(tmp_path):
+def test_late_excerpts_are_reported_and_moved_only_if_the_manifest_is_reported(tmp_path):
     top = guitarset_tree(tmp_path, ["04_BN3-154-E_comp"])
     notes = [(0, 0.5, 0.2, 40.0), (1, 0.3, 0.3, 45.0)]
     write_jams(top / "annotation" / "04_BN3-154-E_comp.jams", notes)

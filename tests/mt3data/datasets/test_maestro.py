@@ -42,7 +42,7 @@ def test_every_layout_of_the_publisher_s_table_is_read(tmp_path, version, table)
     assert maestro.read_table(top) == (splits if table else {})
 
 
-def test_a_folder_of_v1_that_is_built_as_v3_is_told(tmp_path):
+def test_a_folder_of_v1_that_is_built_as_v3_is_reported(tmp_path):
     maestro_tree(tmp_path, 1).rename(tmp_path / "maestro-v3.0.0")
     found = list(maestro.tracks(tmp_path, VERSIONS[3]))
     told = [t.problems[-1] for t in found if "table" in str(t.problems)]
@@ -75,7 +75,7 @@ def test_an_empty_midi_file_is_an_error_that_names_it(tmp_path):
         track.load_notes()
 
 
-def test_a_note_that_never_ends_is_told(tmp_path):
+def test_a_note_that_never_ends_is_reported(tmp_path):
     maestro_tree(tmp_path)
     track = next(maestro.tracks(tmp_path, VERSIONS[3]))
     write_em_midi(track.labels.path, [(0.1, "on", 60), (0.2, "off", 60), (0.3, "on", 62)])

@@ -57,7 +57,7 @@ def test_ranges_of_a_scheme_do_not_overlap(name):
 
 
 @pytest.mark.parametrize("name", DOWNLOADED)
-def test_counts_and_hours_are_the_papers_or_the_manifest_says_why_not(name):
+def test_counts_and_hours_are_the_papers_or_the_manifest_states_why_not(name):
     m = ALL[name]
     counts = m.expected.get(m.default_scheme, {})
     for figures in m.paper:
@@ -99,7 +99,7 @@ def test_an_unknown_mixture_is_refused_with_the_nearest_one():
 
 
 @pytest.mark.parametrize("name", ALL)
-def test_every_fact_says_how_sure_it_is(name):
+def test_every_fact_states_how_sure_it_is(name):
     m = ALL[name]
     stated = set(m.status)
     assert {"layout", "reader"} | {f"splits.{scheme}" for scheme in m.schemes} <= stated

@@ -1,6 +1,5 @@
 """The Slakh adapter on fakes of both layouts and on the real sample track."""
 
-import pickle
 from pathlib import Path
 
 import numpy as np
@@ -175,11 +174,6 @@ def test_listed_problem_stems_are_kept_and_flagged(tmp_path):
     (track,) = slakh.tracks(slakh_tree(tmp_path, tracks=["Track00262"]), SLAKH)
     assert "S01" in programs(track)
     assert track.problems[-1].startswith("S01: listed as a problem stem (short-labels)")
-
-
-def test_tracks_survive_pickling(tmp_path):
-    track = one(tmp_path)
-    assert pickle.loads(pickle.dumps(track)) == track
 
 
 @pytest.mark.parametrize("point_at", [".", "slakh2100_flac_redux", "slakh2100_flac_redux/train"])

@@ -106,7 +106,7 @@ def rows_of(folder: Path) -> dict[str, dict[str, list[str]]]:
     return {row["track"]: row for row in rows}
 
 
-def test_each_pass_hears_and_labels_its_own_stems(source: Path, three: Path) -> None:
+def test_each_variant_sums_and_labels_its_own_stems(source: Path, three: Path) -> None:
     assert check(three) == []
     shards = ShardSet(three, "train")
     variants = [said.split("+") for said in rows_of(three)["Track00001"]["variants"]]
@@ -123,12 +123,12 @@ def test_each_pass_hears_and_labels_its_own_stems(source: Path, three: Path) -> 
         assert len(np.unique(notes, axis=0)) == onsets
 
 
-def test_every_pass_begins_at_the_first_frame(three: Path) -> None:
+def test_every_variant_begins_at_the_first_frame(three: Path) -> None:
     index = ShardSet(three, "train").index
     assert Counter(index["start_frame"]) == {0: 6, 256: 6}
 
 
-def test_evaluation_hears_the_full_mix_in_one_pass(source: Path, three: Path) -> None:
+def test_evaluation_uses_the_full_mix_in_one_variant(source: Path, three: Path) -> None:
     assert rows_of(three)["Track00003"]["variants"] == []
     track = next(read_tracks(three, "validation"))
     assert len(track.notes) == sum(len(fakes.slakh_notes(s, 2.5)) for s in ("S00", "S01", "S02", "S03"))  # fmt: skip

@@ -59,7 +59,7 @@ def test_a_bad_row_is_named_with_its_file(tmp_path, bad):
         read(tmp_path, f"0.1 440 0.2\n\n{bad}\n")
 
 
-def test_a_part_without_notes_is_told(tmp_path):
+def test_a_part_without_notes_is_reported(tmp_path):
     assert read(tmp_path, "0.1 440 0.2\n", "\n")[1] == ("part 2: no notes",)
 
 
@@ -72,7 +72,7 @@ def test_programs_follow_the_folder_s_codes(tmp_path):
     }  # fmt: skip
 
 
-def test_the_trombone_that_is_named_a_trumpet_is_told(tmp_path):
+def test_the_trombone_that_is_named_a_trumpet_is_reported(tmp_path):
     urmp_tree(tmp_path)
     found = {t.id: t.problems for t in urmp.tracks(tmp_path, URMP)}
     told = found.pop("15_Surprise_tpt_tpt_tbn")
@@ -93,7 +93,7 @@ def test_all_44_pieces_have_programs_and_mt3_s_split(tmp_path):
 
 
 @pytest.mark.parametrize("top", ["urmp", "urmp/Dataset", "Dataset", "."])
-def test_dot_files_and_supplements_are_passed_over_wherever_the_pieces_lie(tmp_path, top):
+def test_dot_files_and_supplements_are_ignored_wherever_the_pieces_lie(tmp_path, top):
     urmp_tree(tmp_path, top)
     found = list(urmp.tracks(tmp_path, URMP))
     assert [t.id for t in found] == list(URMP_PIECES)

@@ -123,7 +123,7 @@ def test_an_archive_that_the_user_has_is_verified_and_unpacked(
     assert web.requests == []
 
 
-def test_a_full_disk_is_told_before_anything_starts(
+def test_a_full_disk_is_reported_before_anything_starts(
     web: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     web.files["/a.tar.gz"] = a_tar_gz(MEMBERS)

@@ -96,7 +96,7 @@ def test_nothing_stays_of_a_run_that_was_killed_while_it_wrote_its_note(
         "wrong bytes",
     ],
 )
-def test_a_lasting_fault_is_told_in_one_line(
+def test_a_lasting_fault_is_reported_in_one_line(
     web: Publisher, tmp_path: Path, fault: Fault, complaint: str
 ) -> None:
     web.lasting["/data.csv"] = fault
@@ -106,7 +106,7 @@ def test_a_lasting_fault_is_told_in_one_line(
     assert "data.csv" not in files(tmp_path / "toy")
 
 
-def test_a_file_with_a_wrong_checksum_is_kept_aside_and_both_values_are_said(
+def test_a_file_with_a_wrong_checksum_is_kept_aside_and_both_values_are_reported(
     web: Publisher, tmp_path: Path
 ) -> None:
     wanted = source(web, "data.csv")
@@ -190,7 +190,7 @@ def test_a_server_that_falls_silent_is_asked_again(
     assert first == "" and 0 < int(second.removeprefix("bytes=").removesuffix("-")) <= 300_000
 
 
-def test_a_disk_that_fills_up_meanwhile_is_told(
+def test_a_disk_that_fills_up_meanwhile_is_reported(
     web: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def full(_: int) -> None:

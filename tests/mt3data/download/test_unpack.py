@@ -146,7 +146,7 @@ def test_a_wrong_byte_in_a_zip_is_found_by_its_crc(tmp_path: Path) -> None:
     assert not (tmp_path / "out" / "good").exists()
 
 
-def test_what_is_no_archive_is_told(tmp_path: Path) -> None:
+def test_what_is_no_archive_is_reported(tmp_path: Path) -> None:
     for call in (unpack_zip, unpack_tar_gz):
         with pytest.raises(UserError, match="archive is damaged"):
             call(io.BytesIO(b"<html>Sorry</html>"), place(tmp_path), log(tmp_path))  # type: ignore[operator]

@@ -39,7 +39,9 @@ def test_an_unpacked_dataset_is_whole(toy: DatasetManifest, tmp_path: Path) -> N
     assert faults(toy, tmp_path / "toy") == []  # the dataset's own folder is as good a root
 
 
-def test_missing_wrong_and_extra_files_are_told_apart(toy: DatasetManifest, tmp_path: Path) -> None:
+def test_missing_wrong_and_extra_files_are_distinguished(
+    toy: DatasetManifest, tmp_path: Path
+) -> None:
     (tmp_path / "toy" / "a.wav").unlink()
     (tmp_path / "toy" / "sub" / "a.mid").write_bytes(b"MIDI")
     (tmp_path / "toy" / "sub" / "b.mid").write_bytes(b"")
@@ -56,7 +58,7 @@ def test_a_fast_look_sees_sizes_only(toy: DatasetManifest, tmp_path: Path) -> No
     assert faults(toy, tmp_path, fast=True) == [("wrong", "a.wav")]
 
 
-def test_both_values_are_said(toy: DatasetManifest, tmp_path: Path) -> None:
+def test_both_values_are_reported(toy: DatasetManifest, tmp_path: Path) -> None:
     (tmp_path / "toy" / "a.wav").write_bytes(b"AUDIO")
     (fault,) = verify(toy, tmp_path)
     sums = [hashlib.sha256(content).hexdigest() for content in (b"AUDIO", b"audio")]
@@ -105,7 +107,7 @@ def test_a_real_file_of_guitarset_has_the_publishers_sum(tmp_path: Path) -> None
     ("name", "complaint"),
     [("slakh", "no facts of the files of slakh"), ("urmp", "does not exist")],
 )
-def test_what_cannot_be_verified_is_told(tmp_path: Path, name: str, complaint: str) -> None:
+def test_what_cannot_be_verified_is_reported(tmp_path: Path, name: str, complaint: str) -> None:
     (tmp_path / "slakh").mkdir()
     with pytest.raises(UserError, match=complaint):
         verify(load(name), tmp_path)

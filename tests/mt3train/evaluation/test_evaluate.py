@@ -118,7 +118,7 @@ def test_an_untrained_model_scores_next_to_nothing(built):
     assert mean_scores(results)["onset_f1"] < 0.1
 
 
-def test_max_tracks_ends_early_and_tells_each(built):
+def test_max_tracks_ends_early_and_reports_each(built):
     folder, info = built
     told: list[TrackScores] = []
     short = CheckpointInfo(right_context=info.right_context, max_target_length=10)

@@ -45,7 +45,7 @@ def test_pairs_are_mir_evals_whatever_the_tolerance(seed, offsets, tolerance):
 
 @pytest.mark.parametrize("offsets", [True, False])
 @pytest.mark.parametrize("seed", range(5))
-def test_velocities_agree_where_mir_eval_says_so(seed, offsets):
+def test_velocities_agree_where_mir_eval_is_reported(seed, offsets):
     reference, estimate = crowd(seed), crowd(seed + 100)
     wanted = mir_eval.transcription_velocity.match_notes(
         **arguments(reference, estimate, velocity=True), offset_ratio=0.2 if offsets else None
