@@ -47,7 +47,7 @@ class Row:
 
     def missing(self, audio: Path) -> str:
         """Returns why a track of this recording and these labels cannot be used; "" if it can."""
-        absent = [path.name for path in (audio, *self.labels) if not path.is_file()]
+        absent = [path.name for path in (audio, *self.labels) if not _is_file(path)]
         return self.failure or (f"no {', no '.join(absent)}" if absent else "")
 
 
@@ -78,7 +78,7 @@ def rows(
         _row(entry, manifest, scheme, audio or bases[0], labels or bases[0])
         for entry in manifest.rows.values()
     )
-    return (row for row in every if any(path.is_file() for path in (*row.audio, *row.labels)))
+    return (row for row in every if any(_is_file(path) for path in (*row.audio, *row.labels)))
 
 
 def _row(
@@ -103,6 +103,13 @@ def _row(
     )  # fmt: skip
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # in a folder without permission, for example
+        return False
+
+
 def _base(bases: Iterable[Path], manifest: DatasetManifest, column: str) -> Path | None:
     """Returns the first base folder that holds a file of this column."""
     for base in bases:
@@ -114,7 +121,7 @@ def _base(bases: Iterable[Path], manifest: DatasetManifest, column: str) -> Path
 def _holds(base: Path, manifest: DatasetManifest, column: str) -> bool:
     paths = [path for entry in manifest.rows.values() for path in row_paths(entry, column)]
     there = {folder: (base / folder).is_dir() for folder in {p.rpartition("/")[0] for p in paths}}
-    return any(there[p.rpartition("/")[0]] and (base / p).is_file() for p in paths)
+    return any(there[p.rpartition("/")[0]] and _is_file(base / p) for p in paths)
 
 
 def _nothing(root: Path, bases: list[Path], manifest: DatasetManifest) -> str:

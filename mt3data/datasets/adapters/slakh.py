@@ -94,21 +94,23 @@ def _hint(root: Path) -> str:
 
 def _track(folder: Path, manifest: DatasetManifest, scheme: SplitScheme) -> Track:
     name = folder.name
+    stems: tuple[Stem, ...]
     problems: list[str] = []
     split, failure = _split(folder, manifest, scheme)
     mixes = [folder / mix for mix in manifest.layout["mix"]]
-    audio = next((path for path in mixes if path.is_file()), mixes[0])
-    stems: tuple[Stem, ...] = ()
-    if not audio.is_file():
-        failure = failure or f"no mix, expected {' or '.join(manifest.layout['mix'])}"
+    audio, stems = mixes[0], ()
     try:
+        audio = next((path for path in mixes if path.is_file()), audio)
+        if not audio.is_file():
+            failure = failure or f"no mix, expected {' or '.join(manifest.layout['mix'])}"
         described = _read_metadata(folder / "metadata.yaml")
-    except UserError as error:
-        failure = failure or str(error)
-    else:
         stems, problems = _stems(folder, manifest, described)
         if not stems:
             failure = failure or f"no stem with a class, audio and MIDI ({'; '.join(problems)})"
+    except UserError as error:
+        failure = failure or str(error)
+    except OSError as error:  # of a folder without permission, for example
+        failure = failure or f"its folder cannot be read ({error.strerror})"
     for entry in manifest.rows.get(name, {}).get("problem_stems", "").split():
         stem_id, fault = entry.split(":")
         problems.append(

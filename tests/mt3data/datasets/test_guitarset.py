@@ -131,6 +131,20 @@ def test_the_fixed_profile_moves_the_two_late_excerpts_and_flags_the_duplicate(t
     assert flagged == ["02_Funk2-119-G_comp-mic", "02_Funk2-119-G_comp-mix"]
 
 
+def test_a_file_without_permission_is_a_failure_of_its_track(tmp_path, monkeypatch):
+    guitarset_tree(tmp_path, ["00_BN1-129-Eb_comp"])
+    is_file = Path.is_file
+
+    def refuse(path):
+        if path.name.endswith("_mic.wav"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    found = {track.id[-3:]: track.failure for track in guitarset.tracks(tmp_path, GUITARSET)}
+    assert found == {"mic": "no 00_BN1-129-Eb_comp_mic.wav", "mix": ""}
+
+
 @pytest.mark.parametrize(
     "text", ["{", "[]", '{"annotations": []}', '{"annotations": [{"namespace": "note_midi"}]}']
 )

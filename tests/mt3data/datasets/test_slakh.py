@@ -170,6 +170,21 @@ def test_an_unusable_track_is_yielded_with_its_reason_and_raises_when_read(
         track.load_notes()
 
 
+def test_a_folder_without_permission_costs_its_track_alone(tmp_path, monkeypatch):
+    slakh_tree(tmp_path, "redux", {"Track00001": "train", "Track00002": "train"}, seconds=0.2)
+    is_file = Path.is_file
+
+    def refuse(path: Path) -> bool:
+        if "Track00001" in path.parts:
+            raise PermissionError(13, "Permission denied", str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    first, second = slakh.tracks(tmp_path, SLAKH)
+    assert first.failure == "its folder cannot be read (Permission denied)"
+    assert not second.failure
+
+
 def test_listed_problem_stems_are_kept_and_flagged(tmp_path):
     (track,) = slakh.tracks(slakh_tree(tmp_path, tracks=["Track00262"]), SLAKH)
     assert "S01" in programs(track)
