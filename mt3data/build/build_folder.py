@@ -132,18 +132,22 @@ class BuildFolder:
         tables = {name for name in damaged if name.endswith(".parquet")}
         return [shard for shard in self.plan.shards if tables or shard.name in again]
 
-    def reopen(self) -> None:
+    def reopen(self) -> list[dict[str, Any]]:
         """Makes a finished build with damaged files unfinished: sound shards stay done.
 
         The state records of sound shards come from the tables of the build. Where a table is
         damaged, all shards are built again.
 
+        Returns:
+            The entries of the build manifest for the shards that must get the same bytes again.
         Raises:
             UserError: the libraries here differ from those that made the build.
         """
         manifest, sources = read_build_manifest(self.folder), self._sources()
         self._require_libraries(_libraries(manifest["environment"]))
-        for name, fault in self.damaged_files(manifest, sources).items():
+        damaged = self.damaged_files(manifest, sources)
+        retried = dict.fromkeys(self._unsettled_shards(damaged), "has a track to be tried again")
+        for name, fault in (retried | damaged).items():
             self._on_message(f"{self.folder}: {name} {fault}; building it again")
         again = {shard.name for shard in self.shards_to_do()}
         sound = [shard for shard in self.plan.shards if shard.name not in again]
@@ -151,6 +155,7 @@ class BuildFolder:
         if sound:
             self._restore_states(manifest, sources, sound)
         (self.folder / BUILD_MANIFEST).unlink()
+        return [shard for shard in manifest["shards"] if shard["name"] not in retried]
 
     def next_free(self) -> Plan:
         """Returns the plan with a folder beside an existing one: slakh-2, slakh-3, ...

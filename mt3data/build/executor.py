@@ -63,7 +63,7 @@ def run(
         engine: "local", or the address of a dask scheduler.
         workers: processes, where local.
         task, jobs: a picklable function, and its arguments for each call.
-        on_message: is told in one line what the user should know, such as waiting for workers.
+        on_message: called with one line that the user should know, such as waiting for workers.
     Raises:
         WorkerCrashed: some results are lost. All local workers have ended.
         UserError: a cluster that cannot be used.

@@ -26,7 +26,7 @@ from mt3data.build.plan import Plan, ShardPlan
 from mt3data.build.shard_job import STATE, build_shard
 from mt3data.errors import UserError
 from mt3data.files import require_space
-from mt3data.shards.format import BUILD_MANIFEST, read_build_manifest
+from mt3data.shards.format import BUILD_MANIFEST
 from mt3data.shards.index import track_rows
 
 # Crashes of workers, without a shard done between them, that no track can have caused.
@@ -72,10 +72,7 @@ def build(
     with build_folder.lock():
         if summary := _complete(build_folder):  # another run has just ended
             return summary
-        before = None
-        if (folder / BUILD_MANIFEST).is_file():
-            before = read_build_manifest(folder)
-            build_folder.reopen()
+        before = build_folder.reopen() if (folder / BUILD_MANIFEST).is_file() else []
         build_folder.begin()
         todo = build_folder.shards_to_do()
         names = {shard.name for shard in todo}
@@ -96,8 +93,9 @@ def build(
                 on_shard(shard)
         manifest, tracks = assemble(build_folder, run.environment)
         build_folder.log("end")
-        if before is not None and before["shards"] != manifest["shards"]:
-            on_message(f"{folder}: the shards that were built again have other bytes than before")
+        for entry in before:
+            if entry not in manifest["shards"]:
+                on_message(f"{folder}: {entry['name']} has other bytes than before it was damaged")
     return _summary(plan, manifest, tracks)
 
 

@@ -89,7 +89,7 @@ def write_shard(
                     row["audio_sha256"] = sha256_of(track.audio_files)
                 rows.append(row)
                 failures.append(
-                    {"track": track.id, "stage": failure.stage, "told": _traceback_text(failure)}
+                    {"track": track.id, "stage": failure.stage, "reason": _traceback_text(failure)}
                 )
                 continue
             rows.append(examples.row)

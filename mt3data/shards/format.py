@@ -36,7 +36,7 @@ from mt3data.schema import MAX_BYTES, Limits, parse_document
 
 SCHEMA_VERSION = 2
 BUILD_MANIFEST, LOG = "manifest.json", "build.log.jsonl"
-# Fields of a build manifest of which its fingerprint is not taken.
+# Fields of a build manifest that its fingerprint does not cover.
 OUTCOME = {"fingerprint", "licence", "licence_url", "redistribution", "citation", "title", "splits",
            "shards", "files", "quarantined", "environment", "version"}  # fmt: skip
 NPY_MAGIC = b"\x93NUMPY\x01\x00"
@@ -358,7 +358,7 @@ def _inconsistency(manifest: dict[str, Any]) -> str:
 
 
 def identity_of(manifest: dict[str, Any]) -> dict[str, Any]:
-    """Returns the part of a build manifest of which its fingerprint is taken."""
+    """Returns the part of a build manifest that its fingerprint covers."""
     return {name: value for name, value in manifest.items() if name not in OUTCOME}
 
 
@@ -369,7 +369,7 @@ def find_builds(pattern: str | Path) -> list[Path]:
     stands for the builds directly inside it.
 
     Raises:
-        UserError: there are none. The message says what is there and which command makes a build.
+        UserError: there are none. The message names the paths seen, and the command that makes a build.
     """
     exists = Path(pattern).exists()
     named = [Path(pattern)] if exists else [Path(p) for p in sorted(glob.glob(str(pattern)))]  # noqa: PTH207 (may be absolute)

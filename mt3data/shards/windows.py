@@ -251,7 +251,7 @@ def window_notes(notes: Notes, start: int, n_frames: int, track_frames: int) -> 
     These are the notes that sound or begin in the window, with a margin for the rounding of times
     to steps; in a track's last window all later notes; and, for each pitch and program, earlier
     notes that end after the earliest of those began: the first note-off ends equal notes that
-    overlap, so without them a note would count as held when the whole track says it is not.
+    overlap, so without them a note would be held that the whole track does not hold.
     """
     begin = start / FRAMES_PER_SECOND - NOTE_MARGIN_SECONDS
     in_window = notes.offset >= begin

@@ -8,6 +8,7 @@ import fakes
 import numpy as np
 import pytest
 import soundfile
+from builds import digests
 
 from mt3data.build import plan as planning
 from mt3data.build.executor import run
@@ -152,3 +153,26 @@ def test_a_track_that_is_repaired_is_noticed(root: Path) -> None:
     (root / "two.wav").write_bytes(good)
     with pytest.raises(UserError, match=r"two.*(header_frames|other content in two\.wav)"):
         built(root)
+
+
+def test_a_track_that_changed_while_it_was_read_is_tried_again(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mt3data.build.plan.MIN_SHARD_BYTES", 1)
+    windows, messages = WindowConfig(256, align="off"), list[str]()
+    config = BuildConfig("folder", root, tmp_path / "out", windows=windows)
+    plan = make_plan(config)
+    before = (root / "two.wav").stat()
+    with (root / "two.wav").open("r+b") as file:  # the other size is gone before the next command
+        file.truncate(before.st_size - 2)
+    assert [(row["name"], row["stage"]) for row in build(plan).quarantined] == [
+        ("two.wav", "source")
+    ]
+    with (root / "two.wav").open("ab") as file:
+        file.write(bytes(2))
+    summary = build(make_plan(config), on_message=messages.append)
+    assert (summary.quarantined, summary.already_complete) == ((), False)
+    assert [".tar has a track to be tried again" in message for message in messages] == [True]
+    fresh = build(make_plan(BuildConfig("folder", root, tmp_path / "fresh", windows=windows)))
+    assert digests(summary.folder) == digests(fresh.folder)
+    assert build(make_plan(config)).already_complete
