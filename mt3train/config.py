@@ -23,7 +23,7 @@ CONFIGS = Path(__file__).parent / "configs"
 INFINITY = math.inf
 COUNT = 10**9  # more than any run needs of anything that is counted
 RANGES: dict[str, tuple[float, float]] = {  # smallest and largest value, both allowed
-    "seed": (0, 2**32 - 1), "steps": (1, COUNT), "batch": (1, 10**6), "micro_batch": (1, 10**6),
+    "seed": (0, 2**32 - 1), "steps": (1, COUNT), "hours": (0, INFINITY), "batch": (1, 10**6), "micro_batch": (1, 10**6),
     "threads": (0, os.cpu_count() or 1), "log_every": (1, COUNT), "save_every": (1, COUNT),
     "keep_checkpoints": (1, COUNT), "eval_every": (0, COUNT), "eval_segments": (1, COUNT),
     "transcribe_every": (0, COUNT), "transcribe_tracks": (1, COUNT),
@@ -123,6 +123,7 @@ class Config:
     init_checkpoint: str = ""  # weights of a new run: a checkpoint, or the folder of a run
     seed: int = 0
     steps: int = 1_000_000
+    hours: float = 0.0  # ends the run and the decay of its learning rate by the clock; 0: by steps
     batch: int = 256  # segments per update, over all processes
     # One process runs as many segments at once as need the memory of this many longest ones.
     micro_batch: int = 16

@@ -35,9 +35,10 @@ from mt3train.model import MT3
 from mt3train.training.distributed import Ranks, choose_precision, connected, user_message
 from mt3train.training.logger import Log, SafeStderr
 from mt3train.training.loss import count_correct, token_losses
-from mt3train.training.optimizers import freeze, learning_rate, make_optimizer
+from mt3train.training.optimizers import freeze, make_optimizer
 from mt3train.training.resume import SUMS, checkpoint_info, resume
 from mt3train.training.run_folder import locked_run, save_checkpoint
+from mt3train.training.schedule import learning_rate, total_steps
 from mt3train.training.validation import evaluate
 from mt3train.weights.checkpoint import weights_path
 
@@ -48,7 +49,7 @@ MIN_LOSS_SCALE = 1.0  # of fp16; if gradients overflow at this scale too, it is 
 def train(
     config: Config, data: TrainingData | None = None, validation: TrainingData | None = None
 ) -> Path:
-    """Trains until config.steps updates are done, or until SIGTERM, SIGUSR1, SIGHUP or SIGINT.
+    """Trains until config.steps or config.hours are over, or until SIGTERM, SIGUSR1, SIGHUP or SIGINT.
 
     Args:
         config: see config.py.
@@ -120,7 +121,7 @@ def train_on(
         info = dataclasses.replace(info, step=progress.step)
         if validation is not None and progress.evaluated < progress.step and not ranks.stop:
             evaluate(progress, model, info, validation, config, ranks, products, log)
-        is_end = ranks.stop or progress.step >= config.steps
+        is_end = ranks.stop or progress.step >= total_steps(config, progress)
         is_due = progress.step > 0 and progress.step % config.save_every == 0
         if progress.step > saved and (is_end or is_due):
             progress.scaler, saved = scaler.state_dict(), progress.step
@@ -129,7 +130,8 @@ def train_on(
         if is_end:
             break
 
-        batch, n_tokens, n_skipped, waited = ranks.next_batch(batches)
+        batch, n_tokens, n_skipped, waited, seconds = ranks.next_batch(batches)
+        progress.seconds += seconds if config.hours else 0.0  # else a checkpoint's bytes would vary
         if ranks.stop:
             continue  # to save
         if not n_tokens and progress.step == first:
@@ -140,8 +142,8 @@ def train_on(
 
         # Forward and backward
         seed = np.random.SeedSequence([config.seed, progress.step, ranks.rank]).generate_state(1)[0]
-        torch.manual_seed(int(seed))  # for dropout
-        lr = learning_rate(progress.step, optim.lr, optim.warmup_steps, optim.decay, config.steps)
+        torch.manual_seed(int(seed))  # for dropout and augmentation
+        lr = learning_rate(config, progress)
         for group in optimizer.param_groups:
             group["lr"] = lr
         optimizer.zero_grad(set_to_none=True)
@@ -208,9 +210,7 @@ def main() -> None:
             code = 2 if message else 1
             if not message:
                 traceback.print_exc()
-            elif (
-                not os.environ.get("LOCAL_RANK", "0").strip("0").isdecimal()
-            ):  # rank 0 of a machine
+            elif not os.environ.get("LOCAL_RANK", "0").strip("0"):  # rank 0 of a machine
                 print(f"Error: {message}", file=sys.stderr)
     if code and "WORLD_SIZE" in os.environ:
         os._exit(code)  # threads of the process group may wait for others that are gone

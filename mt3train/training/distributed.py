@@ -51,6 +51,7 @@ class Ranks:
     def __init__(self, rank: int = 0, world_size: int = 1, device: str | torch.device = "cpu"):
         self.rank, self.world_size, self.device = rank, world_size, torch.device(device)
         self.signals: list[int] = []
+        self._last_batch = time.monotonic()
         self.stop = self.interrupted = self._has_failed = False
 
     def all_reduce(self, *values: float) -> list[float]:
@@ -71,21 +72,26 @@ class Ranks:
             dist.all_gather_object(values, value)
         return values
 
-    def next_batch(self, batches: Prefetcher) -> tuple[list[MicroBatch], float, float, float]:
+    def next_batch(
+        self, batches: Prefetcher
+    ) -> tuple[list[MicroBatch], float, float, float, float]:
         """Waits until all ranks have read their part of a batch, or until one received a signal.
 
         Returns:
-            This rank's micro-batches, the target tokens and skipped segments of all ranks, and the
-            seconds that it took.
+            This rank's micro-batches, the target tokens and skipped segments of all ranks, the
+            seconds that it took, and the seconds since the last batch, averaged over all ranks.
         """
         begin, batch = time.monotonic(), list[MicroBatch]()
         while True:
             batch = batch or batches.get(timeout=1.0) or []
-            n_ready, n_tokens, n_skipped = self.all_reduce(
-                bool(batch), sum(m.n_tokens for m in batch), sum(m.n_skipped for m in batch)
-            )
+            now = time.monotonic()
+            n_ready, n_tokens, n_skipped, seconds = self.all_reduce(
+                bool(batch), sum(m.n_tokens for m in batch), sum(m.n_skipped for m in batch),
+                now - self._last_batch,
+            )  # fmt: skip
             if self.stop or n_ready == self.world_size:
-                return batch, n_tokens, n_skipped, time.monotonic() - begin
+                self._last_batch = now
+                return batch, n_tokens, n_skipped, now - begin, seconds / self.world_size
 
     def raise_with_records(self, what: str, keys: list[str]) -> NoReturn:
         """Raises UserError on every rank: `what` was seen, in the records with the keys of all."""

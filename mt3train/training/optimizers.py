@@ -1,4 +1,4 @@
-"""Adafactor as T5X has it, AdamW and Muon as alternatives, and the learning-rate schedule.
+"""Adafactor as T5X has it, AdamW and Muon as alternatives.
 
 MT3 was trained with Adafactor at a constant rate of 1e-3, without warm-up. Every update is
 divided by the root of a running mean of squared gradients (kept as a row and a column mean for
@@ -7,7 +7,6 @@ large matrices), clipped to an RMS of 1 and multiplied by the parameter's own RM
 
 import difflib
 import fnmatch
-import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -259,19 +258,3 @@ def make_optimizer(
         return torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.98), weight_decay=weight_decay)
     words = (model.decoder.token_embedder.weight, model.decoder.logits_dense.weight)
     return Muon(parameters, lr, weight_decay, by_adam=words, bf16=bf16)
-
-
-def learning_rate(
-    step: int, lr: float, warmup_steps: int = 0, decay: str = "constant", total_steps: int = 0
-) -> float:
-    """Learning rate of update `step` (0 is the first): linear warm-up, then constant or cosine.
-
-    With "cosine" the rate falls from lr after warmup_steps to 10 % of it at total_steps. config.py
-    refuses other kinds of decay.
-    """
-    if step < warmup_steps:
-        return lr * (step + 1) / warmup_steps
-    if decay == "constant":
-        return lr
-    done = min(1.0, (step - warmup_steps) / max(1, total_steps - warmup_steps))
-    return lr * (0.55 + 0.45 * math.cos(math.pi * done))

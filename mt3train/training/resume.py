@@ -52,6 +52,7 @@ class Progress:
         order: what decides which segments a step reads; a change is only reported.
         init_checkpoint: whose weights the run began with; a change is only reported.
         step: number of updates done.
+        seconds: with config.hours, the duration of the training over all runs; otherwise 0.
         evaluated: the step of the last evaluation.
         sums: of the steps since the last line of metrics.jsonl.
         scaler: state of the loss scale in fp16; otherwise empty.
@@ -61,6 +62,7 @@ class Progress:
     order: dict[str, Any]
     init_checkpoint: str = ""
     step: int = 0
+    seconds: float = 0.0
     evaluated: int = 0
     sums: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
     scaler: dict[str, Any] = dataclasses.field(default_factory=dict)

@@ -228,6 +228,12 @@ def test_a_run_of_other_shards_or_sizes_is_not_continued(tmp_path):
         train(config(tmp_path, optim=OptimConfig(name="adamw")), Made())
 
 
+def test_a_run_whose_hours_are_over_ends_with_a_checkpoint_and_more_hours_continue_it(tmp_path):
+    for hours, steps in ((1e-9, 1), (1e-9, 1), (1e3, 3)):
+        train(config(tmp_path / "run", hours=hours, steps=3), Made(), None)
+        assert load_model(tmp_path / "run")[1].step == steps
+
+
 def test_a_finished_run_stays_as_it_is(tmp_path):
     file = train(config(tmp_path), Made())
     before = file.stat().st_mtime_ns, metrics(tmp_path)

@@ -8,7 +8,6 @@ from mt3train.model import MT3, ModelConfig
 from mt3train.training.optimizers import (
     Adafactor,
     Muon,
-    learning_rate,
     make_optimizer,
     newton_schulz,
 )
@@ -148,10 +147,3 @@ def test_muon_takes_weight_decay_before_an_update():
     parameter.grad = torch.tensor([-1.0])
     Muon([parameter], lr=0.1, weight_decay=0.5).step()
     assert parameter.item() == pytest.approx(4.0 * 0.95 + 0.1)
-
-
-def test_rate_rises_linearly_and_stays_or_falls_to_a_tenth():
-    assert learning_rate(0, 1e-3) == learning_rate(10**6, 1e-3) == 1e-3
-    assert [learning_rate(s, 1.0, warmup_steps=4) for s in (0, 1, 3, 4, 9)] == [0.25, 0.5, 1, 1, 1]
-    cosine = [learning_rate(s, 1.0, 2, "cosine", 12) for s in (0, 2, 7, 12, 20)]
-    assert cosine == pytest.approx([0.5, 1.0, 0.55, 0.1, 0.1])
