@@ -7,8 +7,7 @@
 Without CONFIG.toml it trains the package's mt3.toml on every build under shards/. The run's folder gets
 config.json, metrics.jsonl and checkpoints. The number of processes and the size of micro-batches change
 only rounding and the draws of dropout, as the loss is summed over tokens and divided by the number of
-target tokens of all processes. Everything random is drawn from (seed, step, rank), so that a run
-resumes without saved generators.
+target tokens of all processes. Everything random is drawn from (seed, step, rank).
 """
 
 import dataclasses
