@@ -85,7 +85,7 @@ def test_the_tests_of_all_datasets_run_over_it_and_pass(followed: tuple[Path, li
 
 def test_it_is_listed_built_and_whole(followed: tuple[Path, list[str]]) -> None:
     folder, (_, printed, _) = followed
-    assert "| `kalimba` |" in (folder / "README.md").read_text(encoding="utf-8")
+    assert "| `kalimba` |" in (folder / "docs" / "datasets.md").read_text(encoding="utf-8")
     assert "title: Kalimba Garden" in printed
     assert re.search(r"3 records in 2 shards, whole", printed)
     manifest = json.loads((folder / "shards" / "kalimba" / "manifest.json").read_text())

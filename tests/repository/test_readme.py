@@ -6,7 +6,6 @@ Blocks are run in the order of the pages: what one of them makes, later ones may
 import importlib.util
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,7 +29,7 @@ TO_RUN = [b for b in ALL if not b.mark and b.page.name not in blocks.RUN_ELSEWHE
 README = blocks.PAGES[0].read_text(encoding="utf-8")
 PUBLISHED = ("maestro_v3", "slakh", "guitarset")
 PRINTED = {  # by the blocks of Python in README.md
-    "load_model": "notes in 2 segments",
+    "mt3train": " notes: [",
     "webdataset": "demo-Track00001-p0-0000000 (2048, 512)",
     "load_dataset": "demo-Track00001-p0-0000000 ",
     "tarfile": "demo-Track00001-p0-0000000 mel.npy float16 (2048, 512)",
@@ -113,14 +112,14 @@ def test_python_of_a_block_prints_what_it_should(
     if block.page.name == "shards.md":
         monkeypatch.chdir(home / "shards" / "demo")
     (expected,) = {
-        PRINTED[name] for name in PRINTED if re.search(rf"import .*\b{name}", block.text)
+        PRINTED[name] for name in PRINTED if re.search(rf"import .*\b{name}\b", block.text)
     }
     assert expected in run_python(block)
 
 
 def test_every_block_is_run_or_says_why_not() -> None:
     assert {block.mark for block in ALL} <= {"", *blocks.MARKS}
-    assert {block.language for block in TO_RUN} == {"bash", "python"}
+    assert {block.language for block in TO_RUN} == {"bash", "python", "pycon"}
     for name, test in blocks.RUN_ELSEWHERE.items():
         assert name in (blocks.ROOT / "tests" / test).read_text(encoding="utf-8")
 
@@ -135,19 +134,19 @@ def test_the_readme_has_exactly_two_commands_that_set_up() -> None:
     assert len(re.findall(r"^python3\.11 -m venv", README, re.MULTILINE)) == 2
 
 
-def test_the_readme_holds_exactly_what_manifests_and_scores_give() -> None:
+def test_the_table_of_datasets_is_made_from_the_manifests() -> None:
+    page = (blocks.ROOT / "docs" / "datasets.md").read_text(encoding="utf-8")
     spec = importlib.util.spec_from_file_location(
-        "make_readme", blocks.ROOT / "docs/make_readme.py"
+        "make_datasets", blocks.ROOT / "docs" / "make_datasets.py"
     )
     assert spec and spec.loader
     made = importlib.util.module_from_spec(spec)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", list(sys.path))
         patch.setattr(mt3data.datasets.manifest, "_folder", lambda: REAL)
         spec.loader.exec_module(made)
-        assert made.filled(README) == README, "run: python docs/make_readme.py"
-        changed = README.replace("| `slakh` |", "| `slack` |")  # the control
-        assert changed != README and made.filled(changed) == README
+        assert made.with_table(page) == page, "run: python docs/make_datasets.py"
+        changed = page.replace("| `slakh` |", "| `slack` |")  # the control
+        assert changed != page and made.with_table(changed) == page
 
 
 def test_the_readme_says_the_exit_codes_of_the_commands() -> None:
