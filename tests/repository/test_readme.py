@@ -70,12 +70,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def own_files(folder: Path) -> None:
-    """A recording, two more with their MIDI files, a transcription, and a model in runs/mine."""
+    """Writes a recording with a reference, two more with MIDI files, and a model in runs/mine."""
     noise = np.random.default_rng(0).uniform(-0.1, 0.1, 40000)
     notes = Notes([0.1, 0.8], [0.5, 1.5], [60, 40], [80, 80], [0, 33], [False, False], [0, 1])
     soundfile.write(folder / "song.wav", noise, 16000)
-    for name in ("reference.mid", "song.mid"):
-        write_midi(notes, folder / name)
+    write_midi(notes, folder / "reference.mid")
     (folder / "recordings").mkdir()
     for name in ("one", "two"):
         soundfile.write(folder / "recordings" / f"{name}.flac", noise, 16000)
