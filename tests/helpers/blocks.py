@@ -22,7 +22,15 @@ import mt3train.cli.main
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # needs datasets: an extra that CI does not install
-MARKS = ("set-up", "main job", "GPU", "cluster", "network", "needs datasets", "SoundFonts of the system")
+MARKS = (
+    "set-up",
+    "main job",
+    "GPU",
+    "cluster",
+    "network",
+    "needs datasets",
+    "SoundFonts of the system",
+)
 RUN_ELSEWHERE = {"new-dataset.md": "test_docs_new_dataset.py"}  # in a copy of the repository
 PROGRAMS: dict[str, click.Group] = {
     "mt3data": mt3data.cli.main.main,
