@@ -32,6 +32,7 @@ from mt3data.music.notes import Notes, separate_equal_pitches
 MIDI_SUFFIXES = (".mid", ".midi", ".kar")  # .kar: karaoke, a MIDI file with lyrics
 MAX_SECONDS = 86400.0  # a day; a note that ends later comes from a damaged file
 MAX_BYTES = 1 << 24  # of a file; the largest in the datasets has 1 MB
+MAX_PEDALS = 1_000_000  # changes of sustain pedals, counted for every instrument
 TEMPO_BPM = 120.0
 TICKS_PER_BEAT = (500, 250, 100, 50)  # ticks of 1, 2, 5 and 10 ms at TEMPO_BPM
 MAX_TICKS = 9_000_000  # pretty_midi refuses files with events after 10 million ticks
@@ -229,24 +230,17 @@ def _pair_notes(
                     pedals.append(early.get((channel, number), []))
                 if 0 < len(ended) < len(begun):  # the others begin at this very tick
                     open_notes[channel, first] = begun[len(ended) :]
-                rows += [
-                    (
-                        onset,
-                        tick,
-                        first,
-                        velocity,
-                        key[0],
-                        channel == DRUM_CHANNEL,
-                        instruments[key],
-                    )
-                    for onset, velocity in ended
-                ]
+                for onset, velocity in ended:
+                    played_by = key[0], channel == DRUM_CHANNEL, instruments[key]
+                    rows.append((onset, tick, first, velocity, *played_by))
             elif kind == PROGRAM_CHANGE:
                 programs[channel] = first
             elif kind in (CONTROL_CHANGE, PITCH_BEND):
                 held = pedals[instruments[key]] if key in instruments else early[channel, number]
                 if kind == CONTROL_CHANGE and first == SUSTAIN:
                     held.append((tick, second))
+    if sum(map(len, pedals)) > MAX_PEDALS:  # instruments of one channel and track share them
+        raise ValueError(f"it has more than {MAX_PEDALS:,} pedal changes")
     changes = [
         (tick, number, SUSTAIN, value) for number, held in enumerate(pedals) for tick, value in held
     ]
