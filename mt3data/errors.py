@@ -1,11 +1,11 @@
-"""The error that the commands print as a single line, and what to install where a package is missing."""
+"""Defines the error that commands print as one line, and the advice for missing packages."""
 
 
 class UserError(ValueError):
     """Bad input or a mistake in how a command was called.
 
-    The message says what was seen, what was expected and what to do; the commands print it as one
-    line and exit with 2. Any other exception is a bug of ours and keeps its traceback.
+    The message has what was seen, what was expected and what to do. The commands print it as one line
+    and exit with 2. Any other exception is a bug of mt3kit and keeps its traceback.
     """
 
 

@@ -138,7 +138,7 @@ def printable(text: str) -> str:
     """Returns text whose control characters are written as escapes: "\\u001b[2J".
 
     Names and messages come from files that anybody may have made. Unescaped they could clear the
-    terminal or change what other lines say. The escapes are those of JSON.
+    terminal or change other lines. The escapes are those of JSON.
     """
     return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
 

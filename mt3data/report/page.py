@@ -30,7 +30,7 @@ from mt3data.shards.format import find_builds
 
 COMMAND = "mt3data report"
 PICTURES = 12  # in all; at least one of each build
-MAX_ROWS = 200  # of a table; the number of further rows stands below it
+MAX_ROWS = 200  # of a table; the page counts further rows below it
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 # Keys of the manifest that are elsewhere on the page, or too long for it.
 NOT_SETTINGS = {"tracks", "shards", "files", "splits", "quarantined", "title", "citation", "licence",

@@ -29,7 +29,7 @@ from mt3data.terminal import plural
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-# Colours in matplotlib that stand for colours of the page's style sheet.
+# Placeholders in matplotlib, replaced by colours of the page's style sheet.
 MUTED, LINE, BAR, LIMIT = "#010203", "#010204", "#010205", "#010206"
 PAGE_COLOURS = {MUTED: "--muted", LINE: "--line", BAR: "--accent", LIMIT: "--warn"}
 COLOURS = ("#ffd23f", "#ff6b6b", "#7ae582", "#ff8fe0", "#f79d4b", "#b8f2ff", "#d0a8ff", "#e8ff8b")
@@ -48,7 +48,7 @@ class Chart:
 
     Attributes:
         title: of the chart.
-        caption: sentences that say what it shows.
+        caption: sentences that describe it.
         svg: the picture.
     """
 

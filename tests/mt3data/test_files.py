@@ -22,7 +22,7 @@ def test_a_second_run_is_refused_in_one_line(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("silently", [0.0, HANG_SECONDS])
-def test_a_run_that_waits_says_so_unless_the_other_is_soon_done(
+def test_a_run_that_waits_long_prints_a_line(
     silently: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
@@ -49,8 +49,8 @@ def test_a_run_that_waits_says_so_unless_the_other_is_soon_done(
         assert not got.is_set()
     thread.join(HANG_SECONDS)
     assert got.is_set()
-    said = f"{tmp_path}: another run uses this folder; waiting for it to end\n"
-    assert capsys.readouterr().err == ("" if silently else said)
+    line = f"{tmp_path}: another run uses this folder; waiting for it to end\n"
+    assert capsys.readouterr().err == ("" if silently else line)
 
 
 REPORT = "mt3data report"

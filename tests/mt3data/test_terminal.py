@@ -21,7 +21,7 @@ from mt3data import terminal
         (0, 9, "evaluate: 0/12 tracks, 0:00:09 so far"),
     ],
 )
-def test_a_progress_line_says_the_pace_in_words(
+def test_a_progress_line_has_the_pace_in_words(
     done: int,
     after: float,
     line: str,

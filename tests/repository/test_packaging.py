@@ -66,7 +66,7 @@ def metadata(folder: Path) -> Message:
 def in_repository() -> list[str]:
     """The files of the repository, those that wait to be committed included."""
     if not (ROOT / ".git").exists():
-        pytest.skip("this is not a git checkout, so nothing says which files belong to it")
+        pytest.skip("this is not a git checkout, so the list of its files is unknown")
     words = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
     listed = subprocess.run(words, cwd=ROOT, check=True, capture_output=True, text=True)
     return [name for name in listed.stdout.split("\0") if name and (ROOT / name).exists()]
@@ -91,7 +91,7 @@ def test_the_sdist_makes_the_same_wheel(built: Path, tmp_path: Path) -> None:
     assert wheel_names(tmp_path / "again") == wheel_names(built)
 
 
-def test_the_metadata_say_what_pyproject_says(built: Path) -> None:
+def test_the_metadata_are_those_of_pyproject(built: Path) -> None:
     found = metadata(built)
     assert (found["Name"], found["Version"]) == ("mt3kit", mt3data.__version__)
     assert found["Requires-Python"] == ">=3.11"
@@ -103,11 +103,11 @@ def test_the_metadata_say_what_pyproject_says(built: Path) -> None:
     assert found["Description-Content-Type"] == "text/markdown"
 
 
-def test_the_version_is_said_in_one_place_and_followed_by_the_others() -> None:
+def test_the_version_is_the_same_everywhere() -> None:
     assert PROJECT["dynamic"] == ["version"]
     assert mt3train.__version__ == mt3data.__version__
-    said = re.findall(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
-    assert said == [mt3data.__version__]
+    cited = re.findall(r"^version: (.*)$", (ROOT / "CITATION.cff").read_text(), re.MULTILINE)
+    assert cited == [mt3data.__version__]
     (latest, *_) = re.findall(
         r"^## \[([\d.]+)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE
     )
@@ -150,9 +150,9 @@ def test_a_warning_that_points_at_our_code_is_an_error(kind: type[Warning], modu
 
 
 def test_a_warning_that_points_at_other_code_is_none() -> None:
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as caught:
         exec("import warnings\nwarnings.warn('old', UserWarning)", {"__name__": "elsewhere"})
-    assert [str(warning.message) for warning in told] == ["old"]
+    assert [str(warning.message) for warning in caught] == ["old"]
 
 
 def test_classifiers_name_the_python_versions_that_are_supported() -> None:
@@ -191,7 +191,7 @@ def plain(name: str) -> str:
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
-def test_one_function_says_what_to_install_and_extras_that_it_names_are_declared() -> None:
+def test_one_function_advises_what_to_install_and_its_extras_are_declared() -> None:
     texts = {
         path: path.read_text("utf-8") for name in PACKAGES for path in (ROOT / name).rglob("*.py")
     }

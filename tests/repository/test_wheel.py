@@ -125,7 +125,7 @@ def test_one_command_turns_a_recording_into_midi_and_a_page(installed: Installed
     assert page.startswith("<!doctype html>") and "song.wav" in page
 
 
-def test_without_a_checkpoint_it_takes_the_demo_weights_or_says_that_there_are_none(
+def test_without_a_checkpoint_it_takes_the_demo_weights_or_is_refused(
     installed: Installed,
 ) -> None:
     song = record(installed.empty / "noise.wav")
@@ -139,7 +139,7 @@ def test_without_a_checkpoint_it_takes_the_demo_weights_or_says_that_there_are_n
         assert done.stderr.count("\n") == 1 and "without demo weights" in done.stderr
 
 
-def test_training_without_shards_says_which_command_makes_some(installed: Installed) -> None:
+def test_training_without_shards_names_the_command_that_makes_some(installed: Installed) -> None:
     done = installed.run("mt3train", "train", "small.toml")
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1 and "mt3data build" in done.stderr

@@ -65,7 +65,7 @@ def test_the_datasets_are_listed() -> None:
     assert json.loads(run("list", "slakh", "--json").stdout)["licence"] == "CC-BY-4.0"
 
 
-def test_a_quarantined_track_is_named_and_the_exit_code_tells(tmp_path: Path) -> None:
+def test_a_quarantined_track_is_named_and_the_exit_code_is_1(tmp_path: Path) -> None:
     fakes.slakh_tree(tmp_path, "redux", missing_mix=["Track00001"])
     words = ("build", "slakh", "--root", tmp_path, "--out", tmp_path / "out", "--workers", 1)
     result = run(*words)
@@ -74,7 +74,7 @@ def test_a_quarantined_track_is_named_and_the_exit_code_tells(tmp_path: Path) ->
     assert run(*words, "--max-failures", 1).exit_code == 0
 
 
-def test_faults_of_a_build_are_listed_and_the_exit_code_tells(shards: Path) -> None:
+def test_faults_of_a_build_are_listed_and_the_exit_code_is_1(shards: Path) -> None:
     stray = shards / "slakh" / "stray.tar"
     stray.write_bytes(b"")
     result = run("check", shards)
@@ -86,12 +86,12 @@ def test_faults_of_a_build_are_listed_and_the_exit_code_tells(shards: Path) -> N
 def test_faults_are_counted_in_words_and_in_json(shards: Path) -> None:
     stray = shards / "slakh" / "stray.tar"
     stray.write_bytes(b"")
-    said, as_json = run("check", shards), run("check", shards, "--json")
+    as_text, as_json = run("check", shards), run("check", shards, "--json")
     stray.unlink()
-    assert said.stdout.splitlines()[-1].endswith(", 1 fault")
+    assert as_text.stdout.splitlines()[-1].endswith(", 1 fault")
     assert as_json.exit_code == 1
-    (told,) = json.loads(as_json.stdout).values()
-    assert told["faults"] == ["stray.tar: not part of this build; move it elsewhere"]
+    (result,) = json.loads(as_json.stdout).values()
+    assert result["faults"] == ["stray.tar: not part of this build; move it elsewhere"]
     assert json.loads(run("check", shards, "--json").stdout)[str(shards / "slakh")]["faults"] == []
 
 
@@ -294,7 +294,7 @@ def test_every_option_has_a_help_text_and_the_first_sentence_fits(
     assert not command.get_short_help_str(limit=64).endswith("...")
 
 
-# What an option is called, wherever it stands; only of these, so that a new name is thought about.
+# The names of all options of all commands.
 NAMES = """--align --batch --cache --checkpoint --compile --config --context --csv --dry-run --engine
 --effects --exclude --fast --force --format --from --half --heads --html --json --kinds --max-failures
 --midi --name --no-download --out --part --plain --profile --programs --root --seconds --seed --select --soundfont --source
@@ -314,10 +314,10 @@ def test_options_have_the_names_and_letters_that_they_have_elsewhere(
 def test_a_program_without_a_command_shows_its_help_and_exit_codes(program: str) -> None:
     result = CliRunner().invoke(importlib.import_module(f"{program}.cli.main").main, [])
     assert result.exit_code == 2
-    said = " ".join(result.stderr.split())
+    printed = " ".join(result.stderr.split())
     assert (
         "0 done; 1 done, with faults that are listed; 2 a mistake, described in one line; 130"
-        in said
+        in printed
     )
 
 
@@ -357,7 +357,7 @@ def test_demo_pieces_are_rendered_first_when_they_are_not_there(tmp_path: Path) 
 
 
 @pytest.mark.parametrize("word", ["-h", "--help"])
-def test_the_trainer_run_by_path_says_how_it_is_used(
+def test_the_trainer_run_by_path_prints_its_usage(
     word: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     from mt3train import train
@@ -367,7 +367,7 @@ def test_the_trainer_run_by_path_says_how_it_is_used(
     assert "torchrun --nproc_per_node=8 mt3train/train.py CONFIG.toml" in capsys.readouterr().out
 
 
-def test_without_a_terminal_progress_lines_tell_a_total_that_came_later_or_was_too_low(
+def test_without_a_terminal_progress_lines_show_a_total_that_came_later_or_was_too_low(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(terminal, "LINE_EVERY_SECONDS", 0)

@@ -1,4 +1,4 @@
-"""What the commands download, verify and build say, against a publisher of Slakh on 127.0.0.1."""
+"""The output of download, verify and build, with a publisher of Slakh on 127.0.0.1."""
 
 import json
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ def test_a_folder_of_other_things_is_not_downloaded_into(web: Publisher, tmp_pat
     assert web.requests == []
 
 
-def test_verify_lists_faults_and_its_exit_code_tells(web: Publisher, tmp_path: Path) -> None:
+def test_verify_lists_faults_and_exits_with_1(web: Publisher, tmp_path: Path) -> None:
     assert run("download", "slakh", "--stream").exit_code == 0
     tracks = tmp_path / "data" / "slakh" / "slakh2100_flac_redux" / "train" / "Track00001"
     (tracks / "mix.flac").unlink()
@@ -44,11 +44,11 @@ def test_verify_lists_faults_and_its_exit_code_tells(web: Publisher, tmp_path: P
         f"missing: {below}/mix.flac (no such file)",
         f"extra: {below}/notes.txt (not part of the dataset)",
     ]
-    told = json.loads(run("verify", "slakh", "--json").stdout)
-    assert [fault["kind"] for fault in told["faults"]] == ["missing", "extra"]
+    result = json.loads(run("verify", "slakh", "--json").stdout)
+    assert [fault["kind"] for fault in result["faults"]] == ["missing", "extra"]
 
 
-def test_what_was_downloaded_is_said(web: Publisher, tmp_path: Path) -> None:
+def test_downloaded_files_are_printed(web: Publisher, tmp_path: Path) -> None:
     first, kept = run("download", "slakh").stdout.splitlines()
     assert first == (
         "data/slakh: 1 of 2 sources are complete and verified; nothing else is needed (optional, "

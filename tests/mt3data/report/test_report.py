@@ -1,4 +1,4 @@
-"""The report: one page that loads nothing, says what the build holds, and trusts no name."""
+"""The report: one page with the facts about a build, which loads nothing and trusts no name."""
 
 import errno
 from pathlib import Path
@@ -101,7 +101,7 @@ def test_a_track_in_quarantine_has_its_stage_and_its_reason(page: Page) -> None:
     assert any("damaged" in piece for piece in page.rows)
 
 
-def test_every_picture_says_what_it_shows_to_those_who_do_not_see_it(page: Page) -> None:
+def test_every_picture_has_a_description(page: Page) -> None:
     labels = [value for tag, name, value in page.attributes if (tag, name) == ("svg", "aria-label")]
     shown = page.attributes.count(("svg", "role", "img"))
     assert len(labels) == shown > 3
@@ -208,7 +208,7 @@ def test_a_long_window_is_averaged_into_few_columns(frames: int, columns: int) -
     assert (image[:, 0].tolist(), image[:, -1].tolist()) == ([2.0] * 36, [-8.0] * 36)
 
 
-def test_a_long_table_says_how_much_it_leaves_out() -> None:
+def test_a_long_table_counts_the_rows_that_it_leaves_out() -> None:
     template = "{% from 'macros.html' import table with context %}{{ table(found) }}"
     found = Table("many", ["n"], [[str(n)] for n in range(250)])
     text = templates().from_string(template).render(found=found, max_rows=200)
