@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from mt3data.errors import UserError, install_hint
 from mt3data.files import file_lock, walk, write_atomically
-from mt3data.music.midi import MIDI_SUFFIXES
+from mt3data.music.midi import MIDI_SUFFIXES, read_midi
 from mt3data.synth.compose import compose
 from mt3data.synth.ensembles import ENSEMBLES
 from mt3data.synth.render import (
@@ -272,7 +272,7 @@ def _render_piece(job: _Job) -> Rendered:
 
 
 def _reason(source: Path, error: Exception) -> str:
-    text = " ".join(str(error).split())
+    text = " ".join(str(error).split()).removeprefix(f"{source}: ")
     if not isinstance(error, UserError):
         text = f"not a MIDI file that can be read ({type(error).__name__}: {text})"
     return f"{source}: {text}"
@@ -285,4 +285,11 @@ def _read(path: Path) -> pretty_midi.PrettyMIDI:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # type 0 and 2 files with tempo changes, which are fine
-        return pretty_midi.PrettyMIDI(str(path))
+        midi = pretty_midi.PrettyMIDI(str(path))
+    notes, _ = read_midi(path, sustain=False)  # refuses files of several pieces and far events
+    if [note.end for part in midi.instruments for note in part.notes] != notes.offset.tolist():
+        raise UserError(
+            "its tempo changes are not in its first track, so that pretty_midi reads wrong times; "
+            "save it as a type 0 file"
+        )
+    return midi

@@ -6,6 +6,7 @@ import json
 import sys
 from pathlib import Path
 
+import mido
 import numpy as np
 import pretty_midi
 import pytest
@@ -257,6 +258,12 @@ def test_own_midi_files_are_rendered_and_bad_ones_reported(tmp_path):
     (own / "b.mid").write_bytes(b"")
     piece((0, [(0.5, 0.5, 60, 80)])).write(str(own / "c.mid"))  # no note of positive length
     piece((98, [(0.5, 1.0, 60, 80)])).write(str(own / "d.mid"))  # no Slakh class
+    tempo = mido.MidiFile()
+    tempo.add_track().extend(
+        mido.Message("note_on", note=60, time=t, velocity=v) for t, v in ((0, 64), (480, 0))
+    )
+    tempo.add_track().append(mido.MetaMessage("set_tempo", tempo=250_000))
+    tempo.save(own / "e.mid")
     notes = [(0.5, 1.0, 60, 80), (1.0, 1.5, 64, 80)]
     piece((0, notes), (98, notes), (-1, [(0.5, 0.6, 38, 90)])).write(str(own / "sub/good.MIDI"))
     summary = synth(tmp_path / "out", midi_dir=own, validation=0, test=0)
@@ -265,9 +272,11 @@ def test_own_midi_files_are_rendered_and_bad_ones_reported(tmp_path):
         f"{own}/b.mid: not a MIDI file that can be read",
         f"{own}/c.mid: has no notes",
         f"{own}/d.mid: has no instrument with a Slakh class",
+        f"{own}/e.mid: its tempo changes are not in its first track, so that pretty_midi reads wrong "
+        "times; save it as a type 0 file",
     ]
     (good,) = summary.rendered
-    assert (good.track, good.source, good.stems) == ("Track00005", "good.MIDI", 2)
+    assert (good.track, good.source, good.stems) == ("Track00006", "good.MIDI", 2)
     assert good.left_out == ("S01: program 98 has no Slakh class, not rendered",)
     (track,) = tracks(tmp_path / "out", manifest.load("demo"))
     assert track.problems == ("S01: program 98 has no Slakh class; no label",)
