@@ -14,7 +14,6 @@ import dataclasses
 import math
 import os
 import sys
-import traceback
 from contextlib import nullcontext, redirect_stderr
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,7 @@ from mt3train.config import Config, load_config
 from mt3train.data.builds import TrainingData, open_evaluation, open_shards
 from mt3train.data.loader import Prefetcher, read_step, to_device
 from mt3train.model import MT3
-from mt3train.training.distributed import Ranks, choose_precision, connected, user_message
+from mt3train.training.distributed import Ranks, choose_precision, connected, print_error
 from mt3train.training.logger import Log, SafeStderr
 from mt3train.training.loss import count_correct, token_losses
 from mt3train.training.optimizers import freeze, make_optimizer
@@ -205,12 +204,7 @@ def main() -> None:
         except KeyboardInterrupt:
             code = 130
         except Exception as error:
-            message = user_message(error)
-            code = 2 if message else 1
-            if not message:
-                traceback.print_exc()
-            elif not os.environ.get("LOCAL_RANK", "0").strip("0"):  # rank 0 of a machine
-                print(f"Error: {message}", file=sys.stderr)
+            code = print_error(error)
     if code and "WORLD_SIZE" in os.environ:
         os._exit(code)  # threads of the process group may wait for others that are gone
     sys.exit(code)

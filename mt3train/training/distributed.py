@@ -11,8 +11,10 @@ nothing here communicates.
 
 import os
 import signal
+import sys
 import threading
 import time
+import traceback
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -24,7 +26,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from mt3data.errors import UserError
-from mt3data.terminal import is_path_error, one_line, path_error_message
+from mt3data.terminal import is_path_error, one_line, path_error_message, printable
 from mt3train.config import Config
 from mt3train.data.loader import MicroBatch, Prefetcher
 
@@ -104,7 +106,7 @@ class Ranks:
         if self.world_size > 1 and not self._has_failed:
             with suppress(RuntimeError):  # the others may have crashed
                 self._all_reduce(True, ())
-                self._first_failure(user_message(error) or one_line(repr(error)))
+                self._first_failure(_user_message(error) or one_line(repr(error)))
 
     def _all_reduce(self, failed: bool, values: tuple[float, ...]) -> tuple[float, list[float]]:
         flags = float(failed), len(self.signals), self.signals.count(signal.SIGINT)
@@ -172,12 +174,29 @@ def connected(config: Config) -> Iterator[Ranks]:
             signal.signal(number, handler)
 
 
-def user_message(error: Exception) -> str | None:
-    """Returns the line that a user gets to see for an error; None for a bug."""
+def print_error(error: Exception) -> int:
+    """Prints one line about a user's mistake, or the traceback of a bug. Returns the exit code.
+
+    All ranks raise the same mistake, so only the first rank of a machine prints it.
+    """
+    message = _user_message(error)
+    if message is None:
+        traceback.print_exception(error)
+        return 1
+    is_other_rank = False
+    with suppress(ValueError):
+        local_rank, n = (int(os.environ.get(f"LOCAL_{name}", 0)) for name in ("RANK", "WORLD_SIZE"))
+        is_other_rank = 0 < local_rank < n
+    if not is_other_rank:
+        print(f"Error: {message}", file=sys.stderr)
+    return 2
+
+
+def _user_message(error: Exception) -> str | None:
     if isinstance(error, UserError):
-        return one_line(str(error))
+        return printable(one_line(str(error)))
     if isinstance(error, OSError) and is_path_error(error):
-        return path_error_message(error)
+        return printable(path_error_message(error))
     return None
 
 

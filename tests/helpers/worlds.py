@@ -190,7 +190,7 @@ def _work(
     for stream in (1, 2):
         os.dup2(file, stream)
     os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1",
+        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(size), LOCAL_WORLD_SIZE=str(size), MASTER_ADDR="127.0.0.1",
         MASTER_PORT=str(port), TORCHELASTIC_USE_AGENT_STORE=str(is_kept), GLOO_SOCKET_IFNAME="lo", OMP_NUM_THREADS="1",
     )  # fmt: skip
     import mt3train.train as trainer

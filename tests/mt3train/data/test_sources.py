@@ -1,11 +1,9 @@
 """Which builds a run reads: by pattern, by mixture, with weights."""
 
-import json
-
 import pytest
 
 from mt3data.errors import UserError
-from mt3data.shards.format import SCHEMA_VERSION, find_builds
+from mt3data.shards.format import find_builds
 from mt3train.config import DataConfig
 from mt3train.data.builds import builds_at, mixture_builds, weights_of
 
@@ -29,10 +27,15 @@ def test_without_a_build_the_command_that_makes_one_is_named(tmp_path):
 def builds_of(folder, *datasets):
     for name in datasets:
         (folder / name).mkdir()
-        manifest = {"schema": SCHEMA_VERSION, "dataset": name, "splits": {}, "shards": [],
-                    "files": []}  # fmt: skip
-        (folder / name / "manifest.json").write_text(json.dumps(manifest))
+        (folder / name / "manifest.json").touch()
     return find_builds(folder)
+
+
+@pytest.fixture
+def named_datasets(monkeypatch):
+    """The manifest of a build states the name of its folder as its dataset."""
+    read = "mt3train.data.builds.read_build_manifest"
+    monkeypatch.setattr(read, lambda build: {"dataset": build.name})
 
 
 MT3_SETS = ("cerberus4", "guitarset", "maestro_v3", "musicnet_em", "slakh", "urmp")
@@ -64,14 +67,14 @@ def test_of_several_builds_the_one_that_is_not_there_is_named(tmp_path):
         builds_at(f"{tmp_path}/demo,https://a.b/c", "")
 
 
-def test_a_mixture_takes_its_own_sets_at_its_own_temperature(tmp_path):
+def test_a_mixture_takes_its_own_sets_at_its_own_temperature(tmp_path, named_datasets):
     builds = builds_of(tmp_path, *MT3_SETS, "demo")
     chosen, temperature = mixture_builds(builds, DataConfig(mixture="mt3", temperature=1.0))
     assert ([path.name for path in chosen], temperature) == (list(MT3_SETS), 10 / 3)
     assert mixture_builds(builds, DataConfig(temperature=1.0)) == (builds, 1.0)
 
 
-def test_a_mixture_with_a_set_that_is_not_built_names_it(tmp_path):
+def test_a_mixture_with_a_set_that_is_not_built_names_it(tmp_path, named_datasets):
     builds = builds_of(tmp_path, *MT3_SETS[:-1])
     with pytest.raises(UserError, match=r"has none of urmp; .*`mt3data build urmp`"):
         mixture_builds(builds, DataConfig(mixture="mt3"))

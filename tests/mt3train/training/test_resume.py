@@ -95,7 +95,6 @@ def test_a_run_resumes_from_its_own_checkpoint_and_says_that_init_checkpoint_is_
 @pytest.mark.parametrize("progress", [
     {"settings": {}}, {"settings": 1, "order": {}}, {"settings": {}, "order": {}, "step": "x"},
     {"settings": {}, "order": {}, "sums": {"loss": None}}, {"settings": {}, "order": {}, "x": 1},
-    [],
 ])  # fmt: skip
 def test_a_checkpoint_without_the_progress_of_a_run_is_one_line(tmp_path, progress):
     path = train(config(tmp_path, steps=1), Made())
