@@ -30,7 +30,7 @@ DRUMS = 128  # row of drums, after those of the programs
 BEFORE_TIME, NEVER = -1, -2  # time steps: of the tie section, and before anything
 TYPES = ("shift", "program", "velocity", "pitch", "drum", "tie")
 SHIFT, PROGRAM, VELOCITY, PITCH, DRUM, TIE = range(len(TYPES))
-OTHER = len(TYPES)  # EOS, and ids that are no event
+EOS, OTHER = len(TYPES), len(TYPES) + 1  # OTHER: ids that are no event
 
 
 class TokenConstraint:
@@ -54,13 +54,14 @@ class TokenConstraint:
             first, last = (i + NUM_SPECIAL_IDS for i in codec.type_range(name))
             self.type_V[first : last + 1] = number
             self.value_V[first : last + 1] = torch.arange(last - first + 1, device=device)
+        self.type_V[EOS_ID] = EOS
         self.is_shift_V, self.is_tie_V = self.type_V == SHIFT, self.type_V == TIE
-        self.is_eos_V = torch.arange(vocab_size, device=device) == EOS_ID
+        self.is_eos_V = self.type_V == EOS
         self.is_event_V = (self.type_V < TIE) & ~self.is_shift_V
         self.slot_S = torch.arange(n_slots, device=device)
 
         def per_slot(*sizes: int) -> Tensor:
-            return torch.zeros(n_slots, *sizes, dtype=torch.int32, device=device)
+            return torch.zeros(n_slots, *sizes, dtype=torch.int64, device=device)
 
         self.last_type_S, self.program_S, self.velocity_S = per_slot(), per_slot(), per_slot()
         self.step_S = per_slot()  # time step of the last event
@@ -104,7 +105,7 @@ class TokenConstraint:
         unfinished_S = after_shift_S & (pending_S <= step_S)
 
         token_S = logits_SV.argmax(-1)
-        type_S, value_S = self.type_V[token_S], self.value_V[token_S].to(torch.int32)
+        type_S, value_S = self.type_V[token_S], self.value_V[token_S]
         key = slot_S, *self._key(type_S, value_S, program_S)
         ends_S = (type_S == PITCH) & (velocity_S == 0) & ~in_ties_S
         repeats_S = torch.where(ends_S, self.ended_SRK[key], self.begun_SRK[key]) == now_S
@@ -118,23 +119,23 @@ class TokenConstraint:
             (type_S <= VELOCITY) & (last_type_S <= VELOCITY) & (type_S <= last_type_S)
             | unfinished_S,
         )
-        breaks_S |= repeats_S | ((type_S == TIE) != (in_ties_S & (type_S == TIE)))
-        breaks_S |= in_ties_S & ((type_S == SHIFT) | (type_S == DRUM) | (type_S == OTHER))
+        breaks_S |= repeats_S | (type_S == OTHER) | (type_S == TIE) & ~in_ties_S
+        breaks_S |= in_ties_S & ((type_S == SHIFT) | (type_S == DRUM) | (type_S == EOS))
 
-        later_SV = (pending_S[:, None] + self.value_V > step_S[:, None]) & self.is_shift_V
-        ends_step_SV = torch.where(
-            (after_shift_S & ~unfinished_S)[:, None], self.is_event_V, later_SV
-        )
-        ends_SV = torch.where(in_ties_S[:, None], self.is_tie_V, ends_step_SV | self.is_eos_V)
-        end_S = logits_SV.masked_fill(~ends_SV, -torch.inf).argmax(-1)
-        token_S = torch.where(breaks_S, end_S, token_S)
+        if breaks_S.is_cuda or bool(breaks_S.any()):  # asking a GPU takes longer than computing
+            later_SV = (pending_S[:, None] + self.value_V > step_S[:, None]) & self.is_shift_V
+            after_shift_S = after_shift_S & ~unfinished_S
+            ends_SV = torch.where(after_shift_S[:, None], self.is_event_V, later_SV) | self.is_eos_V
+            ends_SV = torch.where(in_ties_S[:, None], self.is_tie_V, ends_SV)
+            end_S = logits_SV.masked_fill(~ends_SV, -torch.inf).argmax(-1)
+            token_S = torch.where(breaks_S, end_S, token_S)
         self._update(token_S)
         return token_S
 
     def _update(self, token_S: Tensor) -> None:
         """Applies the tokens of the first len(token_S) slots to the state."""
         n = len(token_S)
-        type_S, value_S = self.type_V[token_S], self.value_V[token_S].to(torch.int32)
+        type_S, value_S = self.type_V[token_S], self.value_V[token_S]
         _, program_S, velocity_S, step_S, pending_S, *_ = (s[:n] for s in self._states)
         is_shift, in_ties_S = type_S == SHIFT, step_S == BEFORE_TIME
         self.last_type_S[:n] = type_S

@@ -143,6 +143,14 @@ RULES = {  # a sequence whose last token breaks the rule, and what is decoded in
 }  # fmt: skip
 
 
+@pytest.mark.parametrize("token", [0, 2, 1535])
+def test_ids_that_are_no_event_end_the_time_step(token: int) -> None:
+    constraint = TokenConstraint(TIES, 1536, 1, CPU)
+    constraint.reset(0)
+    assert constraint.choose(one_hot(token) + 0.5 * one_hot(EOS_ID)).tolist() == ids("tie")
+    assert constraint.choose(one_hot(token) + 0.5 * one_hot(EOS_ID)).tolist() == [EOS_ID]
+
+
 @pytest.mark.parametrize("rule", RULES)
 def test_a_token_that_breaks_a_rule_is_replaced_by_the_end_of_the_time_step(rule: str) -> None:
     """The model prefers the wrong token, then drum 35, shifts 9 and 4, EOS, and the rest."""
