@@ -38,15 +38,21 @@ EXIT_CODES = (
 
 
 class UserPath(click.Path):
-    """A path on the command line; `~/` at its beginning is the home folder."""
+    """A path on the command line; `~/` at its beginning is the home folder.
+
+    A file or folder named "-" is refused, because "-" means standard input or output.
+    """
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Path:
         """Returns the path that the user typed."""
         path = Path(os.fsdecode(super().convert(value, param, ctx)))
+        if path == Path("-") and not self.allow_dash:
+            self.fail("expected the name of a file or folder, not '-'", param, ctx)
         return path.expanduser() if path.parts[:1] == ("~",) else path
 
 
 PATH = UserPath()
+OUTPUT = UserPath(allow_dash=True)  # a file, or "-" for standard output
 AT_LEAST_0, AT_LEAST_1 = click.IntRange(min=0), click.IntRange(min=1)
 # More processes than this would take the memory of most machines and make nothing faster.
 WORKERS = click.IntRange(min=1, max=max(32, 4 * (os.cpu_count() or 1)))

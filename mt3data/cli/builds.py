@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from mt3data.files import STDOUT
-from mt3data.terminal import FORCE, PATH, WORKERS, echo, plural, print_json, progress
+from mt3data.terminal import FORCE, OUTPUT, PATH, WORKERS, echo, plural, print_json, progress
 
 
 @click.command()
@@ -73,7 +73,7 @@ def info(folder: Path, as_json: bool) -> None:
 @click.command()
 @click.argument("folder", type=PATH)
 @click.argument("key")
-@click.option("-o", "--out", type=PATH, required=True,
+@click.option("-o", "--out", type=OUTPUT, required=True,
               help="The picture: .png, .svg or .pdf; -: a PNG to standard output.")  # fmt: skip
 @FORCE
 def show(folder: Path, key: str, out: Path, force: bool) -> None:
@@ -93,7 +93,7 @@ def show(folder: Path, key: str, out: Path, force: bool) -> None:
 
 @click.command()
 @click.argument("folder", type=PATH)
-@click.option("-o", "--out", type=PATH, required=True,
+@click.option("-o", "--out", type=OUTPUT, required=True,
               help="The page, such as report.html; -: standard output.")  # fmt: skip
 @FORCE
 def report(folder: Path, out: Path, force: bool) -> None:

@@ -8,7 +8,16 @@ import click
 
 from mt3data import __version__
 from mt3data.files import STDOUT
-from mt3data.terminal import AT_LEAST_1, EXIT_CODES, FORCE, PATH, WORKERS, CommandGroup, echo
+from mt3data.terminal import (
+    AT_LEAST_1,
+    EXIT_CODES,
+    FORCE,
+    OUTPUT,
+    PATH,
+    WORKERS,
+    CommandGroup,
+    echo,
+)
 from mt3train.cli.scores import evaluate, score
 from mt3train.cli.transcribe import transcribe
 
@@ -41,7 +50,8 @@ def train(arguments: tuple[str, ...]) -> None:
 
 @main.command()
 @click.argument("runs", nargs=-1, required=True, type=PATH)
-@click.option("-o", "--out", type=PATH, required=True, help="The picture: .png, .svg or .pdf; -: a PNG to standard output.")  # fmt: skip
+@click.option("-o", "--out", type=OUTPUT, required=True,
+              help="The picture: .png, .svg or .pdf; -: a PNG to standard output.")  # fmt: skip
 @FORCE
 def plot(runs: tuple[Path, ...], out: Path, force: bool) -> None:
     """Draws the curves of training runs.

@@ -23,7 +23,7 @@ from mt3data.files import (
     walk,
     write_output,
 )
-from mt3data.terminal import PATH, echo, path_error_message, plural, progress
+from mt3data.terminal import OUTPUT, PATH, echo, path_error_message, plural, progress
 from mt3train.cli.scores import BATCH, CHECKPOINT, load_checkpoint
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ class TranscriptionJob:
 @click.argument("files", nargs=-1, required=True, type=PATH)
 @CHECKPOINT
 @click.option(
-    "-o", "--out", type=PATH,
-    help="Notes: a file, or a folder for several. MIDI is in seconds, at a nominal 120 bpm: its "
+    "-o", "--out", type=OUTPUT,
+    help="Notes: a file, - for standard output, or a folder for several. MIDI is in seconds, at a nominal 120 bpm: its "
     "bars mean nothing in notation software.",
 )  # fmt: skip
 @click.option("--html", type=PATH, help="Piano roll and recording as a page, or a folder of pages.")
