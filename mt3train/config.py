@@ -52,6 +52,9 @@ class DataConfig:
     split: str = "train"
     eval: str = ""  # empty: the builds of `train`
     eval_split: str = "validation"
+    validation_folder: str = (
+        ""  # recordings beside MIDI files, to transcribe in place of eval_split
+    )
     frames: int = 256  # length of a segment
     max_target_length: int = 1024  # segments with more tokens, EOS included, are skipped
     mixture: str = ""  # of manifests/mixtures: only its datasets, at its temperature; empty: all

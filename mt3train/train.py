@@ -105,7 +105,7 @@ def train_on(
         network = DistributedDataParallel(model, gradient_as_bucket_view=True)
     log = Log(config, progress.step, device, is_writer=ranks.rank == 0)
     if validation is None and (config.eval_every or config.transcribe_every):
-        messages.append(f"no build has tracks in split {config.data.eval_split!r}: no evaluation")
+        messages.append(f"no build has tracks in split {config.data.eval_split!r} to evaluate")
     log.start(data, sum(p.numel() for p in parameters), precision, world_size, messages)
 
     # Loop
@@ -117,7 +117,7 @@ def train_on(
     while True:
         # Evaluate and save. A run that was stopped before an evaluation was complete repeats it.
         info = dataclasses.replace(info, step=progress.step)
-        if validation is not None and progress.evaluated < progress.step and not ranks.stop:
+        if progress.evaluated < progress.step and not ranks.stop:
             evaluate(progress, model, info, validation, config, ranks, products, log)
         is_end = ranks.stop or progress.step >= total_steps(config, progress)
         is_due = progress.step > 0 and progress.step % config.save_every == 0

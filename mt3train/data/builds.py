@@ -16,6 +16,7 @@ from mt3data.shards.format import find_builds, read_build_manifest
 from mt3data.shards.reader import Batch, IndexedShards
 from mt3train.config import Config, DataConfig
 from mt3train.data.mixing import MixedShards
+from mt3train.data.recordings import require_recordings
 from mt3train.data.streaming import StreamedShards
 
 
@@ -166,6 +167,8 @@ def open_evaluation(config: DataConfig, like: TrainingData) -> TrainingData | No
     Raises:
         UserError: the builds are not made as those of training.
     """
+    if config.validation_folder:
+        require_recordings(Path(config.validation_folder))
     if config.eval:
         builds = builds_at(config.eval, config.cache)
     else:

@@ -14,6 +14,7 @@ import torch
 from mt3train.config import Config
 from mt3train.data.builds import TrainingData
 from mt3train.data.loader import read_step, to_device
+from mt3train.data.recordings import read_recordings
 from mt3train.model import MT3
 from mt3train.training.distributed import Ranks
 from mt3train.training.logger import Log
@@ -31,7 +32,7 @@ def evaluate(
     progress: Progress,
     model: MT3,
     info: CheckpointInfo,
-    data: TrainingData,
+    data: TrainingData | None,
     config: Config,
     ranks: Ranks,
     autocast: AbstractContextManager,
@@ -42,14 +43,15 @@ def evaluate(
     If a signal comes, nothing is logged or saved, and the resumed run begins with this evaluation.
 
     Args:
+        data: segments of the evaluation loss; None: no build has that split.
         autocast: the precision of the training, for the loss.
     """
     scores: dict[str, float] = {}
-    if config.eval_every and progress.step % config.eval_every == 0:
+    if data is not None and config.eval_every and progress.step % config.eval_every == 0:
         with autocast:
             scores |= evaluation_loss(model, data, config, ranks)
     if config.transcribe_every and progress.step % config.transcribe_every == 0 and not ranks.stop:
-        scores |= note_scores(model, info, data.builds, config, ranks)
+        scores |= note_scores(model, info, data.builds if data else [], config, ranks)
     if ranks.stop:
         return
     if scores and ranks.rank == 0:
@@ -89,7 +91,10 @@ def evaluation_loss(
 def note_scores(
     model: MT3, info: CheckpointInfo, builds: Sequence[Path], config: Config, ranks: Ranks
 ) -> dict[str, float]:
-    """Scores the notes in the first tracks of each build's evaluation split, as `mt3train evaluate`.
+    """Scores the notes of recordings or of builds, as `mt3train evaluate`.
+
+    Tracks are all recordings of data.validation_folder, or else the first ones of each build's
+    evaluation split.
 
     Returns:
         onset_f1, onset_offset_f1, program_f1 and drum_f1: means over tracks, in [0, 1].
@@ -101,10 +106,13 @@ def note_scores(
         if ranks.signals:
             raise _Stopped
 
-    tracks = chain.from_iterable(
-        islice(read_tracks(build, config.data.eval_split), config.transcribe_tracks)
-        for build in builds
-    )
+    if config.data.validation_folder:
+        tracks = read_recordings(Path(config.data.validation_folder), info.spectrogram)
+    else:
+        tracks = chain.from_iterable(
+            islice(read_tracks(build, config.data.eval_split), config.transcribe_tracks)
+            for build in builds
+        )
     results = []
     while of_round := list(islice(tracks, ranks.world_size)):  # one for each rank
         for track in of_round[ranks.rank : ranks.rank + 1]:

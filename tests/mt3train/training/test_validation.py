@@ -2,6 +2,7 @@
 
 import math
 import os
+import shutil
 import signal
 
 import fakes
@@ -41,6 +42,40 @@ def test_scores_in_training_are_those_of_the_evaluate_command(shards, tmp_path):
     expected = mean_scores(evaluate(model, info, shards, "validation", max_tracks=2))
     (line,) = [line for line in metrics(tmp_path) if "onset_f1" in line]
     assert line == {"step": 1} | {name: expected[name] for name in F1}
+
+
+@pytest.fixture(scope="module")
+def recordings(tmp_path_factory):
+    """A folder with two recordings and their MIDI, and a build of it."""
+    folder, out = tmp_path_factory.mktemp("recordings"), tmp_path_factory.mktemp("built")
+    splits = {"Track00001": "validation", "Track00002": "validation"}
+    root = fakes.slakh_tree(tmp_path_factory.mktemp("source"), "demo", splits, seconds=3.0)
+    (folder / "validation").mkdir()
+    for name in splits:
+        shutil.copy(root / "validation" / name / "mix.flac", folder / "validation" / f"{name}.flac")
+        midi = sorted((root / "validation" / name / "MIDI").glob("*.mid"))[0]
+        shutil.copy(midi, folder / "validation" / f"{name}.mid")
+    windows = WindowConfig(256, features=("audio",))
+    build(make_plan(BuildConfig("folder", folder, out, name="mine", windows=windows)))
+    return folder, out / "mine"
+
+
+def test_a_folder_of_recordings_is_scored_as_a_build_of_it(shards, recordings, tmp_path):
+    folder, built = recordings
+    data = DataConfig(train=str(shards), max_target_length=300, validation_folder=str(folder))
+    run = config(tmp_path, data=data, batch=2, steps=1, transcribe_every=1)
+    model, info = load_model(train(run))
+    expected = mean_scores(evaluate(model, info, built, "validation"))
+    (line,) = [line for line in metrics(tmp_path) if "onset_f1" in line]
+    assert line == pytest.approx({"step": 1} | {name: expected[name] for name in F1}, nan_ok=True)
+
+
+def test_a_folder_without_pairs_is_refused_before_training(shards, tmp_path):
+    (tmp_path / "song.wav").write_bytes(b"")
+    data = DataConfig(train=str(shards), validation_folder=str(tmp_path))
+    with pytest.raises(UserError, match=str(tmp_path)):
+        train(config(tmp_path / "run", data=data, batch=2, steps=1, transcribe_every=1))
+    assert not (tmp_path / "run").exists()
 
 
 def pretended(track):
