@@ -172,8 +172,8 @@ def _parse_shares(text: str) -> dict[str, float]:
 @click.option("--window", type=AT_LEAST_1, default=2048, show_default=True, metavar="N",
               help="Frames of a record, 8 ms each.")  # fmt: skip
 @click.option("--context", "right_context", type=click.Choice(["zeros", "audio"]),
-              help="What follows the last frame in its spectrum. Default: zeros for windows of 256 and "
-              "512, else audio.")  # fmt: skip
+              help="What follows the last frame: zeros, or audio of the track. Default: zeros for windows of "
+              "256 and 512, else audio.")  # fmt: skip
 @click.option("--variants", type=AT_LEAST_1, default=1, show_default=True, metavar="N",
               help="Cuttings of each training track, with other phases.")  # fmt: skip
 @click.option("--profile", type=click.Choice(["fixed", "paper"]), default="fixed", show_default=True,
