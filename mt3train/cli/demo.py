@@ -1,8 +1,8 @@
-"""The whole path, once, from an empty folder to a MIDI file: what `mt3train demo` runs.
+"""Runs the whole pipeline once, from an empty folder to a MIDI file: `mt3train demo`.
 
-Every step is an ordinary command, printed before it runs, so that this page is also the shortest
-description of how the parts are used together. One piece is learned by heart. The control is the
-same model on a piece that it never heard: a high score there would mean that the scores are wrong.
+Every step is an ordinary command, which is printed before it runs. The model memorises one piece. The
+control is the score of the same model on a piece that was not in its training. A high score there
+would mean that the scores are wrong.
 """
 
 import json
@@ -23,7 +23,7 @@ LEARNED_AT_LEAST, CONTROL_BELOW = 0.9, 0.3  # onset F1
 
 
 def run(out: Path, workers: int) -> Iterator[str]:
-    """Runs the demo in a folder; what is already there is continued.
+    """Runs the demo in a folder, or continues it there.
 
     Args:
         out: folder for everything.
@@ -99,7 +99,7 @@ def _arguments(words: Sequence[object]) -> list[str]:
 
 
 def _command(*words: object) -> Iterator[str]:
-    """Says a command as a user would type it, then runs it, letting it speak for itself."""
+    """Prints a command as a user would type it, then runs it with its own output."""
     yield f"\n$ {' '.join(map(str, words))}"
     sys.stdout.flush()
     environment = os.environ | {"OMP_NUM_THREADS": "1"}

@@ -1,4 +1,4 @@
-"""The command `mt3train`. Everything heavy is imported inside the command that needs it."""
+"""Defines the command `mt3train`. Slow libraries are imported inside the commands that need them."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from mt3train.cli.transcribe import transcribe
 )
 @click.version_option(__version__, package_name="mt3kit")
 def main() -> None:
-    """Trains and runs MT3: from shards to a model, from a recording to its notes."""
+    """Trains MT3 on shards and transcribes recordings."""
 
 
 @main.command(context_settings={"ignore_unknown_options": True})
@@ -102,7 +102,7 @@ def convert(source: Path, out: Path, heads: int | None, half: bool, force: bool)
 @click.option("--workers", type=WORKERS, default=2, show_default=True, metavar="N",
               help="Processes; training starts at most one per GPU.")  # fmt: skip
 def demo(out: Path, workers: int) -> None:
-    """Goes the whole path once, in some ten minutes.
+    """Runs the whole pipeline once, in about ten minutes.
 
     Pieces, shards, training, MIDI file, scores. It teaches a small model one piece by heart, which shows that everything works together; it
     says nothing about how well MT3 transcribes.

@@ -1,7 +1,7 @@
-"""The segments of a track, as a model wants them, from the records of a build.
+"""Cuts the records of a build into the segments that a model was trained on.
 
-Records with log-mel serve a model of the same right_context. Records with audio serve any: segments are cut
-from it and transformed as the checkpoint says, from int16 samples.
+Records with log-mel fit models of the same right_context. Records with audio fit every model: segments
+are cut from the int16 samples and transformed with the settings of the checkpoint.
 """
 
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from mt3train.weights.checkpoint import CheckpointInfo
 
 
 def require_fit(build: Path, info: CheckpointInfo) -> None:
-    """Raises UserError if a build's records cannot give the model what it was trained on."""
+    """Raises UserError if the records of a build do not fit the spectrogram of a model."""
     manifest = read_build_manifest(build)
     spectrogram = asdict(info.spectrogram)
     if manifest["spectrogram"] != spectrogram:
@@ -51,7 +51,7 @@ def _make_one(manifest: dict[str, Any], info: CheckpointInfo) -> str:
 
 
 def segments_of(records: TrackRecords, info: CheckpointInfo) -> Iterator[tuple[int, np.ndarray]]:
-    """(start frame, float32 [frames, n_mels]) of each segment of a track, padded with 0.0."""
+    """Yields (start frame, float32 [frames, n_mels]) of each segment of a track, padded with 0.0."""
     size, starts = info.frames, range(0, records.track_frames, info.frames)
     if records.audio:
         hop, context = info.spectrogram.hop, info.spectrogram.context

@@ -176,7 +176,7 @@ def checkpoints(folder: Path) -> list[Path]:
 
 
 def load_model(path: str | Path) -> tuple[MT3, CheckpointInfo]:
-    """The model of a checkpoint, on the CPU and in evaluation mode.
+    """Loads the model of a checkpoint, on the CPU and in evaluation mode.
 
     Args:
         path: a .safetensors file, or a run's folder, of which the newest checkpoint is taken.
@@ -194,7 +194,7 @@ def model_of(
     info: CheckpointInfo,
     theirs: Mapping[str, str] | None = None,
 ) -> MT3:
-    """The model that consists of these arrays; see `require_arrays`."""
+    """Builds the model that consists of these arrays; see `require_arrays`."""
     with torch.device("meta"):  # no time spent on initial values
         model = MT3(info.model)
     require_arrays(source, model, tensors, theirs)
@@ -274,9 +274,9 @@ def require_arrays(
     """Raises UserError unless arrays are named and shaped as the model's.
 
     Args:
-        source: where they are from.
+        source: their origin, for messages.
         tensors: the arrays, by our names.
-        theirs: what each is called there; None: the same.
+        theirs: their names in the source; None: the same.
     """
     wanted = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
     called = theirs or {name: name for name in tensors}

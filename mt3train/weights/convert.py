@@ -1,14 +1,14 @@
-"""Weights made ours: T5X checkpoints of the original, mt3-pytorch's state dict, smaller copies.
+"""Converts weights: T5X checkpoints of the original, mt3-pytorch's state dict, smaller copies.
 
     mt3train convert checkpoint_1000000/ -o mt3.safetensors
     mt3train convert mt3.pth -o mt3.safetensors
     mt3train convert runs/mine -o mine.safetensors --half      (ours, in half the bytes)
 
-The original (magenta/mt3) keeps kernels as [in, out], torch as [out, in]; mt3-pytorch
-(kunato/mt3-pytorch) named the same numbers as Hugging Face's T5. Nothing else is changed, and the
-converted file says what the weights mean: sizes are read off the shapes, spectrogram, vocabulary
-and length of segments belong to the published model that has this vocabulary. An array too many or
-too few, or of another shape, is an error that names it.
+The original (magenta/mt3) stores kernels as [in, out], torch as [out, in]. mt3-pytorch
+(kunato/mt3-pytorch) names the same arrays as Hugging Face's T5 does. Nothing else is changed. The
+converted file describes the model: sizes come from the shapes; spectrogram, vocabulary and length of
+segments come from the published model with this vocabulary. An array that is missing, unknown or of
+another shape is an error that names it.
 """
 
 import os
@@ -33,8 +33,8 @@ from mt3train.weights.checkpoint import CheckpointInfo
 from mt3train.weights.t5x import MAX_ELEMENTS, read_t5x
 
 COMMAND = "mt3train convert"
-# What the published models expect and say (mt3/gin/mt3.gin and ismir2021.gin; both cut segments
-# first and then transform them).
+# Vocabulary and frames of the published models (mt3/gin/mt3.gin and ismir2021.gin). Both cut segments
+# before they transform them.
 PUBLISHED = {
     "mt3": (VocabularyConfig(num_velocity_bins=1, encoding="ties"), 256),
     "ismir2021": (
@@ -42,7 +42,7 @@ PUBLISHED = {
     ),
 }  # fmt: skip
 
-# mt3-pytorch's names, piece by piece, and ours. Two arrays are there under two names.
+# Parts of mt3-pytorch's names, and ours. Two of its arrays have two names.
 PTH_ALIASES = {
     "encoder.embed_tokens.weight": "proj.weight",
     "decoder.embed_tokens.weight": "decoder_embed_tokens.weight",
@@ -76,14 +76,14 @@ PTH_NAMES = (
 
 @dataclass(frozen=True)
 class Converted:
-    """What a conversion found.
+    """Describes converted weights.
 
     Attributes:
         family: "mt3" or "ismir2021"; "mt3train" for a checkpoint that was ours before.
-        info: what the weights mean, as the new file says it.
-        n_parameters: numbers in all arrays.
-        sha256: of names and values, see checkpoint.checksum; equal weights give equal checksums, whichever
-            format they came from.
+        info: the description in the new file.
+        n_parameters: number of parameters.
+        sha256: of names and values, see checkpoint.checksum. Equal weights have equal checksums,
+            whatever their format was.
     """
 
     family: str
@@ -141,7 +141,7 @@ def _read_foreign(source: Path, num_heads: int | None) -> tuple[str, MT3, Checkp
 def infer(
     source: Path, tensors: Mapping[str, Tensor], num_heads: int | None = None, step: int = 0
 ) -> tuple[str, CheckpointInfo]:
-    """Which published model weights belong to, by their shapes: its name and all settings.
+    """Returns name and settings of the published model that weights belong to, by their shapes.
 
     Args:
         source: for messages.
@@ -149,7 +149,7 @@ def infer(
         num_heads: see `convert`.
         step: number of updates done.
     Raises:
-        UserError: arrays are missing that tell the sizes, or nobody published such a model.
+        UserError: arrays that give the sizes are missing, or no published model has such sizes.
     """
     size = partial(_size, source, tensors)
     vocab_size = size("decoder.token_embedder.weight", 0)
@@ -185,7 +185,7 @@ def _size(source: Path, tensors: Mapping[str, Tensor], name: str, axis: int) -> 
 
 
 def _heads(source: Path, inner: int, wanted: int | None) -> int:
-    """How many heads: kernels do not show it, so it is known of the published sizes alone."""
+    """Returns the number of heads. Shapes do not show it, so it is known for published sizes only."""
     published = ModelConfig()
     if wanted is None and inner != published.num_heads * published.head_dim:
         raise UserError(
@@ -200,7 +200,7 @@ def _heads(source: Path, inner: int, wanted: int | None) -> int:
 
 
 def _family(source: Path, vocab_size: int) -> str:
-    """The published model that has so many words."""
+    """Returns the published model with a vocabulary of this size."""
     known = {num_embeddings(vocabulary): name for name, (vocabulary, _) in PUBLISHED.items()}
     if vocab_size not in known:
         sizes = " or ".join(f"{n} ({name})" for n, name in known.items())
@@ -209,7 +209,7 @@ def _family(source: Path, vocab_size: int) -> str:
 
 
 def from_t5x(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The original's arrays under our names, kernels turned to [out, in].
+    """Renames the original's arrays to our names and transposes kernels to [out, in].
 
     Args:
         arrays: named as in a T5X checkpoint, "target/" optional.
@@ -222,7 +222,9 @@ def from_t5x(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Tensor], dict[
         path = re.sub(r"\.layers_(\d+)\.", r".layers.\1.", path)
         stem, _, last = path.rpartition(".")
         ours = f"{stem}.weight" if last in ("kernel", "embedding") else path
-        tensor = torch.from_numpy(np.array(array, np.float32))  # a copy: torch wants to write
+        tensor = torch.from_numpy(
+            np.array(array, np.float32)
+        )  # a copy, because torch needs a writable array
         if last == "kernel" and tensor.ndim == 2:
             tensor = tensor.T.contiguous()
         tensors[ours], theirs[ours] = tensor, name
@@ -230,7 +232,7 @@ def from_t5x(arrays: Mapping[str, np.ndarray]) -> tuple[dict[str, Tensor], dict[
 
 
 def from_pth(state: Mapping[str, Any], source: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """mt3-pytorch's state dict under our names; see `from_t5x`.
+    """Renames the arrays of mt3-pytorch's state dict to our names; see `from_t5x`.
 
     Raises:
         UserError: an entry that is no array, or two that should be one.
@@ -258,7 +260,7 @@ def from_pth(state: Mapping[str, Any], source: Path) -> tuple[dict[str, Tensor],
 
 
 def read_pth(path: Path) -> Mapping[str, Any]:
-    """A file of torch.save, of which nothing is executed.
+    """Reads a file of torch.save without executing anything in it.
 
     Raises:
         UserError: missing, damaged, holding pickled code, or no mapping.

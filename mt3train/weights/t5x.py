@@ -38,7 +38,7 @@ MAX_TREE_BYTES = 1 << 26  # MT3's has 894,205
 
 
 def read_t5x(folder: Path) -> tuple[dict[str, np.ndarray], int]:
-    """The parameters of a checkpoint, and the number of updates that it had.
+    """Reads the parameters of a checkpoint and its number of updates.
 
     Args:
         folder: of one checkpoint, or a folder that holds one `checkpoint_<step>`.
@@ -77,12 +77,12 @@ def _read_checkpoint(folder: Path) -> tuple[dict[str, np.ndarray], int]:
 
 
 def read_zarr(folder: Path) -> np.ndarray:
-    """The array in a folder of zarr version 2: one or many chunks, gzip or none, float32 or bfloat16.
+    """Reads an array of zarr version 2: one or many chunks, gzip or none, float32 or bfloat16.
 
     Returns:
         float32; bfloat16 is widened, which is exact.
     Raises:
-        UserError: a file is missing or cut short, or says what is not known here.
+        UserError: a file is missing or cut short, or has an unknown setting.
     """
     layout = _read_layout(folder / ".zarray")
     shape, chunks = layout.shape, layout.chunks
@@ -103,7 +103,7 @@ def read_zarr(folder: Path) -> np.ndarray:
 
 @dataclass(frozen=True)
 class _Layout:
-    """What the description of a zarr array says."""
+    """Holds the description of a zarr array."""
 
     shape: tuple[int, ...]
     chunks: tuple[int, ...]
@@ -142,7 +142,7 @@ def _read_layout(path: Path) -> _Layout:
 
 
 def widen_bfloat16(bits: np.ndarray) -> np.ndarray:
-    """bfloat16, given as uint16, as float32: its bits are the upper half."""
+    """Converts bfloat16, given as uint16, to float32, whose upper half it is."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
 
 
@@ -162,7 +162,7 @@ def _checkpoint_folder(folder: Path) -> Path:
 
 
 def _read_tree(path: Path) -> dict[str, Any]:
-    """The msgpack file, arrays made of what flax wrote."""
+    """Reads the msgpack file, with the arrays that flax wrote in it."""
     import msgpack
 
     def extension(code: int, data: bytes) -> np.ndarray:
