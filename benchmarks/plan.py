@@ -4,8 +4,8 @@
 
 The tree is made of hard links to one FLAC file of silence and one MIDI file, and of metadata.yaml
 files with the fields of Slakh's; it takes a few megabytes in the temporary folder. Planning reads
-the metadata, the header of every mix (with --profile paper of every stem in a subset, too) and the
-size of every file. A disk that is slower than this one's cache costs its seeks on top.
+the metadata, the header of every mix (with --profile paper of every stem in a subset, too), the
+content of every label file and the size of every audio file. A disk that is slower than this one's cache costs its seeks on top.
 """
 
 from __future__ import annotations
