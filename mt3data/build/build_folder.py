@@ -239,7 +239,9 @@ class BuildFolder:
         path = self._plan_file
         try:
             content = json.loads(path.read_bytes())
-            return {key: content[key] for key in ("identity", "card", "environment", "facts")}
+            plan = {key: dict(content[key]) for key in ("identity", "card", "environment", "facts")}
+            plan["identity"]["tracks"] = [dict(entry) for entry in plan["identity"]["tracks"]]
+            return plan
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
                 f"{path}: not the plan of a build ({error!r}); choose another --out, or remove it"
@@ -253,11 +255,10 @@ class BuildFolder:
             return {}
         for line in reversed(lines):
             if b'"event": "sources"' in line:
-                try:
+                with suppress(ValueError):  # a run was killed while it wrote the line
                     found: dict[str, Any] = json.loads(line)
-                except ValueError:  # a run was killed while it wrote the line
-                    continue
-                return found
+                    if all(isinstance(found.get(k), dict) for k in ("audio", "files", "facts")):
+                        return found
         return {}
 
     def _built_tracks(self, manifest: dict[str, Any]) -> list[dict[str, Any]] | None:

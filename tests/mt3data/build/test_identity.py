@@ -290,3 +290,23 @@ def test_builds_of_other_audio_have_other_fingerprints(again: Again) -> None:
     first = again.run(again.out).manifest["fingerprint"]
     flip(again.root / FIRST / "mix.flac")
     assert again.run(again.fresh).manifest["fingerprint"] != first
+
+
+@pytest.mark.parametrize(
+    "text", ["", "[]", "{", '{"identity": 3}', '{"identity": {"tracks": [1]}}']
+)
+def test_a_plan_that_cannot_be_read_is_one_line(
+    begun: dict[str, Path], source: Path, tmp_path: Path, text: str
+) -> None:
+    again = Again(begun["interrupted"], source, tmp_path)
+    (again.out / "demo" / ".state" / "plan.json").write_text(text)
+    assert "plan.json: not the plan of a build" in again.refusal()
+
+
+@pytest.mark.parametrize("line", ['{"event": "sources"', '{"event": "sources", "audio": []}', "[]"])
+def test_a_log_that_cannot_be_read_only_costs_reading_the_files(
+    begun: dict[str, Path], source: Path, tmp_path: Path, line: str
+) -> None:
+    again = Again(begun["finished"], source, tmp_path)
+    (again.out / "demo" / "build.log.jsonl").write_text(line + "\n")
+    assert again.refusal() == ""
