@@ -78,11 +78,11 @@ def plot(runs: tuple[Path, ...], out: Path, force: bool) -> None:
 )
 @FORCE
 def convert(source: Path, out: Path, heads: int | None, half: bool, force: bool) -> None:
-    """Makes one file of weights: of MT3's own, or of a run.
+    """Converts weights of MT3 or of a run to one .safetensors file.
 
-    SOURCE is the folder of a T5X checkpoint, mt3-pytorch's mt3.pth, or a run. It reads MT3 and the ISMIR 2021 piano model, without JAX, T5X or unpickling. Their licence is
-    unstated; none of them come with this package. Of a run it takes the newest checkpoint, without
-    what only training needs.
+    SOURCE is the folder of a T5X checkpoint, mt3-pytorch's mt3.pth, or a run. MT3 and the ISMIR 2021
+    piano model are read without JAX, T5X or unpickling. Their licence is unstated, and this package
+    contains none of them. From a run it converts the newest checkpoint, without optimizer state.
 
     \b
     Example: mt3train convert checkpoints/mt3 -o mt3.safetensors
@@ -104,8 +104,8 @@ def convert(source: Path, out: Path, heads: int | None, half: bool, force: bool)
 def demo(out: Path, workers: int) -> None:
     """Runs the whole pipeline once, in about ten minutes.
 
-    Pieces, shards, training, MIDI file, scores. It teaches a small model one piece by heart, which shows that everything works together; it
-    says nothing about how well MT3 transcribes.
+    It makes pieces and shards, trains a small model until it has memorised one piece, transcribes and
+    scores it. This shows that everything works together. It does not measure how well MT3 transcribes.
 
     \b
     Example: mt3train demo --out demo-run
