@@ -178,7 +178,9 @@ def merge_repeats(notes: Notes, seconds: float) -> Notes:
     keys = zip(notes.pitch.tolist(), notes.program.tolist(), notes.is_drum.tolist(), strict=True)
     for i, key in enumerate(keys):
         earlier = first.get(key)
-        if earlier is not None and notes.onset[i] - notes.onset[earlier] <= seconds:
+        if (
+            earlier is not None and notes.onset[i] - notes.onset[earlier] <= seconds + 1e-6
+        ):  # of rounding
             offset[earlier] = max(offset[earlier], offset[i])
         else:
             first[key] = i
