@@ -12,7 +12,7 @@ from worlds import PLAIN, Made, World, config, metrics
 
 from mt3data.errors import UserError
 from mt3data.music.vocabulary import VocabularyConfig
-from mt3train.config import DataConfig, OptimConfig
+from mt3train.config import OptimConfig
 from mt3train.train import train
 from mt3train.weights.checkpoint import checkpoints, load_model
 
@@ -234,13 +234,6 @@ def test_a_run_whose_hours_are_over_ends_with_a_checkpoint_and_more_hours_contin
         assert load_model(tmp_path / "run")[1].step == steps
 
 
-def test_a_finished_run_stays_as_it_is(tmp_path):
-    file = train(config(tmp_path), Made())
-    before = file.stat().st_mtime_ns, metrics(tmp_path)
-    assert train(config(tmp_path), Made()) == file
-    assert (file.stat().st_mtime_ns, metrics(tmp_path)) == before
-
-
 def test_training_lowers_the_loss_and_says_what_it_skipped(tmp_path):
     fixed = Made()
     drawn = fixed.batch
@@ -257,9 +250,3 @@ def test_training_off_the_main_thread_leaves_signals_alone(tmp_path):
     thread.start()
     thread.join()
     assert len(checkpoints(tmp_path)) == 1
-
-
-def test_without_a_build_the_command_that_makes_one_is_named(tmp_path):
-    data = DataConfig(train=str(tmp_path / "shards" / "*"))
-    with pytest.raises(UserError, match="`mt3data build demo --out shards/`"):
-        train(config(tmp_path / "run", data=data))
