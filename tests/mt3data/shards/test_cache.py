@@ -181,7 +181,7 @@ def test_after_a_kill_the_next_run_finishes(web: Publisher, tmp_path: Path) -> N
     ("arguments", "said"),
     [
         (["{url}/demo", "--cache", "{cache}"], "{cache}/demo-"),
-        (["{url}/demo"], "Error: {url}/demo is the address of a build; say with --cache"),
+        (["{url}/demo"], "Error: {url}/demo is the address of a build;"),
         (["slakh", "--cache", "{cache}"], "Error: slakh is no http(s) address of a build"),
         (["pipe://ls", "--cache", "{cache}"], "Error: pipe://ls: pipe: is not read; expected"),
     ],
