@@ -29,8 +29,7 @@ from mt3data.synth.render import (
     MAX_SECONDS,
     Rendered,
     default_soundfont,
-    soundfont_bytes,
-    soundfont_facts,
+    open_soundfont,
     write_track,
 )
 from mt3data.terminal import echo, progress
@@ -110,13 +109,13 @@ def synth(
         "seconds": None if midi_dir else float(seconds),
         "midi": _digest(sources, Path(midi_dir)) if midi_dir else None,
         "renderer": f"midirenderer {importlib.metadata.version('midirenderer')}",
-        "soundfont": hashlib.sha256(soundfont_bytes(fonts[0])).hexdigest(),
+        "soundfont": open_soundfont(fonts[0]).sha256,
         "splits": {split: splits.count(split) for split in SPLITS},
     }
     if len(fonts) > 1 or kinds or effects:  # the settings of a varied set
         settings |= {
             "seed": seed,
-            "soundfonts": [soundfont_facts(font) for font in fonts],
+            "soundfonts": [open_soundfont(font).facts() for font in fonts],
             "kinds": None if midi_dir else shares,
             "effects": effects,
         }

@@ -4,13 +4,13 @@
                stems/SNN.flac   MIDI/SNN.mid   all_src.mid   metadata.yaml
 
 Each stem is rendered from exactly the bytes of its MIDI/SNN.mid, so labels and audio agree. As in
-Slakh, stems are brought to one loudness before the sum, then one gain serves the mix and all stems;
-loudness here is the level of the sounding parts, not the LUFS of the original. Programs that have
-no Slakh class get no audio, which is what Slakh did: they stay in metadata.yaml with plugin "None".
+Slakh, stems are brought to one loudness before the sum, and one gain scales the mix and all stems.
+Loudness here is the level of the sounding parts, not the LUFS of the original. Programs without a
+Slakh class get no audio, as in Slakh. They remain in metadata.yaml with plugin "None".
 
 The renderer is midirenderer (rustysynth). It starts a note with the first block of 64 samples, at
-48 kHz, that begins after its time: 0 to 1.33 ms late. Half of that is taken off, so that a sound with
-a sharp attack begins within 0.7 ms of its label; pianos and basses rise more slowly, within 5 ms.
+48 kHz, that begins after its time: 0 to 1.33 ms late. Half of that is removed, so that a sound with
+a sharp attack begins within 0.7 ms of its label. Pianos and basses rise more slowly, within 5 ms.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,6 +42,7 @@ from mt3data.synth.effects import (
     place_in_room,
     room_response,
 )
+from mt3data.synth.soundfont import SoundFont
 
 if TYPE_CHECKING:
     import pretty_midi
@@ -54,11 +55,7 @@ TICKS_PER_QUARTER = 960
 MIN_TEMPO = 60.0  # quarter notes a minute; keeps a tick at or below 1.05 ms
 MIN_NOTE_SECONDS = 0.003  # shorter notes could lose all length on the tick grid
 MAX_SECONDS = 1800.0
-INFO_KEYS = {
-    b"INAM": "name",
-    b"ICOP": "copyright",
-    b"ICMT": "comment",
-}  # of a SoundFont's INFO list
+BANK_SELECT = 0  # number of the controller
 # Slakh's inst_class: the General MIDI family, eight programs each.
 FAMILIES = (
     "Piano", "Chromatic Percussion", "Organ", "Guitar", "Bass", "Strings", "Strings (continued)",
@@ -69,7 +66,7 @@ FAMILIES = (
 
 @dataclass(frozen=True)
 class Rendered:
-    """What became of one piece: `error` is empty when it was rendered."""
+    """Result of rendering one piece; `error` is empty unless it failed."""
 
     track: str
     source: str
@@ -81,7 +78,7 @@ class Rendered:
 
 
 def default_soundfont() -> Path:
-    """TimGM6mb.sf2 of the installed pretty_midi (6 MB, General MIDI)."""
+    """Returns TimGM6mb.sf2 of the installed pretty_midi (6 MB, General MIDI)."""
     import pretty_midi
 
     return Path(pretty_midi.__file__).parent / "TimGM6mb.sf2"
@@ -106,41 +103,10 @@ def render(midi: bytes, soundfont: bytes) -> np.ndarray:
     return soxr.resample(mono, rate, RATE, quality="HQ")
 
 
-@lru_cache(maxsize=4)
-def soundfont_bytes(path: Path) -> bytes:
-    """The content of a SoundFont, which is read once per process.
-
-    Raises:
-        UserError: the file is missing or no SoundFont.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"SoundFont {path} cannot be read ({error.strerror})") from error
-    if content[:4] != b"RIFF" or content[8:12] != b"sfbk":
-        raise UserError(f"{path} is not a SoundFont; expected an .sf2 file (RIFF sfbk)")
-    return content
-
-
-def soundfont_facts(path: Path) -> dict[str, str]:
-    """Returns file name, sha256, and what a SoundFont states about its name and its licence.
-
-    Raises:
-        UserError: the file is missing or no SoundFont.
-    """
-    content = soundfont_bytes(path)
-    facts = {"file": path.name, "sha256": hashlib.sha256(content).hexdigest()}
-    place, end = (
-        24,
-        20 + int.from_bytes(content[16:20], "little"),
-    )  # of the INFO list, which is first
-    while place + 8 <= end:
-        size = int.from_bytes(content[place + 4 : place + 8], "little")
-        if key := INFO_KEYS.get(content[place : place + 4]):
-            text = content[place + 8 : place + 8 + size].split(b"\0")[0]
-            facts[key] = text.decode("latin-1").strip()
-        place += 8 + size + size % 2
-    return facts
+@cache
+def open_soundfont(path: Path) -> SoundFont:
+    """Opens a SoundFont, once per process."""
+    return SoundFont(path)
 
 
 def write_track(
@@ -196,7 +162,13 @@ def write_track(
         (folder / "MIDI" / f"{stem_id}.mid").write_bytes(content)
         drawn = fonts if len(fonts) == 1 else rng.sample(fonts, len(fonts))
         for font in drawn:  # the first one that has this instrument
-            samples = render(content, soundfont_bytes(font))
+            # A bank that the MIDI selects itself may need other presets than this program's.
+            selects = any(change.number == BANK_SELECT for change in part.control_changes)
+            sounds = open_soundfont(font)
+            samples = render(
+                content,
+                font.read_bytes() if selects else sounds.instrument(part.program, part.is_drum),
+            )
             level = _level(samples)
             if level:
                 break
@@ -260,7 +232,7 @@ def _end_and_tempo(midi: pretty_midi.PrettyMIDI, parts: list[Any]) -> tuple[floa
 
 
 def _playable(midi: pretty_midi.PrettyMIDI) -> tuple[list[Any], list[str]]:
-    """Instruments that have notes, without those too short to survive the tick grid."""
+    """Returns the instruments with notes, without notes too short for the tick grid."""
     parts, left_out = [], []
     for part in midi.instruments:
         notes = [note for note in part.notes if note.end - note.start >= MIN_NOTE_SECONDS]
@@ -277,7 +249,7 @@ def _playable(midi: pretty_midi.PrettyMIDI) -> tuple[list[Any], list[str]]:
 
 
 def _midi_bytes(parts: list[Any], tempo: float, end: float) -> bytes:
-    """A MIDI file of these instruments that lasts until `end` seconds."""
+    """Writes a MIDI file of these instruments that lasts until `end` seconds."""
     import pretty_midi
 
     midi = pretty_midi.PrettyMIDI(resolution=TICKS_PER_QUARTER, initial_tempo=tempo)
@@ -329,7 +301,7 @@ def _write_files(
 
 
 def _level(samples: np.ndarray) -> float:
-    """Root mean square of the samples above a hundredth of the peak: pauses do not count."""
+    """Returns the root mean square of the samples above a hundredth of the peak, without pauses."""
     sounding = np.abs(samples)
     sounding = sounding[sounding > sounding.max(initial=0) / 100]
     return float(np.sqrt(np.mean(sounding.astype(np.float64) ** 2))) if len(sounding) else 0.0

@@ -1,5 +1,6 @@
 """Varied pieces: kinds, several SoundFonts, effects that keep labels true, and one's own stems."""
 
+import io
 import json
 import random
 from collections import Counter
@@ -30,7 +31,8 @@ from mt3data.synth.effects import (
     room_response,
 )
 from mt3data.synth.ensembles import ENSEMBLES, SUSTAINED
-from mt3data.synth.render import default_soundfont, soundfont_facts, write_stems, write_track
+from mt3data.synth.render import default_soundfont, render, write_stems, write_track
+from mt3data.synth.soundfont import SoundFont
 
 pytest.importorskip("midirenderer", reason="rendering needs the extra mt3kit[synth]")
 RATE = 44100
@@ -243,9 +245,26 @@ def test_the_command_parses_shares_and_says_what_is_wrong_with_them(tmp_path):
 
 
 def test_what_a_soundfont_states_is_read():
-    facts = soundfont_facts(default_soundfont())
+    facts = SoundFont(default_soundfont()).facts()
     assert (facts["file"], facts["name"]) == ("TimGM6mb.sf2", "TimGM6mb")
     assert len(facts["sha256"]) == 64
+
+
+@pytest.mark.parametrize(
+    "program, is_drum",
+    [(0, False), (40, False), (118, False), (0, True), (25, True), (7, True)],
+)
+def test_one_instrument_of_a_soundfont_sounds_as_in_the_whole(program, is_drum):
+    part = line(program, ((0.1, 0.4, 50), (0.5, 0.8, 38)))
+    part.is_drum = is_drum
+    midi, buffer = pretty_midi.PrettyMIDI(), io.BytesIO()
+    midi.instruments = [part]
+    midi.write(buffer)
+    alone = SoundFont(default_soundfont()).instrument(program, is_drum)
+    whole = default_soundfont().read_bytes()
+    assert len(alone) < len(whole) / 5
+    expected = render(buffer.getvalue(), whole)
+    assert np.array_equal(render(buffer.getvalue(), alone), expected) and expected.any()
 
 
 # ---- one's own material
