@@ -77,7 +77,7 @@ def without_cache(model: MT3, encoded_BFD: Tensor) -> float:
     """CPU-seconds, all steps counted, where each runs the decoder over all tokens so far."""
     seconds = 0.0
     with torch.inference_mode():
-        cross = model.decoder.cross(encoded_BFD)
+        cross = model.decoder.cross_keys_values(encoded_BFD)
         for length in range(SAMPLED, TOKENS + 1, SAMPLED):
             inputs = torch.randint(3, 1000, (len(encoded_BFD), length - SAMPLED // 2))
             seconds += SAMPLED * cpu_seconds(lambda i=inputs: model.decoder(i, cross))

@@ -123,7 +123,7 @@ def shapes(window: Window) -> list[list[object]]:
     ):
         part.register_forward_hook(keep(name))  # type: ignore[arg-type]
     with torch.inference_mode():
-        keys, _ = decoder.cross(encoder(mel_BFM))[0]
+        keys, _ = decoder.cross_keys_values(encoder(mel_BFM))[0]
         model(mel_BFM, targets_BL)
     rows = {
         "audio of the segment": torch.zeros(1, 256 * 128), "log-mel: the input of the encoder": mel_BFM,

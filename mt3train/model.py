@@ -6,9 +6,9 @@ layers, RMS layer norm without mean or bias, gated GELU, no biases, separate out
 
 Differences from the original (magenta/mt3 network.py and layers.py):
 
-- Attention of the decoder is causal only. Padding comes last and has weight 0, so every position that
-  counts sees the same keys. Logits at padded positions differ. `original_mask=True` adds the
-  original's -1e10 masks, which also apply to padded rows (golden tests).
+- Decoder self-attention is only causal, without the original's padding mask. Padding follows the
+  target and has no loss. So positions with a loss attend to the same keys as in the original, and
+  only logits at padded positions differ. `original_mask=True` adds the original's masks (golden tests).
 - Dropout of attention probabilities is shared by all queries, so it equals dropping whole rows of the
   values: P * mask_S @ V = P @ (mask_S * V). The fused attention kernels need this form.
 - Random numbers are torch's: the same distributions, other draws.
@@ -28,10 +28,9 @@ from torch import Tensor, nn
 
 MAX_POSITIONS = 2048  # mt3/layers.py FixedEmbed: rows of the position table
 NORM_EPSILON = 1e-6  # mt3/layers.py LayerNorm
-MASKED = -1e10  # mt3/layers.py: added to the logits of masked keys; a row of them is uniform
-MAX_UNFUSED_SCORES = (
-    512 * 512
-)  # queries times keys up to which plain products beat the fused kernel
+MASKED = -1e10  # mt3/layers.py: added to the scores of masked keys; a row of them is uniform
+# Largest number of queries times keys for which plain matrix products may beat the fused kernel.
+MAX_UNFUSED_SCORES = 512 * 512
 TRUNCATED_STD = 0.87962566103423978  # std of a standard normal cut at +-2, as in jax
 
 
@@ -124,7 +123,8 @@ class Attention(nn.Module):
     """Computes multi-head attention. The initial query weights contain the factor 1/sqrt(head_dim).
 
     Queries, keys and values have separate weights. Adafactor scales an update by the RMS of its
-    parameter, and that of the query is 8 times smaller, so joined weights would train differently.
+    parameter. The query's initial RMS is smaller by sqrt(head_dim), which is 8 in MT3, so one joined
+    parameter would train differently.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -163,7 +163,8 @@ class Attention(nn.Module):
 def is_faster_unfused(queries_BHLK: Tensor, keys_BHSK: Tensor) -> bool:
     """Decides whether plain matrix products train faster than the fused kernel, by shape and type.
 
-    Measured on a CPU in bf16: 0.4 of its time at 128 x 128 positions, 0.8 at 512 x 512. Never in float32.
+    Measured on a CPU in bf16: plain products take 0.4 of the fused kernel's time for 128 queries and
+    128 keys, and 0.8 for 512 and 512. In float32 they are never faster.
     """
     q_BHLK, small = queries_BHLK, queries_BHLK.shape[2] * keys_BHSK.shape[2] <= MAX_UNFUSED_SCORES
     return torch.is_grad_enabled() and small and q_BHLK.is_cpu and q_BHLK.dtype == torch.bfloat16
@@ -230,16 +231,16 @@ class DecoderLayer(nn.Module):
     def forward(
         self,
         x_BLD: Tensor,
-        cross: tuple[Tensor, Tensor],
+        frame_keys_values: tuple[Tensor, Tensor],
         masks: tuple[Tensor, Tensor] | tuple[None, None],
     ) -> Tensor:
-        """Returns x after one layer. cross: keys and values of the frames. masks: `attention_masks`."""
+        """Returns x after one layer. frame_keys_values: each [B, H, F, K]. masks: `attention_masks`."""
         normed = self.pre_self_attention_layer_norm(x_BLD)
         own = self.self_attention.keys_values(normed)
         attended = self.self_attention(normed, *own, causal=masks[0] is None, mask=masks[0])
         x_BLD = x_BLD + self.dropout(attended)
         normed = self.pre_cross_attention_layer_norm(x_BLD)
-        attended = self.encoder_decoder_attention(normed, *cross, mask=masks[1])
+        attended = self.encoder_decoder_attention(normed, *frame_keys_values, mask=masks[1])
         x_BLD = x_BLD + self.dropout(attended)
         return x_BLD + self.dropout(self.mlp(self.pre_mlp_layer_norm(x_BLD)))
 
@@ -280,7 +281,7 @@ class Decoder(nn.Module):
         table = sinusoids(MAX_POSITIONS, config.emb_dim)
         self.register_buffer("positions", table, persistent=False)
 
-    def cross(self, encoded_BFD: Tensor) -> list[tuple[Tensor, Tensor]]:
+    def cross_keys_values(self, encoded_BFD: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Returns the keys and values of the encoded frames, for every layer."""
         attentions: list[Any] = [layer.encoder_decoder_attention for layer in self.layers]
         return [attention.keys_values(encoded_BFD) for attention in attentions]
@@ -288,14 +289,14 @@ class Decoder(nn.Module):
     def forward(
         self,
         inputs_BL: Tensor,
-        cross: list[tuple[Tensor, Tensor]],
+        frame_keys_values: list[tuple[Tensor, Tensor]],
         masks: tuple[Tensor, Tensor] | tuple[None, None] = (None, None),
     ) -> Tensor:
-        """Returns logits [B, L, V]. cross: from `cross`. masks: from `attention_masks`."""
+        """Returns logits. The other arguments: from `cross_keys_values` and `attention_masks`."""
         positions_LD = self.get_buffer("positions")[: inputs_BL.shape[1]]
         x_BLD = self.dropout(self.token_embedder(inputs_BL) + positions_LD)
         for i, layer in enumerate(self.layers):
-            x_BLD = layer(x_BLD, cross[i], masks)
+            x_BLD = layer(x_BLD, frame_keys_values[i], masks)
         x_BLD = self.dropout(self.decoder_norm(x_BLD))
         with torch.autocast(x_BLD.device.type, enabled=False):  # logits are float32, as in T5X
             return self.logits_dense(x_BLD.to(self.logits_dense.weight.dtype))
@@ -323,22 +324,24 @@ class MT3(nn.Module):
             original_mask: mask padding as the original does, at the cost of the fast kernels.
         """
         masks = attention_masks(targets_BL, mel_BFM.shape[1]) if original_mask else (None, None)
-        cross = self.decoder.cross(self.encoder(mel_BFM))
-        return self.decoder(shift_right(targets_BL), cross, masks=masks)
+        frame_keys_values = self.decoder.cross_keys_values(self.encoder(mel_BFM))
+        return self.decoder(shift_right(targets_BL), frame_keys_values, masks=masks)
 
 
 def attention_masks(targets_BL: Tensor, n_frames: int) -> tuple[Tensor, Tensor]:
     """Computes the original's additive masks: decoder [B, 1, L, L] and cross [B, 1, L, F].
 
-    An entry is 0 or -1e10. A query sees a key if both are real targets (> 0) and the key is not
-    later. Real targets see all frames, padding sees none.
+    An entry is 0 or -1e10. A query attends to a key if both are real targets (> 0) and the key is
+    not later. Real targets attend to all frames, padding to none.
 
     Source: mt3/layers.py make_decoder_mask, mt3/network.py Transformer.decode.
     """
     real_BL = targets_BL > 0
     length = targets_BL.shape[1]
     causal_LL = torch.ones(length, length, dtype=torch.bool, device=targets_BL.device).tril()
-    seen_BLL = real_BL[:, :, None] & real_BL[:, None, :] & causal_LL
-    seen_BLF = real_BL[:, :, None].expand(-1, -1, n_frames)
-    decoder, cross = (torch.where(seen, 0.0, MASKED)[:, None] for seen in (seen_BLL, seen_BLF))
+    allowed_BLL = real_BL[:, :, None] & real_BL[:, None, :] & causal_LL
+    allowed_BLF = real_BL[:, :, None].expand(-1, -1, n_frames)
+    decoder, cross = (
+        torch.where(allowed, 0.0, MASKED)[:, None] for allowed in (allowed_BLL, allowed_BLF)
+    )
     return decoder, cross

@@ -92,7 +92,7 @@ class Codec:
     Attributes:
         ranges: the event ranges in the order of their ids.
         first: id of the first event of each type. An id is `first[type] + value - min_value`.
-        num_classes: the number of events.
+        num_events: the number of events.
 
     Source: mt3/event_codec.py Codec, mt3/vocabularies.py build_codec.
     """
@@ -112,10 +112,10 @@ class Codec:
         for event_range in self.ranges:
             self.first[event_range.type] = next_id
             next_id += event_range.max_value - event_range.min_value + 1
-        self.num_classes = next_id
+        self.num_events = next_id
 
     def encode(self, event: Event) -> int:
-        """Returns the id of an event, 0 to num_classes - 1.
+        """Returns the id of an event, 0 to num_events - 1.
 
         Raises:
             ValueError: an unknown type, or a value outside the type's range.
@@ -142,7 +142,7 @@ class Codec:
             value = event_id - self.first[event_range.type] + event_range.min_value
             if event_range.min_value <= value <= event_range.max_value:
                 return Event(event_range.type, value)
-        raise ValueError(f"no event has id {event_id}; expected 0 to {self.num_classes - 1}")
+        raise ValueError(f"no event has id {event_id}; expected 0 to {self.num_events - 1}")
 
     def type_range(self, event_type: str) -> tuple[int, int]:
         """Returns the first and last id of one event type."""
@@ -159,7 +159,7 @@ def get_codec(config: VocabularyConfig) -> Codec:
 
 def vocabulary_size(config: VocabularyConfig) -> int:
     """Counts the ids: special ids, events, and T5's unused extra ids."""
-    return NUM_SPECIAL_IDS + get_codec(config).num_classes + NUM_EXTRA_IDS
+    return NUM_SPECIAL_IDS + get_codec(config).num_events + NUM_EXTRA_IDS
 
 
 def num_embeddings(config: VocabularyConfig) -> int:
@@ -187,7 +187,7 @@ def tokens_to_event_ids(tokens: np.ndarray, config: VocabularyConfig) -> np.ndar
     if len(ends):
         ids = ids[: ends[0]]
     event_ids = ids - NUM_SPECIAL_IDS
-    is_event = (event_ids >= 0) & (event_ids < get_codec(config).num_classes)
+    is_event = (event_ids >= 0) & (event_ids < get_codec(config).num_events)
     return np.where(is_event, event_ids, NOT_AN_EVENT)
 
 
@@ -223,7 +223,7 @@ def describe_tokens(tokens: np.ndarray, config: VocabularyConfig) -> list[str]:
         event_id = token - NUM_SPECIAL_IDS
         if token in special:
             words.append(special[token])
-        elif 0 <= event_id < codec.num_classes:
+        elif 0 <= event_id < codec.num_events:
             event = codec.decode(event_id)
             words.append("tie" if event.type == "tie" else f"{event.type} {event.value}")
         else:

@@ -123,13 +123,13 @@ def move_labels(
     """Returns the target of a crop that is transposed and played faster.
 
     Args:
-        target: vocabulary ids, EOS last.
+        target: tokens, EOS last.
         semitones: added to all pitches but those of drums.
         ratio: divides all times.
         n_steps: length of the new crop in time steps; later events are left out.
         config: the vocabulary.
     Returns:
-        Vocabulary ids, int16, EOS last.
+        Tokens, int16, EOS last.
     """
     types, moved = event_types(config), list[int]()
     step = written = 0

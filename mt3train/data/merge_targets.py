@@ -26,10 +26,10 @@ def merge_targets(targets: Sequence[np.ndarray], config: VocabularyConfig) -> np
     """Returns the target of a mix.
 
     Args:
-        targets: of the recordings, vocabulary ids with EOS last and no padding.
+        targets: of the recordings, tokens with EOS last and no padding.
         config: the vocabulary.
     Returns:
-        Vocabulary ids, int16, EOS last.
+        Tokens, int16, EOS last.
     """
     streams = [(target[:-1].astype(np.int64) - NUM_SPECIAL_IDS).tolist() for target in targets]
     streams = [repeat_state_before_every_note(stream, config) for stream in streams]
@@ -43,7 +43,7 @@ def repeat_state_before_every_note(ids: Sequence[int], config: VocabularyConfig)
     Drums have no program. Notes of a tie section have no velocity.
 
     Args:
-        ids: codec ids.
+        ids: event ids.
     """
     types, repeated = event_types(config), []
     program: int | None = None
@@ -69,10 +69,10 @@ def merge_events(streams: Sequence[Sequence[int]], config: VocabularyConfig) -> 
     """Returns the events of several targets in the order of the mix.
 
     Args:
-        streams: codec ids of each target, with program and velocity in front of every note.
+        streams: event ids of each target, with program and velocity in front of every note.
     """
     types = event_types(config)
-    events: list[tuple[int, int, int]] = []  # time step, place of the stream, codec id
+    events: list[tuple[int, int, int]] = []  # time step, place of the stream, event id
     for number, stream in enumerate(streams):
         step, after_shift = -1, False
         for event_id in stream:
@@ -97,7 +97,7 @@ def remove_redundant_state_changes(ids: Sequence[int], config: VocabularyConfig)
     """Returns the events without the programs and velocities that repeat the last one.
 
     Args:
-        ids: codec ids.
+        ids: event ids.
     """
     types, kept = event_types(config), []
     last: dict[str, int] = {}
@@ -113,6 +113,6 @@ def remove_redundant_state_changes(ids: Sequence[int], config: VocabularyConfig)
 
 @cache
 def event_types(config: VocabularyConfig) -> list[str]:
-    """Returns the event type of every codec id. The id of a shift is its number of steps."""
+    """Returns the event type of every event id. The id of a shift is its number of steps."""
     codec = get_codec(config)
-    return [codec.decode(event_id).type for event_id in range(codec.num_classes)]
+    return [codec.decode(event_id).type for event_id in range(codec.num_events)]

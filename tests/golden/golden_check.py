@@ -76,7 +76,7 @@ def check_vocabulary(folder: Path) -> tuple[int, float]:
                 assert _raises(codec.decode, index), index
             else:
                 assert codec.decode(index) == (event_type, value)
-        assert codec.num_classes == entry["num_classes"]
+        assert codec.num_events == entry["num_classes"]
         assert config.max_shift_steps == entry["max_shift_steps"]
         assert vocabulary.vocabulary_size(config) == entry["vocab_size"]
         assert vocabulary.num_embeddings(config) == entry["num_embeddings"]

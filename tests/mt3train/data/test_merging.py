@@ -88,7 +88,7 @@ def test_held_notes_of_a_mix_come_in_a_tie_section_each_from_last_to_first():
 
 
 def onsets(stream, config):
-    """(step, program, pitch or drum) of each onset in a stream of codec ids, sorted."""
+    """(step, program, pitch or drum) of each onset in a stream of event ids, sorted."""
     codec, step, program, velocity, found, in_shift = Codec(config), 0, 0, 1, [], False
     for event in map(codec.decode, stream):
         if event.type == "shift":
