@@ -144,12 +144,15 @@ class Log:
             "seconds": round(now - self.begin, 1),
         }  # fmt: skip
         minutes = (self.config.steps - done) * seconds / (done - self.logged) / 60
+        left = f"  {f'{minutes / 60:.1f} h' if minutes > 90 else f'{minutes:.0f} min'} left"
+        steps = f"{done}/{self.config.steps}"
+        if self.config.hours:  # they end the run, not its steps
+            steps, left = f"{done}", ""
         self._line(done, line)
         self.say(
-            f"step {done}/{self.config.steps}  loss {line['loss']:.4f}  accuracy {line['accuracy']:.3f}"
+            f"step {steps}  loss {line['loss']:.4f}  accuracy {line['accuracy']:.3f}"
             f"  lr {lr:.2e}  gradient {norm:.3g}  {line['segments_per_second']:.1f} segments/s"
-            f"  data wait {line['data_wait']:.0%}  {line['memory_gb']:.1f} GB"
-            f"  {f'{minutes / 60:.1f} h' if minutes > 90 else f'{minutes:.0f} min'} left"
+            f"  data wait {line['data_wait']:.0%}  {line['memory_gb']:.1f} GB{left}"
         )
         self.logged, self.logged_at, self.waited = done, now, 0.0
 

@@ -33,6 +33,7 @@ OWN = {  # parameters, and velocity bins of the vocabulary
     "mt3.toml": (45_896_704, 1),
     "small.toml": (8_001_024, 1),
     "demo_weights.toml": (3_787_968, 1),
+    "varied.toml": (3_787_968, 1),
 }
 
 
