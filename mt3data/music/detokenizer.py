@@ -1,7 +1,9 @@
-"""Decodes tokens to notes with one small state machine, segment by segment.
+"""Decodes tokens to notes, segment by segment.
 
-A model may predict tokens in an order that has no meaning. Events that are not allowed at their place
-are skipped and counted as invalid. Tokens after the start of the next segment are counted as dropped.
+`NoteDecoder` reads one token after the other. It keeps the time, the velocity, the program and the
+open notes. A model may predict tokens in an order that has no meaning. Events that are not allowed at
+their place are skipped and counted as invalid. Tokens after the start of the next segment are counted
+as dropped.
 Both counts and every note equal those of the original for the same tokens and start times.
 
 Source: mt3/note_sequences.py decode_note_event, mt3/run_length_encoding.py decode_events.
@@ -33,7 +35,8 @@ class NoteDecoder:
     """Decodes the targets of consecutive segments into notes.
 
     Call `decode_segment` for every segment in time order, then `finish` once. Velocity, program and
-    the notes that a tie section keeps open persist from one segment to the next.
+    the notes that a tie section keeps open persist from one segment to the next. Targets depend on
+    this for open notes only: every target writes its program and velocity before their first use.
 
     Attributes:
         invalid: number of events so far that are not allowed at their place. They are skipped.
@@ -50,6 +53,7 @@ class NoteDecoder:
     _velocity: int = ONSET_ONLY_VELOCITY
     _program: int = 0
     _open: dict[tuple[int, int], tuple[float, int]] = field(default_factory=dict)
+    # The notes of _open that the tie section lists. Both are keyed by (program, pitch).
     _tied: set[tuple[int, int]] = field(default_factory=set)
     _in_tie_section: bool = False
     _rows: list[tuple[float, float, int, int, int, bool]] = field(default_factory=list)
@@ -58,7 +62,7 @@ class NoteDecoder:
         """Decodes one segment.
 
         Args:
-            tokens: vocabulary ids. Tokens from the first EOS on are ignored.
+            tokens: integers, shape (n,). Tokens from the first EOS on are ignored.
             start: the segment's start in seconds, see `tokenizer.segment_start`.
             limit: start of the next segment in seconds. The first event that is strictly later is
                 dropped with the rest of the segment. None (and 0, as in the original): no limit.
@@ -101,7 +105,7 @@ class NoteDecoder:
         if time < self._time:
             return False
         self._time = time  # also where the event is invalid, as in the original
-        key = (event.value, self._program)
+        key = (self._program, event.value)
         if event.type == "velocity":
             self._velocity = bin_to_velocity(event.value, self.config.num_velocity_bins)
         elif event.type == "program":
@@ -141,8 +145,9 @@ class NoteDecoder:
         return True
 
     def _close(self, key: tuple[int, int], time: float) -> None:
+        program, pitch = key
         onset, velocity = self._open.pop(key)
-        self._add(onset, max(time, onset + MIN_NOTE_SECONDS), key[0], velocity, key[1], False)
+        self._add(onset, max(time, onset + MIN_NOTE_SECONDS), pitch, velocity, program, False)
 
     def _add(
         self, onset: float, offset: float, pitch: int, velocity: int, program: int, is_drum: bool

@@ -4,6 +4,13 @@
 interval of events in which its note is held. A segment is then a slice of the columns. Two binary
 searches find its tie section. So many segments of many tracks are encoded without a Python loop.
 
+Four words have one meaning in this file:
+
+- A *crop* is a range of frames for which tokens are made: a segment, or a window of a shard.
+- A *window* is the range of frames that one record of a shard holds. It has the notes of its frames.
+- A *part* is one track or one window in a table that holds several.
+- A *row* is one event of a table.
+
 Source: mt3/note_sequences.py and mt3/run_length_encoding.py.
 """
 
@@ -35,20 +42,32 @@ DRUM_KEY = 1 << 14  # more than 128 * program + pitch of any pitched note
 class EventTable:
     """The onsets and offsets of a track or window in time order.
 
-    Row i of the first four columns is event i. The `tie_` columns have one row for each onset of a
-    pitched note. Its pitch and program are held before event j if tie_after < j <= tie_until. Held
-    notes are known by (program, pitch) alone, so overlapping equal notes are one, and the first
-    offset ends it.
+    Row i of the first four columns is event i. The `tie_` columns have one entry for each onset of a
+    pitched note. The onset is row tie_after, and the next event of its (program, pitch) is row
+    tie_until. The note is held before row j if tie_after < j <= tie_until. Here are three notes:
+    piano pitch 60 from 0.5 to 2 s, a drum at 0.6 s, and piano pitch 60 again from 1 to 3 s.
 
-    A table may hold several tracks or windows as its parts. They follow one another, their time
-    steps are PART_STEPS apart, and none affects another.
+        row  time_step  program  velocity_bin  event
+        0         50       0          1        piano 60 begins    held before rows 1 to 2
+        1         60     NONE         1        drum 36
+        2        100       0          1        piano 60 begins    held before row 3
+        3        200       0          0        piano 60 ends
+        4        300       0          0        piano 60 ends
+
+        tie_after = [0, 2], tie_until = [2, 3], tie_key = [60, 60]
+
+    A segment that begins with row 1 or 2 has piano 60 in its tie section, through the first entry,
+    and one that begins with row 3 through the second. One that begins with row 4 has an empty tie
+    section: equal notes that overlap count as one, and the first offset ends it.
+
+    Several parts follow one another, with time steps PART_STEPS apart. No part affects another.
     """
 
     config: VocabularyConfig
     time_step: np.ndarray  # quantised time + part * PART_STEPS
     program: np.ndarray  # NONE for drums, and for every note in the encoding "onsets"
     velocity_bin: np.ndarray  # 0 for an offset
-    pitch_id: np.ndarray  # codec id of the pitch or drum
+    pitch_id: np.ndarray  # event id of the pitch or drum
     tie_after: np.ndarray
     tie_until: np.ndarray
     tie_key: np.ndarray  # 128 * program + pitch, int16
@@ -109,7 +128,7 @@ def _by_part_and_time(part: np.ndarray, time: np.ndarray) -> np.ndarray:
 def held_intervals(
     key: np.ndarray, part: np.ndarray, velocity_bin: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Returns for every pitched onset: its row, the row of the next event of its key, key and part.
+    """Returns the columns tie_after, tie_until, tie_key and tie_part of a table.
 
     Args:
         key: 128 * program + pitch of each event; DRUM_KEY or more for drums.
@@ -131,7 +150,7 @@ def encode(events: EventTable, start_frame: int, n_frames: int, track_frames: in
         events: the track's events, or those of a window that covers the frames.
         start_frame, n_frames, track_frames: see `tokenizer.tokenize`.
     Returns:
-        Vocabulary ids ending with EOS, int16, shape (n,). They are neither padded nor cut at 1,024.
+        Tokens, EOS last, int16, shape (n,). They are neither padded nor cut at 1,024.
     Raises:
         ValueError: a crop that is empty or begins outside the track.
 
@@ -153,8 +172,8 @@ def encode_many(
         start_frame, n_frames, track_frames: of each crop, integers [n].
         part: the part of the table from which each crop is cut.
     Returns:
-        Vocabulary ids, int16 [n, longest], EOS last and then PAD_ID, and the number of tokens in
-        each row, int32 [n].
+        Tokens, int16 [n, longest], EOS last and then PAD_ID, and the number of tokens of each crop,
+        int32 [n].
     Raises:
         ValueError: a crop without frames, or one that begins outside its track.
     """
@@ -170,7 +189,7 @@ def encode_many(
     bounds[1, start_frame + n_frames >= track_frames] = PART_STEPS
     bounds += PART_STEPS * part
     begin, end = np.searchsorted(events.time_step, bounds)
-    sections: list[tuple[np.ndarray, np.ndarray]] = []  # codec ids and their crops
+    sections: list[tuple[np.ndarray, np.ndarray]] = []  # event ids and their crops
     last_program = np.full(len(crops), NONE)
     if config.encoding == "ties":
         sections.append(_tie_sections(events, begin, part, last_program))
@@ -203,8 +222,8 @@ def encode_crops(
 
     Only notes near a crop become events. These are the notes that sound or begin in it, and the
     notes that end after the first of these began, because they might end a note of the same pitch
-    and program. The margin is one time step, because the crop's first frame is rounded down, and
-    half a step, because times are rounded.
+    and program. Near means within two time steps. One and a half would do: one because the crop's
+    first frame is rounded down, and half a time step because times are rounded.
 
     Args:
         windows: the notes of each window, float64 [n, 7] as shards hold them.
@@ -231,7 +250,7 @@ def encode_crops(
 def _tie_sections(
     events: EventTable, begin: np.ndarray, part: np.ndarray | int, last_program: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns the codec ids of the notes held before event begin[crop], and the crop of each id.
+    """Returns the event ids of the notes held before row begin[crop], and the crop of each id.
 
     Writes the last program of each tie section into last_program.
     """
@@ -259,9 +278,9 @@ def _event_tokens(
     events: EventTable, begin: np.ndarray, end: np.ndarray, origin: np.ndarray,
     last_program: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
-    """Returns the codec ids of the events begin[crop] to end[crop], and the crop of each id.
+    """Returns the event ids of the rows begin[crop] to end[crop], and the crop of each id.
 
-    An event is a row [shifts, program, velocity, pitch] of ids, of which some are emitted.
+    Each row gives the event ids [shifts, program, velocity, pitch], and some of them are emitted.
     """
     config, first = events.config, get_codec(events.config).first
     crop, rows = _concat_ranges(begin, end - begin)

@@ -1,9 +1,10 @@
 """Holds notes as columns of arrays, with the operations on them that MT3's targets need.
 
-A `Notes` holds a whole track or any part of one. Entry i of every column describes note i. No
-operation changes the order of notes unless its docstring states so, because instrument numbers
-follow it. MT3 uses NoteSequence protocol buffers of note-seq instead. Columns hold the same fields,
-and a track of 10,000 notes is cut, trimmed and tokenized without a Python loop.
+A `Notes` holds a whole track or any part of one. Entry i of every column describes note i. Operations
+keep the order of notes unless their docstring states otherwise. `assign_instruments` depends on it: it
+numbers instruments by the order in which they appear. MT3 uses NoteSequence protocol buffers of
+note-seq instead, with the same fields. With columns, a track of 10,000 notes is cut, trimmed and
+tokenized without a Python loop.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Notes:
         pitch: MIDI pitch 0-127, int64; for drums the General MIDI drum.
         velocity: MIDI velocity 1-127, int64.
         program: MIDI program 0-127, int64; 0 for drums.
-        is_drum: bool.
+        is_drum: whether the note is a drum hit, bool.
         instrument: number of the instrument (a MIDI channel or stem) within the track, int64.
     """
 
@@ -109,13 +110,15 @@ def validate(notes: Notes) -> None:
     """Checks that every note has a length and that all values are in their ranges.
 
     Raises:
-        ValueError: names the first note that does not.
+        ValueError: a note has no length, or a value outside its range. The message states the first
+            such note.
 
     Source: mt3/note_sequences.py validate_note_sequence, which checks length and velocity only.
     """
-    fine = (notes.onset >= 0) & (notes.onset < notes.offset) & (notes.offset < np.inf)
-    fine &= (notes.velocity > 0) & ((notes.velocity | notes.pitch | notes.program) >> 7 == 0)
-    if fine.all():
+    is_valid = (notes.onset >= 0) & (notes.onset < notes.offset) & (notes.offset < np.inf)
+    # An integer x is in 0-127 exactly if x >> 7 is 0. `|` checks three columns in one pass.
+    is_valid &= (notes.velocity > 0) & ((notes.velocity | notes.pitch | notes.program) >> 7 == 0)
+    if is_valid.all():
         return
     for what, bad in (
         ("times that are not finite", ~(np.isfinite(notes.onset) & np.isfinite(notes.offset))),
@@ -135,10 +138,12 @@ def validate(notes: Notes) -> None:
 
 
 def consecutive_same_pitch(notes: Notes) -> tuple[np.ndarray, np.ndarray]:
-    """Finds pairs of notes that follow one another within one pitch, program and kind.
+    """Pairs each note with the next note of the same pitch, program and is_drum.
 
     Returns:
-        The indices of the earlier and of the later note of each pair. Equal onsets keep their order.
+        Two arrays of equal length: the index of the earlier note of each pair, and of the later one.
+        A note without a next one is in no pair as the earlier. Notes with equal onsets follow one
+        another in the order in which they are given.
     """
     order = np.lexsort((notes.onset, notes.pitch, notes.program, notes.is_drum))
     same_key = np.ones(max(len(notes) - 1, 0), dtype=bool)
@@ -156,11 +161,10 @@ def shift_times(notes: Notes, seconds: float) -> Notes:
 
 
 def trim_overlapping(notes: Notes) -> Notes:
-    """Ends notes where the next one of the same pitch, program and kind begins.
+    """Ends a note where the next one of the same pitch, program and is_drum begins.
 
-    Notes that lose all their length are dropped. The rest keep their order. Notes of one program
-    count as one instrument, whatever their instrument number, so two stems of one program that
-    hold the same pitch end each other's notes.
+    Notes that lose all their length are dropped. The rest keep their order. The instrument number
+    is ignored, so two stems of one program that hold the same pitch end each other's notes.
 
     Source: mt3/note_sequences.py trim_overlapping_notes.
     """
@@ -171,10 +175,11 @@ def trim_overlapping(notes: Notes) -> Notes:
 
 
 def separate_equal_pitches(notes: Notes) -> Notes:
-    """Ends notes where the next one of the same pitch, program, kind and instrument begins.
+    """Ends a note where the next one of the same pitch, program, is_drum and instrument begins.
 
-    Of notes that begin together, the longest is kept. The rest keep their order. A MIDI track holds
-    no more than this, so a piece has the same notes in MIDI and in every other format.
+    Of such notes that begin together, only the longest is kept. The notes keep their order. MIDI
+    cannot represent two equal notes that overlap on one channel. After this function, a piece has the
+    same notes in MIDI as in formats that can.
     """
     voice = np.stack([notes.instrument, notes.is_drum, notes.program, notes.pitch])
     order = np.lexsort((-notes.offset, notes.onset, *voice))

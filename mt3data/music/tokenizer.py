@@ -8,13 +8,13 @@ A target lists what happens in a segment, in the order of time:
     shift 60, velocity 1, drum 36                   after 600 ms, the bass drum is hit
     EOS
 
-- Times are rounded to steps of 10 ms. A shift gives the time *from the start of the segment*, not
-  from the previous event. It precedes all events of its time step.
+- Times are rounded to time steps of 10 ms. A shift gives the time *from the start of the segment*,
+  not from the previous event. It precedes all events of its time step.
 - Velocity 0 marks the end of a note. Other velocities are numbered bins.
 - A drum hit has no program and no end.
 - Program and velocity tokens are written only when they change.
-- The *tie section* lists the (program, pitch) of every held note and ends with a `tie` token. A
-  segment is decoded without knowledge of the others, so it needs them to end these notes.
+- The *tie section* lists the (program, pitch) of every held note and ends with a `tie` token. The
+  model predicts each segment alone. The tie section states which notes continue.
 
 This is the plain definition. Builds and readers use `fast_tokenizer.py`, which gives the same tokens
 for many segments at once (tests/mt3data/music/test_tokenizer.py).
@@ -27,6 +27,10 @@ How this differs from MT3, and what it changes:
 - A track without notes gives the target of a silent segment, `tie EOS`. The original raises.
 - `segment_start` is exact. The original rounds a float32 time down to 10 ms, so one segment in nine
   starts 10 ms early. `rounding="float32"` and `"float64"` reproduce this for comparisons.
+
+The granularity "flat" writes no programs, also in the tie section. Two programs that hold one pitch
+give `pitch 60, pitch 60, tie`. The decoder counts the second `pitch 60` as invalid, and later the
+second offset. This is so in MT3 too (mt3/vocabularies.py drop_programs).
 
 Source: mt3/note_sequences.py, mt3/run_length_encoding.py; paper, section 3.2.
 """
@@ -75,7 +79,7 @@ def tokenize(
             events too, as in the original.
         config: the vocabulary.
     Returns:
-        Vocabulary ids ending with EOS. They are neither padded nor cut at 1,024.
+        Tokens, EOS last. They are neither padded nor cut at 1,024.
     Raises:
         ValueError: a note is invalid, see `notes.validate`.
     """
@@ -91,9 +95,13 @@ def tokenize(
     if config.encoding == "ties":
         held: set[tuple[int, int]] = set()
         for step, event, _ in events:
-            if step < first and not event.is_drum:
-                # One entry per (program, pitch): of overlapping equal notes, the first offset counts.
-                (held.add if event.is_onset else held.discard)((event.program, event.pitch))
+            # One entry per (program, pitch): of overlapping equal notes, the first offset counts.
+            if step >= first or event.is_drum:
+                continue
+            if event.is_onset:
+                held.add((event.program, event.pitch))
+            else:
+                held.discard((event.program, event.pitch))
         for program, pitch in sorted(held):
             writer.program(program)
             writer.write("pitch", pitch)
@@ -176,8 +184,10 @@ class TokenWriter:
 def first_time_step(frame: int, config: VocabularyConfig) -> int:
     """Returns the time step in which a frame begins: floor(time * steps_per_second).
 
-    A segment owns the events from its first frame's step up to the step of the frame after its
-    last, so an event may lie up to 10 ms before the segment's first frame.
+    A segment has the events of all time steps from that of its first frame up to, but without, that
+    of the next segment's first frame. Frame 256 begins at 2.048 s, in time step 204. An onset at
+    2.0351 s is rounded to time step 204, so it belongs to this segment, 13 ms before its first
+    frame. An event is never more than one and a half time steps (15 ms) before that frame.
     """
     return int(frame) * config.steps_per_second // FRAMES_PER_SECOND
 
@@ -188,9 +198,9 @@ def segment_start(frame: int, config: VocabularyConfig, rounding: str = "exact")
     Args:
         frame: first frame of the segment.
         config: its steps_per_second sets the grid.
-        rounding: "exact"; or "float32" (mt3/tasks.py postprocess, mt3/inference.py) and "float64"
-            (the original's notebook), which compute t - t % step in floating point and so return
-            one step less for many frames that are on the grid.
+        rounding: "exact", "float32" (mt3/tasks.py postprocess, mt3/inference.py) or "float64"
+            (the original's notebook). The last two compute t - t % 0.01 in floating point. For many
+            frames that begin on the grid of time steps, the result is one time step too early.
     Raises:
         ValueError: another rounding.
     """

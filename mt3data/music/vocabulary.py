@@ -1,8 +1,8 @@
-"""Defines the vocabulary of MT3's target language: events, ids, velocity bins and granularity.
+"""Defines the vocabulary of MT3's target language: events, tokens, velocity bins and granularity.
 
 An *event* is a pair (type, value). The codec numbers all events of one vocabulary without gaps, in
-the order shift, pitch, velocity, tie, program, drum. A *token* is this number plus three, because the
-model's ids 0, 1 and 2 are padding, end of sequence and unknown:
+the order shift, pitch, velocity, tie, program, drum. This number is the *event id*, from 0. A *token*
+is the event id plus three, because the tokens 0, 1 and 2 are padding, end of sequence and unknown:
 
     token      0    1    2    3 ... 1003        1004 ... 1131   1132, 1133    1134   1135 ... 1262    1263 ... 1390
     means      PAD  EOS  UNK  shift 0 ... 1000  pitch 0 ... 127 velocity 0, 1 tie    program 0 ... 127 drum 0 ... 127
@@ -23,7 +23,7 @@ import numpy as np
 
 PAD_ID, EOS_ID, UNK_ID = 0, 1, 2
 NUM_SPECIAL_IDS = 3
-NUM_EXTRA_IDS = 100  # unused ids that T5 vocabularies reserve after the last event
+NUM_EXTRA_IDS = 100  # unused tokens that T5 vocabularies reserve after the last event
 NOT_AN_EVENT = -2  # the event id of a token outside the codec; MT3's `DECODED_INVALID_ID`
 
 ENCODINGS = ("ties", "noties", "onsets")
@@ -90,8 +90,9 @@ class Codec:
     """Numbers the events of one vocabulary.
 
     Attributes:
-        ranges: the event ranges in the order of their ids.
-        first: id of the first event of each type. An id is `first[type] + value - min_value`.
+        ranges: the event ranges in the order of their event ids.
+        first: event id of the first event of each type. The event id of another event is
+            `first[type] + value - min_value`.
         num_events: the number of events.
 
     Source: mt3/event_codec.py Codec, mt3/vocabularies.py build_codec.
@@ -115,7 +116,7 @@ class Codec:
         self.num_events = next_id
 
     def encode(self, event: Event) -> int:
-        """Returns the id of an event, 0 to num_events - 1.
+        """Returns the event id of an event, 0 to num_events - 1.
 
         Raises:
             ValueError: an unknown type, or a value outside the type's range.
@@ -133,10 +134,10 @@ class Codec:
         )
 
     def decode(self, event_id: int) -> Event:
-        """Returns the event of an id.
+        """Returns the event of an event id.
 
         Raises:
-            ValueError: no event has the id.
+            ValueError: no event has the event id.
         """
         for event_range in self.ranges:
             value = event_id - self.first[event_range.type] + event_range.min_value
@@ -145,7 +146,7 @@ class Codec:
         raise ValueError(f"no event has id {event_id}; expected 0 to {self.num_events - 1}")
 
     def type_range(self, event_type: str) -> tuple[int, int]:
-        """Returns the first and last id of one event type."""
+        """Returns the first and last event id of one event type."""
         event_range = next(r for r in self.ranges if r.type == event_type)
         first = self.first[event_type]
         return first, first + event_range.max_value - event_range.min_value
@@ -158,7 +159,7 @@ def get_codec(config: VocabularyConfig) -> Codec:
 
 
 def vocabulary_size(config: VocabularyConfig) -> int:
-    """Counts the ids: special ids, events, and T5's unused extra ids."""
+    """Counts the tokens: the three special ones, the events, and T5's 100 unused ones."""
     return NUM_SPECIAL_IDS + get_codec(config).num_events + NUM_EXTRA_IDS
 
 
@@ -176,17 +177,17 @@ def tokens_to_event_ids(tokens: np.ndarray, config: VocabularyConfig) -> np.ndar
     """Converts the tokens before the first EOS to event ids.
 
     Args:
-        tokens: model ids, shape (n,).
+        tokens: integers, shape (n,).
     Returns:
-        Codec ids, shape (m,) with m <= n, int64. Tokens without an event become NOT_AN_EVENT.
+        Event ids, shape (m,) with m <= n, int64. Tokens without an event become NOT_AN_EVENT.
 
     Source: mt3/vocabularies.py GenericTokenVocabulary._decode_tf followed by mt3/tasks.py trim_eos.
     """
-    ids = np.asarray(tokens, dtype=np.int64)
-    ends = np.flatnonzero(ids == EOS_ID)
+    tokens = np.asarray(tokens, dtype=np.int64)
+    ends = np.flatnonzero(tokens == EOS_ID)
     if len(ends):
-        ids = ids[: ends[0]]
-    event_ids = ids - NUM_SPECIAL_IDS
+        tokens = tokens[: ends[0]]
+    event_ids = tokens - NUM_SPECIAL_IDS
     is_event = (event_ids >= 0) & (event_ids < get_codec(config).num_events)
     return np.where(is_event, event_ids, NOT_AN_EVENT)
 
