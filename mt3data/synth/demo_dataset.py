@@ -120,7 +120,7 @@ def synth(
             "effects": effects,
         }
         del settings["soundfont"]
-    _claim(root, settings)
+    _write_or_compare_settings(root, settings)
     folders = [root / split / f"Track{n:05d}" for n, split in enumerate(splits, 1)]
     with file_lock(root / ".lock"):  # each run removes half-rendered tracks
         jobs = [
@@ -230,7 +230,7 @@ def _splits(n: int, validation: int | None, test: int | None) -> list[str]:
     return ["train"] * (n - validation - test) + ["validation"] * validation + ["test"] * test
 
 
-def _claim(root: Path, settings: dict[str, Any]) -> None:
+def _write_or_compare_settings(root: Path, settings: dict[str, Any]) -> None:
     """Writes synth.json, or checks that an existing one holds the same settings."""
     found = read_settings(root)
     if found is not None:
