@@ -123,7 +123,7 @@ class Config:
     """One training run. The defaults reproduce MT3's."""
 
     run: str = "runs/mt3"  # folder of checkpoints and metrics; an unfinished run there is resumed
-    init_checkpoint: str = ""  # weights of a new run: a checkpoint, or the folder of a run
+    init_checkpoint: str = ""  # weights of a new run: a checkpoint, the folder of a run, or "mt3"
     seed: int = 0
     steps: int = 1_000_000
     hours: float = 0.0  # ends the run and the decay of its learning rate by the clock; 0: by steps

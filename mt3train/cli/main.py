@@ -20,6 +20,7 @@ from mt3data.terminal import (
 )
 from mt3train.cli.scores import evaluate, score
 from mt3train.cli.transcribe import transcribe
+from mt3train.cli.weights import weights
 
 
 @click.group(
@@ -116,7 +117,7 @@ def demo(out: Path, workers: int) -> None:
         echo(line)
 
 
-for command in (transcribe, evaluate, score):
+for command in (transcribe, evaluate, score, weights):
     main.add_command(command)
 
 if __name__ == "__main__":

@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mt3data.errors import UserError
-from mt3data.terminal import AT_LEAST_1, PATH, WORKERS, echo, plural, print_json, progress
+from mt3data.terminal import (
+    AT_LEAST_1,
+    PATH,
+    WORKERS,
+    UserPath,
+    echo,
+    plural,
+    print_json,
+    progress,
+)
+from mt3train.weights.published import KNOWN
 
 if TYPE_CHECKING:
     from mt3data.music.notes import Notes
@@ -19,10 +29,19 @@ if TYPE_CHECKING:
     from mt3train.model import MT3
     from mt3train.weights.checkpoint import CheckpointInfo
 
+
+class CheckpointPath(UserPath):
+    """A path on the command line, or the name of published weights, which stays a str."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        """Returns the name or the path that the user typed. "./mt3" is a path."""
+        return value if value in KNOWN else super().convert(value, param, ctx)
+
+
 CHECKPOINT = click.option(
-    "--checkpoint", type=PATH,
-    help="A .safetensors file, or the folder of a run (its newest checkpoint); default: the demo "
-    "weights of this package.",
+    "--checkpoint", type=CheckpointPath(),
+    help="A .safetensors file, the folder of a run (its newest checkpoint), or published weights "
+    "such as mt3 (see `mt3train weights`); default: the demo weights of this package.",
 )  # fmt: skip
 BATCH = click.option("--batch", type=AT_LEAST_1, default=16, show_default=True, metavar="N",
                      help="Segments decoded at once.")  # fmt: skip
@@ -52,7 +71,7 @@ LONGER = 1.25  # estimates that end this much later or earlier may be of another
 )
 @click.option("--csv", "as_csv", is_flag=True, help="Print one line for each track and score.")
 def evaluate(
-    folder: Path, checkpoint: Path | None, split: str, tracks: int | None, batch: int, workers: int,
+    folder: Path, checkpoint: str | Path | None, split: str, tracks: int | None, batch: int, workers: int,
     out: Path | None, as_json: bool, as_csv: bool,
 ) -> None:  # fmt: skip
     """Scores a model on the recordings in shards.
@@ -210,7 +229,7 @@ def _warn_of_lengths(reference: Notes, estimate: Notes) -> None:
                    "of one recording?", err=True)  # fmt: skip
 
 
-def load_checkpoint(checkpoint: Path | None) -> tuple[MT3, CheckpointInfo]:
+def load_checkpoint(checkpoint: str | Path | None) -> tuple[MT3, CheckpointInfo]:
     """Loads the model of a checkpoint, on the GPU if there is one.
 
     None loads the demo weights, and one line on stderr describes them.

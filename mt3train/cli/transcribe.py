@@ -81,7 +81,7 @@ class TranscriptionJob:
 @click.option("--compile", "compiled", is_flag=True, help="torch.compile: a minute, then faster.")
 @click.option("--force", is_flag=True, help="Replace files that this command did not write.")
 def transcribe(
-    files: tuple[Path, ...], checkpoint: Path | None, out: Path | None, html: Path | None,
+    files: tuple[Path, ...], checkpoint: str | Path | None, out: Path | None, html: Path | None,
     kind: str | None, batch: int, programs: str | None, plain: bool, compiled: bool, force: bool,
 ) -> None:  # fmt: skip
     """Writes the notes of recordings: MIDI, JSON, CSV, or a page.
@@ -243,7 +243,7 @@ def _targets(
     return targets
 
 
-def _about(checkpoint: Path | None, transcriber: Transcriber, programs: str | None) -> str:
+def _about(checkpoint: str | Path | None, transcriber: Transcriber, programs: str | None) -> str:
     """Describes the model in one line."""
     from mt3train.weights.checkpoint import weights_file
 

@@ -176,12 +176,13 @@ def init_from_checkpoint(model: MT3, path: str | Path, info: CheckpointInfo) -> 
 
     Args:
         model: filled in place.
-        path: a .safetensors file, or a run's folder, whose newest checkpoint is taken.
+        path: a .safetensors file, a run's folder, whose newest checkpoint is taken, or as a str the
+            name of published weights.
         info: what the new run's weights will mean.
     Raises:
         UserError: no checkpoint, or one of another vocabulary, spectrogram, right_context or size.
     """
-    file = weights_file(Path(path))
+    file = weights_file(path)
     found, weights = read_weights(file)
     sizes = dataclasses.replace(found.model, dropout_rate=info.model.dropout_rate)
     same_dropout = dataclasses.replace(found, model=sizes)

@@ -91,8 +91,9 @@ class Transcriber:
         """Loads a checkpoint.
 
         Args:
-            checkpoint: a .safetensors file, or the folder of a run, whose newest checkpoint is
-                loaded; None: the weights that come with the package.
+            checkpoint: a .safetensors file, the folder of a run, whose newest checkpoint is loaded,
+                or as a str the name of published weights, such as "mt3", which are downloaded at
+                their first use; None: the weights that come with the package.
             decoding: how segments are decoded.
             device: such as "cuda:1"; None: the GPU if there is one, else the CPU.
         Raises:

@@ -32,6 +32,7 @@ from mt3data.music.vocabulary import VocabularyConfig
 from mt3data.schema import Limits, find_fault, parse_document
 from mt3data.shards.format import Positive, SpectrogramFields, VocabularyFields
 from mt3train.model import MAX_POSITIONS, MT3, ModelConfig
+from mt3train.weights import published
 
 SCHEMA = 1  # of the metadata
 METADATA_KEY = "mt3kit"
@@ -179,11 +180,12 @@ def load_model(path: str | Path) -> tuple[MT3, CheckpointInfo]:
     """Loads the model of a checkpoint, on the CPU and in evaluation mode.
 
     Args:
-        path: a .safetensors file, or a run's folder, of which the newest checkpoint is taken.
+        path: a .safetensors file, a run's folder, of which the newest checkpoint is taken, or as a
+            str the name of published weights, such as "mt3".
     Raises:
         UserError: nothing there, not a checkpoint of ours, or a damaged one.
     """
-    file = weights_file(Path(path))
+    file = weights_file(path)
     info, tensors = read_weights(file)
     return model_of(file, tensors, info).eval(), info
 
@@ -202,12 +204,15 @@ def model_of(
     return model
 
 
-def weights_file(path: Path) -> Path:
+def weights_file(path: str | Path) -> Path:
     """Returns the file of weights at a path: the file itself, or the newest of a run's folder.
+
+    Published weights, named by a str, are downloaded at their first use; see `published.resolve`.
 
     Raises:
         UserError: there are none.
     """
+    path = published.resolve(path)
     if path.is_dir():
         found = checkpoints(path)
         if not found:

@@ -41,6 +41,8 @@ PUBLISHED = {
         VocabularyConfig(num_velocity_bins=127, encoding="noties", granularity="flat"), 512,
     ),
 }  # fmt: skip
+# Columns of attention -> heads, each of 64 columns (mt3/gin/model.gin and ismir2022/base.gin).
+PUBLISHED_HEADS = {384: 6, 768: 12}
 
 # Parts of mt3-pytorch's names, and ours. Two of its arrays have two names.
 PTH_ALIASES = {
@@ -186,14 +188,13 @@ def _size(source: Path, tensors: Mapping[str, Tensor], name: str, axis: int) -> 
 
 def _heads(source: Path, inner: int, wanted: int | None) -> int:
     """Returns the number of heads. Shapes do not show it, so it is known for published sizes only."""
-    published = ModelConfig()
-    if wanted is None and inner != published.num_heads * published.head_dim:
+    heads = wanted or PUBLISHED_HEADS.get(inner)
+    if heads is None:
+        known = " or ".join(f"{columns} in {n} heads" for columns, n in PUBLISHED_HEADS.items())
         raise UserError(
-            f"{source}: attention has {inner} columns, the published models "
-            f"{published.num_heads * published.head_dim} in {published.num_heads} heads; arrays do "
+            f"{source}: attention has {inner} columns, the published models {known}; arrays do "
             "not show into how many heads they are split, so say --heads"
         )
-    heads = wanted or published.num_heads
     if inner % heads:
         raise UserError(f"{source}: {inner} columns of attention are not {heads} equal heads")
     return heads

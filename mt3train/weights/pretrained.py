@@ -33,5 +33,6 @@ def demo_weights() -> tuple[Path, str]:
         )
     return (
         FOLDER / WEIGHTS,
-        f"no --checkpoint: using the demo weights, {ABOUT}; see {FOLDER / CARD}",
+        f"no --checkpoint: using the demo weights, {ABOUT}; see {FOLDER / CARD}; --checkpoint mt3 "
+        "uses MT3's own",
     )

@@ -39,10 +39,10 @@ def load_t5x(model: MT3, arrays: Mapping[str, np.ndarray]) -> None:
     model.load_state_dict(from_t5x(arrays)[0])
 
 
-def randomised_model() -> MT3:
+def randomised_model(config: ModelConfig = SMALL) -> MT3:
     """All parameters different, norms too, so that no two could be exchanged unnoticed."""
     torch.manual_seed(5)
-    model = MT3(SMALL)
+    model = MT3(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(torch.randn(parameter.shape))
@@ -76,19 +76,28 @@ def write_zarr(folder: Path, array: np.ndarray, chunks: tuple[int, ...], **chang
         )
 
 
-def write_t5x(folder: Path, arrays: Mapping[str, np.ndarray], step: int = 7) -> Path:
-    """A checkpoint as T5X writes them, every array in one chunk."""
+def write_t5x(
+    folder: Path, arrays: Mapping[str, np.ndarray], step: int = 7, inline: tuple[str, ...] = ()
+) -> Path:
+    """A checkpoint as T5X writes them, every array in one chunk.
+
+    Arrays whose names end with one of `inline` are stored in the tree itself, as in Google's checkpoints.
+    """
     import msgpack
 
     folder.mkdir(parents=True)
     target: dict[str, Any] = {}
     for name, array in arrays.items():
         path = f"target.{name.replace('/', '.')}"
-        write_zarr(folder / path, array, array.shape)
         *above, last = name.split("/")
         node = target
         for key in above:
             node = node.setdefault(key, {})
+        if name.endswith(inline):
+            packed = msgpack.packb((array.shape, "float32", array.tobytes()))
+            node[last] = msgpack.ExtType(1, packed)
+            continue
+        write_zarr(folder / path, array, array.shape)
         node[last] = {"driver": "zarr", "dtype": "float32", "metadata": {"shape": array.shape},
                       "kvstore": {"driver": "gfile", "path": f"gs://somewhere/{path}/"}}  # fmt: skip
     number = msgpack.ExtType(1, msgpack.packb(((), "int32", np.int32(step).tobytes())))
@@ -98,7 +107,7 @@ def write_t5x(folder: Path, arrays: Mapping[str, np.ndarray], step: int = 7) -> 
 
 
 def pth_state(model: MT3) -> dict[str, torch.Tensor]:
-    """The names under which mt3-pytorch keeps a model of these sizes, written out one by one."""
+    """The names under which mt3-pytorch keeps a model, written out one by one."""
     ours = model.state_dict()
     state = {
         "proj.weight": ours["encoder.continuous_inputs_projection.weight"],
@@ -112,7 +121,11 @@ def pth_state(model: MT3) -> dict[str, torch.Tensor]:
         "lm_head.weight": ours["decoder.logits_dense.weight"],
     }
     letters = {"q": "query", "k": "key", "v": "value", "o": "out"}
-    for side, layers in (("encoder", 1), ("decoder", 2)):
+    sizes = model.config
+    for side, layers in (
+        ("encoder", sizes.num_encoder_layers),
+        ("decoder", sizes.num_decoder_layers),
+    ):
         own = "attention" if side == "encoder" else "self_attention"
         last = 1 if side == "encoder" else 2
         for i in range(layers):

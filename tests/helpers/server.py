@@ -55,7 +55,7 @@ class Publisher:
     """The files of a server, its faults, and what was asked of it.
 
     Attributes:
-        files: path, such as "/a.zip" -> content.
+        files: path, such as "/a.zip" -> content. A path may have a query: "/list?page=2".
         faults: path -> faults of the next answers in order; the last one stays if `lasting`.
         requests: (path, Range or "", status) of every answer.
         hanging: set when the server is silent in the middle of a body.
@@ -119,6 +119,8 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path = unquote(urlsplit(self.path).path)
+        if unquote(self.path) in self.publisher.files:  # a page of a listing, for example
+            path = unquote(self.path)
         if path in self.publisher.held:
             self.publisher.let_go.wait(HANG_SECONDS)
         fault = self.publisher.next_fault(path)
