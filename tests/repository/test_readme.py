@@ -120,7 +120,7 @@ def test_every_block_is_run_or_says_why_not() -> None:
     assert {block.mark for block in ALL} <= {"", *blocks.MARKS}
     assert {block.language for block in TO_RUN} == {"bash", "python", "pycon"}
     for name, test in blocks.RUN_ELSEWHERE.items():
-        assert name in (blocks.ROOT / "tests" / test).read_text(encoding="utf-8")
+        assert name in (blocks.ROOT / "tests" / "repository" / test).read_text(encoding="utf-8")
 
 
 def test_all_files_that_the_pages_link_to_are_there() -> None:
