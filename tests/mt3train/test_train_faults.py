@@ -82,7 +82,8 @@ def test_a_signal_stops_a_rank_that_waits_for_the_disk_of_another(whole, tmp_pat
     assert started.wait(HANG_SECONDS)
     os.kill(world.processes[0].pid, signal.SIGTERM)
     assert world.codes() == [0, 0]
-    assert checkpoints(tmp_path / "run")[-1].name == after(2)
+    # Rank 1 reads ahead: when it blocks, the updates before step 2 may still be running.
+    assert checkpoints(tmp_path / "run")[-1].name in (after(1), after(2))
     resumed(tmp_path / "run", tmp_path, whole)
 
 
