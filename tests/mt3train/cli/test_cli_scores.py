@@ -144,6 +144,16 @@ def test_a_build_is_scored_track_by_track_and_beside_the_paper(made: Path) -> No
     assert result.stdout.splitlines()[-1].split() == ["MT3,", "published", "0.545"]
 
 
+def test_published_weights_are_scored_by_their_name(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MT3KIT_CACHE", str(tmp_path))
+    (tmp_path / "mt3.safetensors").write_bytes((made / "tiny.safetensors").read_bytes())
+    by_name = run("evaluate", made / "shards", "--checkpoint", "mt3")
+    assert by_name.exit_code == 0, by_name.output
+    assert by_name.stdout == evaluate(made).stdout
+
+
 def test_results_can_be_had_as_json_and_as_csv(made: Path) -> None:
     found = json.loads(evaluate(made, "--json").stdout)["slakh"]
     assert [track["track"] for track in found["tracks"]] == ["Track01877", "Track01878"]
@@ -186,7 +196,7 @@ def test_a_killed_evaluation_leaves_no_process_and_goes_on(made: Path, tmp_path:
     ("words", "complaint"),
     [
         (["--out", "SHARDS"], "expected a file, in a folder that exists"),
-        (["--out", "-"], "expected a file, in a folder that exists"),
+        (["--out", "-"], "expected the name of a file or folder, not '-'"),
         (["--out", "none/a.jsonl"], "expected a file, in a folder that exists"),
         (["--split", "tset"], "no split 'tset'"),
     ],
