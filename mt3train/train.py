@@ -5,9 +5,10 @@
     python mt3train/train.py demo.toml data.train=shards/demo        (one process)
 
 Without CONFIG.toml it trains the package's mt3.toml on every build under shards/. The run's folder gets
-config.json, metrics.jsonl and checkpoints. The number of processes and the size of micro-batches change
-only rounding and the draws of dropout, as the loss is summed over tokens and divided by the number of
-target tokens of all processes. Everything random is drawn from (seed, step, rank).
+config.json, metrics.jsonl and checkpoints. The loss is summed over tokens and divided by the number of
+target tokens of all processes. So the gradient of a batch does not depend on the number of processes or
+the size of micro-batches, except for rounding. Dropout and augmentation are drawn from (seed, step,
+rank), so these draws do depend on them. With data.reader=webdataset, the batches do as well.
 """
 
 import dataclasses
@@ -37,10 +38,10 @@ from mt3train.training.optimizers import freeze, make_optimizer
 from mt3train.training.resume import SUMS, checkpoint_info, resume
 from mt3train.training.run_folder import locked_run, save_checkpoint
 from mt3train.training.schedule import learning_rate, total_steps
-from mt3train.training.validation import evaluate
+from mt3train.training.validation import evaluate_if_due
 from mt3train.weights.checkpoint import weights_path
 
-PRODUCTS = {"bf16": torch.bfloat16, "fp16": torch.float16}  # types of matrix products in autocast
+AUTOCAST_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}  # of matrix products
 MIN_LOSS_SCALE = 1.0  # of fp16; if gradients overflow at this scale too, it is not the cause
 
 
@@ -73,17 +74,17 @@ def train_on(
     run, optim, device, world_size = Path(config.run), config.optim, ranks.device, ranks.world_size
     precision = choose_precision(config.precision, device)
     dtype = torch.float64 if precision == "float64" else torch.float32  # of the weights
-    products = torch.autocast(device.type, PRODUCTS.get(precision), enabled=precision in PRODUCTS)
+    autocast_type = AUTOCAST_TYPES.get(precision)
+    autocast = torch.autocast(device.type, autocast_type, enabled=autocast_type is not None)
 
     # Data
     data = data or open_shards(config.data, config.seed, config.augment.is_on)
-    if validation is None and (config.eval_every or config.transcribe_every):
-        validation = open_evaluation(config.data, data)
+    validation = validation or open_evaluation(config, data)
 
     # Model
-    info = checkpoint_info(config, data)
+    model_info = checkpoint_info(config, data)
     torch.manual_seed(config.seed)
-    model = MT3(info.model).to(device, dtype).train()
+    model = MT3(model_info.model).to(device, dtype).train()
     freeze(model, config.freeze)
     parameters = [p for p in model.parameters() if p.requires_grad]
 
@@ -92,39 +93,34 @@ def train_on(
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
     # Resume
-    progress, messages = resume(config, info, data, model, optimizer, ranks.rank)
-    if progress.scaler:  # empty in other precisions than fp16
-        scaler.load_state_dict(progress.scaler)
-    ranks.all_reduce()  # raises here what another rank failed with
-    if len(set(ranks.gather(progress.step))) > 1:
-        raise UserError(f"{run}: not all processes find the same checkpoints; share this folder")
+    progress, messages = resume(config, model_info, data, model, optimizer, scaler, ranks.rank)
+    ranks.require_same(progress.step, f"checkpoints in {run}; share this folder")
     network: Any = model
     if config.compile:
         model.compile(dynamic=True)  # in place: names stay as they are
     if world_size > 1:
         network = DistributedDataParallel(model, gradient_as_bucket_view=True)
     log = Log(config, progress.step, device, is_writer=ranks.rank == 0)
-    if validation is None and (config.eval_every or config.transcribe_every):
-        messages.append(f"no build has tracks in split {config.data.eval_split!r} to evaluate")
-    log.start(data, sum(p.numel() for p in parameters), precision, world_size, messages)
+    n_parameters = sum(p.numel() for p in parameters)
+    log.start(data, validation, n_parameters, precision, world_size, messages)
 
     # Loop
     batches = Prefetcher(
         lambda step: read_step(data, step, config.batch, config, ranks.rank, world_size, True),
         steps=range(progress.step, config.steps),
     )
-    first, saved = progress.step, progress.step or -1
+    first = progress.step
+    saved = progress.step or -1  # the step of the newest checkpoint; -1: there is none yet
     while True:
         # Evaluate and save. A run that was stopped before an evaluation was complete repeats it.
-        info = dataclasses.replace(info, step=progress.step)
-        if progress.evaluated < progress.step and not ranks.stop:
-            evaluate(progress, model, info, validation, config, ranks, products, log)
+        model_info = dataclasses.replace(model_info, step=progress.step)
+        evaluate_if_due(progress, model, model_info, validation, config, ranks, autocast, log)
         is_end = ranks.stop or progress.step >= total_steps(config, progress)
         is_due = progress.step > 0 and progress.step % config.save_every == 0
         if progress.step > saved and (is_end or is_due):
-            progress.scaler, saved = scaler.state_dict(), progress.step
+            saved = progress.step
             if ranks.rank == 0:
-                save_checkpoint(config, model, info, optimizer, progress)
+                save_checkpoint(config, model, model_info, optimizer, scaler, progress)
         if is_end:
             break
 
@@ -150,7 +146,7 @@ def train_on(
             mel_BFM, targets_BL = to_device(micro, device, dtype)
             is_last = i == len(batch) - 1
             with network.no_sync() if world_size > 1 and not is_last else nullcontext():
-                with products:
+                with autocast:
                     logits_BLV = network(mel_BFM, targets_BL)
                 loss_BL = token_losses(logits_BLV, targets_BL, optim.z_loss, optim.label_smoothing)
                 # DDP averages gradients over ranks; times world_size makes it a sum.
@@ -198,13 +194,12 @@ def main() -> None:
         print(__doc__)
         return
     code = 0
-    with redirect_stderr(SafeStderr()):
-        try:
-            train(load_config(sys.argv[1:]))
-        except KeyboardInterrupt:
-            code = 130
-        except Exception as error:
-            code = print_error(error)
+    try:
+        train(load_config(sys.argv[1:]))
+    except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        code = print_error(error)
     if code and "WORLD_SIZE" in os.environ:
         os._exit(code)  # threads of the process group may wait for others that are gone
     sys.exit(code)

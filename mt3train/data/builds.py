@@ -156,27 +156,30 @@ def mixture_builds(builds: list[Path], config: DataConfig) -> tuple[list[Path], 
     return [build for build in builds if sets[build] in mixture.datasets], mixture.temperature
 
 
-def open_evaluation(config: DataConfig, like: TrainingData) -> TrainingData | None:
+def open_evaluation(config: Config, like: TrainingData) -> TrainingData | None:
     """Opens the shards of the evaluation, in a fixed order.
 
     Args:
-        config: names builds and split.
+        config: its section `data` names builds and split.
         like: the shards of training.
     Returns:
-        None if no build has a record in that split.
+        None if the run does not evaluate, or if no build has a record in that split.
     Raises:
         UserError: the builds are not made as those of training.
     """
-    if config.validation_folder:
-        require_recordings(Path(config.validation_folder))
-    if config.eval:
-        builds = builds_at(config.eval, config.cache)
+    source = config.data
+    if not (config.eval_every or config.transcribe_every):
+        return None
+    if source.validation_folder:
+        require_recordings(Path(source.validation_folder))
+    if source.eval:
+        builds = builds_at(source.eval, source.cache)
     else:
-        builds = mixture_builds(builds_at(config.train, config.cache), config)[0]
-    builds = [build for build in builds if _n_records(build, config.eval_split)]
+        builds = mixture_builds(builds_at(source.train, source.cache), source)[0]
+    builds = [build for build in builds if _n_records(build, source.eval_split)]
     if not builds:
         return None
-    shards = IndexedShards(builds, config.eval_split, seed=0, feature=like.feature)
+    shards = IndexedShards(builds, source.eval_split, seed=0, feature=like.feature)
     for key in ("spectrogram", "vocabulary", "right_context"):
         ours, theirs = getattr(shards, key), getattr(like, key)
         if ours != theirs:
@@ -184,7 +187,7 @@ def open_evaluation(config: DataConfig, like: TrainingData) -> TrainingData | No
                 ours, theirs = asdict(ours), asdict(theirs)
             apart = describe_difference(key, (ours, builds[0]), (theirs, "the training shards"))
             raise UserError(f"{apart}; give data.eval a build with the settings of data.train")
-    shards.batch(0, 1, frames=config.frames)  # better now than after hours
+    shards.batch(0, 1, frames=source.frames)  # better now than after hours
     return shards
 
 

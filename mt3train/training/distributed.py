@@ -11,7 +11,6 @@ nothing here communicates.
 
 import os
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -29,6 +28,7 @@ from mt3data.errors import UserError
 from mt3data.terminal import is_path_error, one_line, path_error_message, printable
 from mt3train.config import Config
 from mt3train.data.loader import MicroBatch, Prefetcher
+from mt3train.training.logger import SafeStderr
 
 # Longer than a step, a checkpoint, a compilation or the transcription of a track takes. It need not
 # be short: the closed connection of a process that crashed is noticed at once.
@@ -73,6 +73,16 @@ class Ranks:
         if self.world_size > 1:
             dist.all_gather_object(values, value)
         return values
+
+    def require_same(self, value: Any, what: str) -> None:
+        """Checks that a value is the same on all ranks.
+
+        Raises:
+            UserError: the values differ; or another rank failed before, with its message.
+        """
+        self.all_reduce()
+        if len(set(self.gather(value))) > 1:
+            raise UserError(f"not all processes find the same {what}")
 
     def next_batch(
         self, batches: Prefetcher
@@ -180,15 +190,16 @@ def print_error(error: Exception) -> int:
     All ranks raise the same mistake, so only the first rank of a machine prints it.
     """
     message = _user_message(error)
+    stderr = SafeStderr()
     if message is None:
-        traceback.print_exception(error)
+        traceback.print_exception(error, file=stderr)
         return 1
     is_other_rank = False
     with suppress(ValueError):
         local_rank, n = (int(os.environ.get(f"LOCAL_{name}", 0)) for name in ("RANK", "WORLD_SIZE"))
         is_other_rank = 0 < local_rank < n
     if not is_other_rank:
-        print(f"Error: {message}", file=sys.stderr)
+        print(f"Error: {message}", file=stderr)
     return 2
 
 

@@ -90,8 +90,8 @@ class Log:
         self.board = _tensorboard(run / "tensorboard", done)
 
     def start(
-        self, data: TrainingData, n_parameters: int, precision: str, world_size: int,
-        messages: list[str],
+        self, data: TrainingData, validation: TrainingData | None, n_parameters: int,
+        precision: str, world_size: int, messages: list[str],
     ) -> None:  # fmt: skip
         """Prints what is trained, on what, and which steps, and then the messages."""
         steps = f"{self.logged} to {max(self.logged, self.config.steps)}"
@@ -101,13 +101,12 @@ class Log:
             f" {self.device.type}, steps {steps} of {self.config.batch} segments from"
             f" {data.n_records} records of {names}"
         )
-        if self.logged >= self.config.steps:
-            messages = [
-                *messages,
-                f"the run already has {self.logged} steps; steps=N asks for more",
-            ]
         for message in messages:
             self.say(message)
+        if validation is None and (self.config.eval_every or self.config.transcribe_every):
+            self.say(f"no build has tracks in split {self.config.data.eval_split!r} to evaluate")
+        if self.logged >= self.config.steps:
+            self.say(f"the run already has {self.logged} steps; steps=N asks for more")
 
     def say(self, text: str) -> None:
         """Prints a line on stderr."""

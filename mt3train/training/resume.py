@@ -74,6 +74,7 @@ def resume(
     data: TrainingData,
     model: MT3,
     optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
     rank: int = 0,
 ) -> tuple[Progress, list[str]]:
     """Loads the newest whole checkpoint of a run, or else the weights of config.init_checkpoint.
@@ -81,7 +82,7 @@ def resume(
     Args:
         info: what the weights must mean, the step excepted.
         data: of the training.
-        model, optimizer: filled in place.
+        model, optimizer, scaler: filled in place.
         rank: rank 0 renames damaged checkpoints.
     Returns:
         How far the run is, and messages about damaged checkpoints and changed data.
@@ -113,6 +114,8 @@ def resume(
         require_arrays(file, model, weights)
         model.load_state_dict(weights)
         _fill(optimizer, trainable(model), state)
+        if before.scaler:  # empty in other precisions than fp16
+            scaler.load_state_dict(before.scaler)
         if rank == 0:
             for path, _ in damaged:
                 _set_aside(path)

@@ -69,6 +69,7 @@ def save_checkpoint(
     model: MT3,
     info: CheckpointInfo,
     optimizer: torch.optim.Optimizer,
+    scaler: torch.amp.GradScaler,
     progress: Progress,
 ) -> None:
     """Writes the checkpoint of info.step and removes the oldest of the run's own ones.
@@ -81,7 +82,8 @@ def save_checkpoint(
     listed = facts["checkpoints"] + [facts["writing"]] * (facts["writing"] is not None)
     facts["writing"] = info.step  # a process that is killed now leaves files that are the run's own
     _write_facts(run, facts)
-    checkpoint.save(run, model, info, optimizer, dataclasses.asdict(progress))
+    state = dataclasses.asdict(progress) | {"scaler": scaler.state_dict()}
+    checkpoint.save(run, model, info, optimizer, state)
     steps = sorted({*listed, info.step})
     whole = [step for step in steps if weights_path(run, step).is_file()]
     facts["checkpoints"] = whole[-config.keep_checkpoints :]

@@ -28,7 +28,7 @@ class _Stopped(Exception):
     """This rank received a signal while it transcribed."""
 
 
-def evaluate(
+def evaluate_if_due(
     progress: Progress,
     model: MT3,
     info: CheckpointInfo,
@@ -40,12 +40,15 @@ def evaluate(
 ) -> None:
     """Computes and logs the scores that are due after progress.step updates; saves the best weights.
 
-    If a signal comes, nothing is logged or saved, and the resumed run begins with this evaluation.
+    Most steps have no score due. A step is evaluated once. If a signal comes, nothing is logged or
+    saved, and the resumed run begins with this evaluation.
 
     Args:
         data: segments of the evaluation loss; None: no build has that split.
         autocast: the precision of the training, for the loss.
     """
+    if progress.evaluated >= progress.step or ranks.stop:
+        return
     scores: dict[str, float] = {}
     if data is not None and config.eval_every and progress.step % config.eval_every == 0:
         with autocast:

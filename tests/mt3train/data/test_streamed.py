@@ -14,7 +14,7 @@ from mt3data.shards.format import read_npy
 from mt3data.shards.index import ShardSet
 from mt3data.shards.reader import IndexedShards
 from mt3data.shards.windows import WindowConfig
-from mt3train.config import DataConfig
+from mt3train.config import Config, DataConfig
 from mt3train.data.builds import builds_at, open_evaluation, open_shards
 from mt3train.data.streaming import StreamedShards
 
@@ -121,7 +121,7 @@ def test_a_build_on_a_server_is_streamed_or_copied(shards, tmp_path):
         streamed = open_shards(data, 3)
         np.testing.assert_array_equal(streamed.batch(0, 4, frames=100).tokens, here.tokens)
         with pytest.raises(UserError, match="is an address, .* copy it with data.cache=DIR"):
-            open_evaluation(data, streamed)
+            open_evaluation(Config(data=data), streamed)
         (copy,) = builds_at(address, str(tmp_path))
         copied = open_shards(DataConfig(train=address, cache=str(tmp_path)), 3)
     local = IndexedShards([shards], seed=3).batch(0, 4, frames=100)
