@@ -65,6 +65,11 @@ def _sound(piece: Walk) -> Any:
     )
     figure.colorbar(shown, ax=bottom, label="log-mel (nat)", pad=0.01)
     _borders(bottom, piece, label=False)
+    # A frame begins up to 2,048 samples before the sound that it contains.
+    hits = piece.notes.onset[piece.notes.is_drum]
+    for time, label in (*((hit, "drum hit") for hit in hits), (2.048, "the audio ends")):
+        bottom.text(time - 0.064, 0.97, label, transform=bottom.get_xaxis_transform(),
+                    rotation=90, ha="center", va="top", color="white", fontsize=9)  # fmt: skip
     ticks = np.array([110, 220, 440, 880, 1760, 3520])
     bottom.set_yticks(mel_bin(ticks, config), [f"{hertz} Hz" for hertz in ticks])
     bottom.set(xlabel="time (s)", xlim=(0, SECONDS))

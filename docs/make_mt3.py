@@ -3,7 +3,7 @@
     python docs/make_mt3.py
 
 replaces the text between `<!-- made: NAME -->` and `<!-- end -->` and writes the pictures beside the
-page. It needs the extra `synth`. tests/repository/test_docs_mt3.py compares the page with the result.
+page. It needs the extra `synth` (a synthesizer). tests/repository/test_docs_mt3.py compares the page with the result.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from mt3data.music.fast_tokenizer import NONE, EventTable, encode_many
 from mt3data.music.midi import midi_bytes, read_midi
 from mt3data.music.notes import Notes, shift_times
 from mt3data.music.tokenizer import FRAMES_PER_SECOND, segment_start
-from mt3data.music.vocabulary import describe_tokens, get_codec
+from mt3data.music.vocabulary import describe_tokens, get_codec, num_embeddings
 from mt3data.shards.windows import Window, WindowConfig, windows_of
 from mt3data.synth import render
 from mt3data.synth.compose import compose
@@ -38,7 +38,7 @@ from mt3train.evaluation.metrics import transcription_scores
 
 PAGE = Path(__file__).with_name("mt3.md")
 # onset s, offset s, pitch, velocity, program, is_drum, instrument. The first note sounds across the
-# border of two segments at 2.048 s; the last bass note begins in the step in which that border lies.
+# border of two segments at 2.048 s; the last bass note begins in the time step of that border.
 PIECE = (
     (0.5, 3.0, 69, 80, 48, 0, 0),
     (0.2, 0.75, 33, 95, 33, 0, 1),
@@ -86,10 +86,10 @@ def made(piece: Walk, toy: toy_mt3.Toy) -> dict[str, str]:
     """Returns all made parts of the page by name, as Markdown."""
     return {
         "piece": table(["instrument", "from (s)", "to (s)", "pitch", "velocity"], _notes(piece)),
-        "words": table(["event", "values", "ids"], _words()),
-        "events": table(["time (s)", "step", "segment", "event"], _events(piece)),
-        "first": table(["place", "id", "token", "meaning"], _tokens(piece.windows[0])),
-        "second": table(["place", "id", "token", "meaning"], _tokens(piece.windows[1])),
+        "words": table(["event", "values", "tokens"], _words()),
+        "events": table(["time (s)", "time step", "segment", "event"], _events(piece)),
+        "first": table(["place", "token", "name", "meaning"], _tokens(piece.windows[0])),
+        "second": table(["place", "token", "name", "meaning"], _tokens(piece.windows[1])),
         "third": f"`{' '.join(describe_tokens(piece.windows[2].tokens, CONFIG.vocabulary))}`",
         "back": table(["instrument", "from (s)", "to (s)", "pitch"], _back(piece)),
         "ties": table(["decoded", "notes", "A4", "invalid events"], _ties(piece)),
@@ -141,6 +141,7 @@ def _words() -> Iterator[list[object]]:
     for kind, low, high in codec.ranges:
         first, last = (i + 3 for i in codec.type_range(kind))
         yield [kind, f"{low} to {high}" if high else "", f"{first} to {last}" if high else first]
+    yield ["none", "", f"{last + 1} to {num_embeddings(CONFIG.vocabulary) - 1}"]
 
 
 def _events(piece: Walk) -> Iterator[list[object]]:
@@ -173,7 +174,7 @@ def _tokens(window: Window) -> Iterator[list[object]]:
 def _meaning(kind: str, value: int, doing: str, start: float) -> str:
     match kind:
         case "shift":
-            return f"at {start + value / 100:.2f} s, {value} steps after the start of the segment"
+            return f"at {start + value / 100:.2f} s, {value} time steps after {start:.2f} s"
         case "program":
             return f"the instrument is {instrument(value, False)}"
         case "velocity":
@@ -244,17 +245,16 @@ def _example(piece: Walk) -> Iterator[list[object]]:
 
 def _lengths(piece: Walk) -> Iterator[list[object]]:
     """Yields the lengths of targets, of the piece and of pieces that `mt3data synth` composes."""
-    composed = [read_midi(_bytes(compose(seed, 40.0)))[0] for seed in range(4)]
-    for name, pieces in (("this piece", [piece.notes]), ("four composed pieces of 40 s", composed)):
-        lengths = []
-        for notes in pieces:
-            frames = int(notes.offset.max() * FRAMES_PER_SECOND) + 1
-            starts = np.arange(0, frames, CONFIG.frames)
-            events = EventTable.from_notes(notes, CONFIG.vocabulary)
-            n_frames = np.full(len(starts), CONFIG.frames)
-            lengths += encode_many(events, starts, n_frames, np.full(len(starts), frames))[
-                1
-            ].tolist()
+    composed = list[int]()
+    for seed in range(4):
+        notes, _ = read_midi(_bytes(compose(seed, 40.0)))
+        frames = int(notes.offset.max() * FRAMES_PER_SECOND) + 1
+        starts = np.arange(0, frames, CONFIG.frames)
+        events = EventTable.from_notes(notes, CONFIG.vocabulary)
+        n_frames = np.full(len(starts), CONFIG.frames)
+        composed += encode_many(events, starts, n_frames, np.full(len(starts), frames))[1].tolist()
+    ours = [len(window.tokens) for window in piece.windows]
+    for name, lengths in (("this piece", ours), ("four composed pieces of 40 s", composed)):
         yield [name, len(lengths), int(np.median(lengths)), max(lengths)]
 
 

@@ -1,4 +1,4 @@
-"""Makes the models of docs/mt3.md: one of MT3's size, and a toy that learns the piece by heart."""
+"""Makes the models of docs/mt3.md: one of MT3's size, and a toy that overfits the piece."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ TOY = ModelConfig(
 UPDATES = 40
 LEARNING_RATE = 1e-2  # ten times MT3's, so that it takes seconds
 SHOWN = (1, 2, 3, 4, 5)  # places in the first segment's target whose probabilities are shown
-LONGEST = 64  # tokens of a segment at most
+LONGEST = 64  # largest number of tokens of a segment
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def shapes(window: Window) -> list[list[object]]:
         model(mel_BFM, targets_BL)
     rows = {
         "audio of the segment": torch.zeros(1, 256 * 128), "log-mel: the input of the encoder": mel_BFM,
-        **found, "keys of the frames, in each layer and head": keys,
+        **found, "keys of the frames in one decoder layer, for its 6 heads": keys,
         "targets": targets_BL,
     }  # fmt: skip
     return [[name, list(x.shape), f"{x.numel():,}"] for name, x in rows.items()]
