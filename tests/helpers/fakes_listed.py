@@ -18,9 +18,9 @@ from fakes import FakeNote, slakh_tree, tones, write_midi
 
 
 def melody(base: int, seconds: float = 1.0) -> list[FakeNote]:
-    """One note every 200 ms, 150 ms long, with repeated pitches."""
+    """One note every 200 ms, 150 ms long, with repeated pitches; velocity rises from 70 to 127."""
     return [
-        (round(t, 3), round(t + 0.15, 3), base + k % 3, 70 + k)
+        (round(t, 3), round(t + 0.15, 3), base + k % 3, min(70 + k, 127))
         for k, t in enumerate(np.arange(0.1, seconds - 0.2, 0.2))
     ]
 
