@@ -10,6 +10,7 @@ were made by code that was not published.
 from __future__ import annotations
 
 import difflib
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
@@ -24,6 +25,8 @@ from mt3data.schema import Limits, find_fault
 
 # How sure a fact is. "ours" marks our own decisions, which no publisher states.
 STATUSES = ("verified", "several", "one", "unverified", "ours")
+TRACK_ID = r"[A-Za-z0-9_-]{1,40}"
+ACTIONS = ("keep", "flag", "drop", "shift")  # see KnownIssue
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class Source:
     Attributes:
         url, mirrors: addresses of the same bytes, in the order in which they are tried.
         status: how sure size and checksum are, one of STATUSES.
-        kind: "zip", "tar.gz", or "file" (stored under its own name).
+        kind: "zip", "tar.gz", or "file" (stored under its own name). "rows" in a manifest's file is one
+            "file" for each path that the rows name, below `url`.
         into: folder below the dataset's folder where it is unpacked or stored; "" is that folder.
         strip: number of leading folders that are removed from member names. A member above that
             depth keeps its name.
@@ -68,10 +72,11 @@ class KnownIssue:
     """A known fault of the published data, and what a build does about it by default.
 
     Attributes:
-        action: "keep" (do nothing), "flag" (report it in the track's problems), "drop" (leave out
-            what is faulty) or "shift" (add shift_seconds to every note time).
-            The profile "paper" flags in place of dropping and shifting.
-        tracks: ids of the affected tracks; empty if the files show it, or for all tracks.
+        action: "keep" (do nothing), "flag" (report it in the track's problems), "drop" (the track
+            fails with `what` as its reason, so that it is quarantined) or "shift" (add shift_seconds
+            to every note time). The profile "paper" flags in place of dropping and shifting.
+        tracks: ids of the affected tracks. Empty means all tracks for "shift", and none for "flag".
+            "drop" needs ids.
     """
 
     id: str
@@ -115,7 +120,7 @@ class DatasetManifest:
 
     Attributes:
         folder: folder of the dataset below --root. Adapters take --root or this folder itself.
-        adapter: module of mt3data.datasets that reads it.
+        adapter: module of mt3data.datasets.adapters that reads it.
         layout, reader: facts about the folders and files, and about their contents.
         expected, expected_hours: scheme -> split -> number of tracks, hours of audio. Every
             recording that a row names is a track of its own.
@@ -164,8 +169,10 @@ class DatasetManifest:
 
         Columns `audio` and `labels` hold paths below the dataset's folder, ";" between several.
 
+        An id is unique and has at most 40 bytes of [A-Za-z0-9_-], because keys of records begin with it.
+
         Raises:
-            UserError: the CSV or a derived column is wrong.
+            UserError: the CSV, an id or a derived column is wrong.
         """
         if self.rows_path is None:
             return {}
@@ -183,7 +190,14 @@ class DatasetManifest:
                 ) from error
             for path in row_paths(row, "audio") + row_paths(row, "labels"):
                 _require_inside(path, f"{self.rows_path}: row {number}")
-            rows[next(iter(row.values()))] = row
+            track_id = next(iter(row.values()))
+            if not re.fullmatch(TRACK_ID, track_id) or track_id in rows:
+                fault = "is listed twice" if track_id in rows else "is no id of a track"
+                raise UserError(
+                    f"{self.rows_path}: row {number}: {track_id[:80]!r} {fault}; expected a unique id of "
+                    "1 to 40 of A-Z, a-z, 0-9, _ and -"
+                )
+            rows[track_id] = row
         return rows
 
     @property
@@ -328,7 +342,32 @@ def load(name: str) -> DatasetManifest:
     for source in sources:
         safe_name(source.id, f"{path}: id of a source")
         _require_inside(source.into, f"{path}: into of {source.id}")
+    for issue in manifest.known_issues:
+        if fault := _fault_of_issue(issue, manifest):
+            raise UserError(f"{path}: known issue {issue.id}: {fault}")
     return replace(manifest, sources=(*manifest.sources, *sources))
+
+
+def _fault_of_issue(issue: KnownIssue, manifest: DatasetManifest) -> str:
+    """Returns why a build could not do what a known issue asks for; "" if it can."""
+    if issue.action not in ACTIONS:
+        near = _near(issue.action, list(ACTIONS))
+        return f"action is {issue.action!r}{near}; expected {', '.join(ACTIONS)}"
+    if (issue.action == "shift") != bool(issue.shift_seconds):
+        return (
+            f"action is {issue.action!r} and shift_seconds is {issue.shift_seconds:g}; expected "
+            "shift_seconds other than 0 for the action 'shift' alone"
+        )
+    if issue.action not in ("shift", "drop"):
+        return ""
+    if not any("audio" in row for row in manifest.rows.values()):
+        return (
+            f"action is {issue.action!r}; expected keep or flag, because no rows of this dataset name "
+            "audio files, and only such rows are shifted or dropped"
+        )
+    if unknown := [track for track in issue.tracks if track not in manifest.rows]:
+        return f"no row has the id {unknown[0]!r}{_near(unknown[0], manifest.rows)}"
+    return "" if issue.tracks or issue.action == "shift" else "'drop' needs the ids in tracks"
 
 
 def _read_toml(path: Path, schema: type) -> dict[str, Any]:

@@ -86,20 +86,24 @@ def _row(
 ) -> Row:
     track_id = next(iter(entry.values()))
     split = entry.get(scheme.column, "")
+    failure = "" if split else f"in no split of the scheme {scheme.name!r}"
     problems, shift = [], 0.0
     for issue in manifest.known_issues:
-        if track_id not in issue.tracks or issue.action == "keep":
+        concerns_all = issue.action == "shift" and not issue.tracks
+        if issue.action == "keep" or not (concerns_all or track_id in issue.tracks):
             continue
         problems.append(f"known issue {issue.id}: {issue.what}")
         if issue.action == "shift":
             shift += issue.shift_seconds
             problems[-1] += f" (note times moved by {issue.shift_seconds:+.3f} s)"
+        elif issue.action == "drop":
+            failure = failure or problems[-1]
     return Row(
         id=track_id, name=entry.get("name") or track_id, split=split,
         audio=tuple(audio / path for path in row_paths(entry, "audio")),
         labels=tuple(labels / path for path in row_paths(entry, "labels")),
         problems=tuple(problems), shift_seconds=shift,
-        failure="" if split else f"in no split of the scheme {scheme.name!r}",
+        failure=failure,
     )  # fmt: skip
 
 

@@ -1,6 +1,5 @@
 """The track lists beside the manifests: splits, ids and checksums, some held against real files."""
 
-import csv
 import hashlib
 import re
 import zipfile
@@ -45,12 +44,8 @@ def test_hours_are_the_sum_of_the_tracks(name, scheme):
 
 
 @pytest.mark.parametrize("name", [name for name in ALL if ALL[name].rows])
-def test_track_ids_are_short_and_no_recording_is_listed_twice(name):
+def test_no_recording_is_listed_twice(name):
     m = ALL[name]
-    with m.rows_path.open(newline="", encoding="utf-8") as file:
-        ids = [row[0] for row in csv.reader(file)][1:]
-    assert len(ids) == len(set(ids))
-    assert not [i for i in ids if not re.fullmatch(r"[A-Za-z0-9_-]{1,36}", i)]
     recordings = [
         path for row in m.rows.values() for path in row.get("audio", "").split(";") if path
     ]

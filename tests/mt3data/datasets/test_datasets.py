@@ -5,9 +5,11 @@ import pickle
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
 from fakes_listed import TREES
 
@@ -15,7 +17,7 @@ from mt3data.audio.load import audio_info
 from mt3data.build.plan import BuildConfig, make_plan
 from mt3data.build.run import build
 from mt3data.datasets import manifest
-from mt3data.datasets.manifest import DatasetManifest
+from mt3data.datasets.manifest import DatasetManifest, KnownIssue
 from mt3data.datasets.track import Track
 from mt3data.errors import UserError
 from mt3data.music.notes import validate
@@ -61,12 +63,12 @@ def test_there_is_an_iterator_of_usable_tracks(described, root, found):
     assert [track.failure for track in found] == [""] * len(found)
 
 
-def test_listing_opens_neither_audio_nor_labels(described, tmp_path, found):
+def test_listing_opens_neither_audio_nor_labels(described, root, tmp_path, found):
     TREES[described.name](tmp_path)
-    kinds = {".wav", ".flac", ".ogg", ".mid", ".midi", ".jams", ".txt"}
-    for path in tmp_path.rglob("*"):
-        if path.suffix in kinds or path.parent.name.endswith("_labels"):
-            path.write_bytes(b"")
+    sources = {path.relative_to(root) for track in found for path in track.source_files}
+    stems = {path.relative_to(tmp_path) for path in tmp_path.rglob("stems/*")}
+    for path in sources | stems:
+        (tmp_path / path).write_bytes(b"")
     assert [track.id for track in tracks(tmp_path, described)] == [track.id for track in found]
 
 
@@ -129,6 +131,32 @@ def test_a_twin_becomes_shards_without_a_failure(described, root, found, tmp_pat
     summary = build(plan)
     assert summary.quarantined == ()
     assert sum(split["tracks"] for split in summary.manifest["splits"].values()) == len(found)
+
+
+def tracks_with_issue(root: Path, name: str, *issues: KnownIssue) -> list[Track]:
+    """Lists the tracks of a dataset as if these were all its known issues."""
+    return list(tracks(root, replace(manifest.load(name), known_issues=issues)))
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_a_shift_without_tracks_moves_the_notes_of_every_track(name, tmp_path):
+    TREES[name](tmp_path)
+    late = KnownIssue("late", "all notes are early", "shift", shift_seconds=0.05)
+    there = tracks_with_issue(tmp_path, name)
+    moved = tracks_with_issue(tmp_path, name, late)
+    assert len(there) == len(moved) > 1
+    for before, after in zip(there, moved, strict=True):
+        onsets = before.load_notes().onset
+        np.testing.assert_allclose(after.load_notes().onset, onsets + 0.05, atol=1e-9)
+        assert any("moved by +0.050 s" in problem for problem in after.problems)
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_a_dropped_track_fails_with_the_known_issue_as_its_reason(name, tmp_path):
+    TREES[name](tmp_path)
+    ids = tuple(manifest.load(name).rows)
+    found = tracks_with_issue(tmp_path, name, KnownIssue("bad", "silent", "drop", tracks=ids))
+    assert {track.failure for track in found} == {"known issue bad: silent"}
 
 
 @pytest.mark.parametrize("name", LISTED)
