@@ -9,7 +9,7 @@ import click
 from mt3data.errors import UserError
 from mt3data.files import format_bytes
 from mt3data.terminal import echo, print_json
-from mt3train.weights.published import KNOWN, TABLE, Bucket, cache_folder, cached_file
+from mt3train.weights.published import KNOWN, Bucket, cache_folder, cached_file
 from mt3train.weights.published import get as get_weights
 
 
@@ -31,7 +31,7 @@ def weights(ctx: click.Context, as_json: bool) -> None:
         print_json([_facts(name) for name in KNOWN])
         return
     echo(f"{'name':17}{'about':>9}  {'here':6}{'licence':10}good for")
-    for one in TABLE:
+    for one in KNOWN.values():
         here = "yes" if cached_file(one).is_file() else "no"
         size = format_bytes(one.n_bytes)
         echo(f"{one.name:17}{size:>9}  {here:6}{one.licence:10}{one.use}")

@@ -238,7 +238,7 @@ def _require_consent(weights: PublishedWeights, yes: bool, offline: bool) -> Non
     is_terminal = all(stream and stream.isatty() for stream in (sys.stdin, sys.stderr))
     if not is_terminal or os.environ.get("WORLD_SIZE", "1") != "1":  # torchrun starts several
         raise UserError(f"{facts}. It is not on this machine, and this process cannot ask; run "
-                        f"`mt3train weights get {name}`, in scripts with --yes")  # fmt: skip
+                        f"`mt3train weights get {name}` in a terminal, or with --yes in a script")  # fmt: skip
     try:
         agreed = click.confirm(f"{facts}. Download it into {path.parent}?", err=True)
     except click.Abort:
@@ -332,9 +332,12 @@ def _list_objects(bucket: Bucket) -> list[_Object]:
         raise UserError(f"{bucket.listing}: more than {MAX_PAGES} pages; expected one checkpoint")
     found = [_object(bucket, item) for item in items if not item["name"].endswith("/")]
     paths = {item.path for item in found}
-    if "checkpoint" not in paths or len(found) != (bucket.n_objects or len(paths)):
-        raise UserError(f"{bucket.listing}: {len(found)} objects in {bucket.prefix}; expected "
-                        f"{bucket.n_objects or 'different ones'} with `checkpoint`; run the command again")  # fmt: skip
+    if "checkpoint" not in paths or not len(found) == len(paths) == (
+        bucket.n_objects or len(paths)
+    ):
+        wanted = bucket.n_objects or "a number of"
+        raise UserError(f"{bucket.listing}: {len(found)} objects in {bucket.prefix}; expected {wanted} "
+                        "different ones, `checkpoint` among them; run the command again")  # fmt: skip
     if sum(item.n_bytes for item in found) > MAX_DOWNLOAD_BYTES:
         raise UserError(f"{bucket.listing}: more than {format_bytes(MAX_DOWNLOAD_BYTES)} in "
                         f"{bucket.prefix}; expected one checkpoint")  # fmt: skip

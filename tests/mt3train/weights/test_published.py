@@ -165,7 +165,8 @@ def test_the_table_fits_the_published_networks(weights: PublishedWeights) -> Non
 def test_the_list_states_size_licence_use_and_what_is_here(web: Publisher, fake: Fake) -> None:
     listed = run("weights")
     row = next(line for line in listed.stdout.splitlines() if line.startswith("mt3 "))
-    assert row.split()[3:5] == ["no", "unstated"] and "all instruments and drums" in row
+    assert row.split()[1:5] == [f"{len(fake.pth) / 1e3:.1f}", "kB", "no", "unstated"]
+    assert "all instruments and drums" in row
     run("weights", "get", "mt3", "--yes")
     facts = {one["name"]: one for one in json.loads(run("weights", "--json").stdout)}
     assert [*facts] == ["mt3", "ismir2021", "ismir2022_small", "ismir2022_base"]
@@ -252,11 +253,12 @@ def test_a_checkpoint_of_the_bucket_gets_its_own_heads_and_vocabulary(
     [
         ({FILE: [Fault(drop_after=90_000)]}, [FILE, FILE]),
         ({FILE: [Fault(drop_after=90_000), Fault(no_range=True)]}, [FILE, FILE]),
+        ({FILE: [Fault(redirect=MIRROR)]}, [FILE, MIRROR]),
         ({FILE: [Fault(status=404)]}, [FILE, MIRROR]),
         ({FILE: [Fault(truncate=100)]}, [FILE, MIRROR]),
         ({FILE: [Fault(wrong_bytes=True)]}, [FILE, MIRROR]),
     ],
-    ids=["drop", "drop, no range", "404", "wrong size", "wrong hash"],
+    ids=["drop", "drop, no range", "redirect", "404", "wrong size", "wrong hash"],
 )
 def test_the_file_arrives_in_spite_of(
     web: Publisher, fake: Fake, faults: dict[str, list[Fault]], requests: list[str]
@@ -324,12 +326,13 @@ def first_item(**changes: Any) -> Change:
         (0, first_item(md5Hash=None), "md5Hash' is missing"),
         (0, first_item(md5Hash="AAAAAAAAAAAAAAAAAAAAAA=="), "md5 is [0-9a-f]{32}, expected 0{32}"),
         (0, first_item(size="7"), "bytes, expected 7"),
+        (0, lambda page: page["items"].__setitem__(1, page["items"][2]), "295 objects .* different"),
     ],
     ids=[
         "no token of the next page", "an object missing", "an empty page", "an unknown token",
         "pages without end", "a token that is no text", "..", "../x", "a climb", "a root",
         "a backslash", "another folder", "a huge object", "a negative size", "no md5",
-        "another md5", "another size",
+        "another md5", "another size", "an object twice",
     ],
 )  # fmt: skip
 def test_a_wrong_listing_is_refused_in_one_line(
@@ -501,6 +504,14 @@ def test_without_a_terminal_or_offline_one_line_states_what_to_do(
     done = run(*words)
     assert done.exit_code == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and advice in done.stderr
+    assert asked(web) == []
+
+
+def test_no_answer_is_an_interruption(web: Publisher, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    with pytest.raises(KeyboardInterrupt):
+        published.resolve("mt3")
     assert asked(web) == []
 
 
