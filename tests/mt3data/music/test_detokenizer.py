@@ -6,7 +6,7 @@ from mt3data.music.detokenizer import NoteDecoder, decode_segments
 from mt3data.music.fast_tokenizer import encode_notes
 from mt3data.music.notes import Notes
 from mt3data.music.tokenizer import segment_start
-from mt3data.music.vocabulary import Codec, Event, VocabularyConfig
+from mt3data.music.vocabulary import Codec, Event, VocabularyConfig, describe_tokens
 
 TIES = VocabularyConfig()
 
@@ -55,6 +55,28 @@ def test_what_makes_no_sense_is_skipped_and_counted() -> None:
         [(0.0, ids(("pitch", 60), TIE, TIE, *NOTE_OFF, ("shift", 5), *NOTE_ON))], TIES
     )
     assert (len(decoded.notes), decoded.invalid) == (1, 3)
+
+
+def test_a_segment_without_tie_is_a_tie_section_to_its_end() -> None:
+    first = ids(TIE, ("shift", 150), *NOTE_ON)
+    without = ids(("shift", 50), ("program", 5), ("velocity", 1), ("pitch", 60), ("pitch", 62))
+    segments = [(0.0, first), (2.04, without), (4.09, ids(TIE))]
+    decoded = decode_segments(segments, TIES)
+    assert times(decoded.notes) == [(1.5, 4.09)]  # pitch 60 is held, and the next tie closes it
+    assert decoded.invalid == 1  # pitch 62 is not open
+
+
+def test_without_programs_the_second_note_of_a_pitch_is_invalid_as_in_mt3() -> None:
+    flat = VocabularyConfig(granularity="flat")
+    rows = [(0.5, 3, 60, 80, 0, 0, 0), (0.6, 3, 60, 80, 33, 0, 1)]
+    notes = Notes.from_array(np.array(rows, float))
+    segments = [
+        (start, encode_notes(notes, k, 256, 512, flat)) for start, k in ((0.0, 0), (2.04, 256))
+    ]
+    assert describe_tokens(segments[1][1], flat)[:3] == ["pitch 60", "pitch 60", "tie"]
+    decoded = decode_segments(segments, flat)
+    assert times(decoded.notes) == [(0.5, 0.6), (0.6, 3.0)]
+    assert decoded.invalid == 2  # the second tied pitch, and the second offset
 
 
 def test_program_and_velocity_persist_into_the_next_segment() -> None:
