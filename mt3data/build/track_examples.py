@@ -18,7 +18,7 @@ from mt3data.build.track_table import track_row
 from mt3data.datasets.stem_mixes import mixes
 from mt3data.datasets.track import Track
 from mt3data.errors import UserError
-from mt3data.music.notes import Notes, trim_overlapping
+from mt3data.music.notes import Notes, trim_overlapping, validate
 from mt3data.shards.windows import Cut, Window, WindowConfig, cut, label, n_variants, window_mel
 
 CORRECTIONS = ("shift", "dtw")  # of WindowConfig.align: those that move labels
@@ -108,8 +108,10 @@ class TrackExamples:
         if config.align in CORRECTIONS or (measured and not in_passing):
             self._stage = "align"
             aligned = _align(_bands(first, config), notes, config)
-        self._stage = "windows"
+        self._stage = "labels"
         labels = trim_overlapping(aligned.notes) if self.track.trim else aligned.notes
+        _require_valid(labels)
+        self._stage = "windows"
         for window in label(cuts, labels, config):
             if in_passing and window.variant == first.variant:
                 part = slice(window.start_frame, window.start_frame + window.valid_frames)
@@ -137,6 +139,14 @@ class _Aligned:
     columns: dict[str, Any] = field(default_factory=dict)
     problems: tuple[str, ...] = ()
     labels: Notes = field(default_factory=Notes.empty)
+
+
+def _require_valid(notes: Notes) -> None:
+    """Raises a UserError if a note has no length or a value outside its range."""
+    try:
+        validate(notes)
+    except ValueError as error:
+        raise UserError(f"{error}. Check the labels, and the adapter that reads them") from error
 
 
 def _count_late(notes: Notes, seconds: float) -> int:

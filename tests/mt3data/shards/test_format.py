@@ -3,6 +3,7 @@
 import hashlib
 import io
 import tarfile
+from dataclasses import replace
 from pathlib import Path
 
 import fakes
@@ -12,6 +13,7 @@ import pytest
 from mt3data.build import track_examples as examples
 from mt3data.build.track_examples import TrackExamples, TrackFailure
 from mt3data.datasets.track import Stem, Track
+from mt3data.errors import UserError
 from mt3data.music.notes import Notes
 from mt3data.shards.format import npy_parts, read_npy
 from mt3data.shards.windows import Window, WindowConfig, windows_of
@@ -139,6 +141,18 @@ def test_whatever_goes_wrong_with_a_track_is_told_with_its_stage(
         list(TrackExamples(track, WindowConfig(100)))
     assert caught.value.stage == "audio"
     assert isinstance(caught.value.reason, ZeroDivisionError)
+
+
+def test_a_note_out_of_range_is_a_fault_of_the_labels(
+    track: Track, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes = track.load_notes()
+    high = replace(notes, pitch=notes.pitch + 100)
+    monkeypatch.setattr(examples, "_notes_of_variants", lambda _: ([high], ()))
+    with pytest.raises(TrackFailure, match="notes have a pitch outside 0-127") as caught:
+        list(TrackExamples(track, WindowConfig(100)))
+    assert caught.value.stage == "labels"
+    assert isinstance(caught.value.reason, UserError)
 
 
 def test_what_goes_wrong_with_the_one_who_takes_the_windows_is_not_the_tracks_fault(
