@@ -60,7 +60,7 @@ Windows of {what} with notes and tokens, made by mt3kit {version}, with schema {
 |---|---|---|---|---|
 {rows}
 
-Licence of the source: {licence} ({licence_url}). Redistribution: {redistribution}
+Licence of the source: {licence}. Redistribution: {redistribution}
 Please cite: {citation}
 
 ## Reading it
@@ -121,7 +121,7 @@ def dataset_card(manifest: dict[str, Any]) -> str:
         title=manifest["title"], version=manifest["version"], schema=manifest["schema"],
         short=manifest["fingerprint"][:12], window=manifest["window"], hop=spectrogram["hop"],
         rate=spectrogram["sample_rate"], right_context=manifest["right_context"], rows=rows,
-        licence=manifest["licence"], licence_url=manifest["licence_url"],
+        licence=manifest["licence"] + (f" ({url})" if (url := manifest["licence_url"]) else ""),
         redistribution=manifest["redistribution"], citation=manifest["citation"],
         example=shards[0]["name"] if shards else "", split=next(iter(splits), ""),
         count=len(manifest["features"]) + 1, sound=sounds[0],
