@@ -11,6 +11,8 @@ import click
 from mt3data.files import STDOUT
 from mt3data.terminal import FORCE, OUTPUT, PATH, WORKERS, echo, plural, print_json, progress
 
+SETTINGS = ("align", "profile", "seed", "split_scheme")  # of a build manifest, shown by `info`
+
 
 @click.command()
 @click.argument("folder", type=PATH)
@@ -53,7 +55,7 @@ def check(folder: Path, fast: bool, workers: int, as_json: bool) -> None:
 @click.argument("folder", type=PATH)
 @click.option("--json", "as_json", is_flag=True, help="Print the manifests as JSON.")
 def info(folder: Path, as_json: bool) -> None:
-    """Prints what builds hold: tracks, hours, notes, settings.
+    """Prints what builds hold: tracks, hours, notes, settings, lag.
 
     FOLDER is a build, or a folder of builds.
 
@@ -75,19 +77,23 @@ def info(folder: Path, as_json: bool) -> None:
 @click.argument("key")
 @click.option("-o", "--out", type=OUTPUT, required=True,
               help="The picture: .png, .svg or .pdf; -: a PNG to standard output.")  # fmt: skip
+@click.option("--from", "begin", type=float, default=0.0, metavar="S",
+              help="Draw from this second of the record.")  # fmt: skip
+@click.option("--to", "end", type=float, metavar="S", help="Draw up to this second of the record.")
 @FORCE
-def show(folder: Path, key: str, out: Path, force: bool) -> None:
+def show(folder: Path, key: str, out: Path, begin: float, end: float | None, force: bool) -> None:
     """Draws one record, and prints its tokens in words.
 
-    The picture has its log-mel, and over it its notes. KEY is the name of a record in FOLDER's index
-    and tar files.
+    The picture has its log-mel, and over it its notes. A frame covers the 128 ms that follow it, so
+    sound appears about 60 ms before its note. KEY is the name of a record in FOLDER's index and tar
+    files. A shift token is printed with its time in the track.
 
     \b
-    Example: mt3data show shards/demo demo-Track00001-p0-0000000 -o record.png
+    Example: mt3data show shards/demo demo-Track00001-p0-0000000 -o record.png --from 2 --to 4
     """
     from mt3data.report.plot_record import draw_record
 
-    for line in draw_record(folder, key, out, force):
+    for line in draw_record(folder, key, out, force, begin=begin, end=end):
         echo(line, err=out == STDOUT)
 
 
@@ -113,7 +119,7 @@ def report(folder: Path, out: Path, force: bool) -> None:
 
 
 def print_info(folder: Path, manifest: dict[str, Any]) -> None:
-    """Prints the manifest of a build: a line, and a table with a row for each split."""
+    """Prints the manifest of a build: settings, a table with a row for each split, and the lag."""
     echo(
         f"{folder}: {manifest['title']}, window {manifest['window']}, right_context {manifest['right_context']}, "
         f"{plural(len(manifest['shards']), 'shard')}, {sum(s['bytes'] for s in manifest['shards']) / 1e6:,.1f} MB, "
@@ -127,3 +133,25 @@ def print_info(folder: Path, manifest: dict[str, Any]) -> None:
             f"  {name:12}{s['tracks']:>8}{s['hours']:>9.3f}{s['records']:>9}{s['notes']:>10}"
             f"{s['tokens']:>11}{too_long:>10}{s['quarantined']:>8}"
         )
+    settings = (f"{key.replace('_', ' ')} {manifest[key]}" for key in SETTINGS)
+    echo(f"  {', '.join(settings)}; {_lag(folder)}")
+
+
+def _lag(folder: Path) -> str:
+    """Returns the median lag of a build, and how many tracks are off by more than the threshold."""
+    import numpy as np
+
+    from mt3data.align.lag import MIN_SHIFT_SECONDS
+    from mt3data.report.statistics import sure_lags
+    from mt3data.shards.index import track_rows
+
+    if not (folder / "tracks.parquet").is_file():
+        return "no tracks.parquet, so the lag is unknown"
+    lags = [row["lag"] for row in sure_lags(track_rows(folder))]
+    if not lags:
+        return "lag of labels not measured"
+    off = sum(abs(lag) > MIN_SHIFT_SECONDS for lag in lags)
+    return (
+        f"median lag {1000 * float(np.median(lags)):+.0f} ms, {off} of {plural(len(lags), 'track')} off by "
+        f"more than {1000 * MIN_SHIFT_SECONDS:.0f} ms (negative: labels late)"
+    )

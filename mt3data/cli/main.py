@@ -330,8 +330,10 @@ def _run_build(plan: Plan) -> Summary:
 
 def _print_result(summary: Summary, max_failures: int) -> None:
     """Prints the result of a build; exits with 1 if more than max_failures tracks failed."""
+    from mt3data.report.statistics import reason_of
+
     for row in summary.quarantined:
-        echo(f"quarantined {row['name']} ({row['stage']}): {row['error']}")
+        echo(f"quarantined {row['name']} ({row['stage']}): {reason_of(row, summary.manifest)}")
     print_info(summary.folder, summary.manifest)
     if len(summary.quarantined) > max_failures:
         failed = plural(len(summary.quarantined), "track")

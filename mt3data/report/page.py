@@ -25,7 +25,7 @@ from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.files import format_bytes, mark, require_output, write_output
 from mt3data.music.midi import DRUMS
 from mt3data.report import plots
-from mt3data.report.statistics import Survey, n_reads, survey
+from mt3data.report.statistics import Survey, n_reads, reason_of, survey
 from mt3data.shards.format import find_builds
 
 COMMAND = "mt3data report"
@@ -126,7 +126,7 @@ def _build(found: Survey) -> dict[str, Any]:
         "n_programs": len(found.instruments), "n_classes": len(families),
         "instruments": _instruments(found, families), "charts": plots.charts(found),
         "lags": plots.lags(found) if found.aligned else None, "late": _late(found),
-        "quarantine": _quarantine(found.tracks), "problems": _problems(found.tracks),
+        "quarantine": _quarantine(found), "problems": _problems(found.tracks),
         "windows": [plots.window(shown, spectrogram) for shown in found.shown],
         "settings": _settings(manifest),
     }  # fmt: skip
@@ -232,16 +232,18 @@ def _late(found: Survey) -> Table:
         if abs(row["lag"]) > MIN_SHIFT_SECONDS
     ]  # fmt: skip
     caption = (
-        f"Tracks that lag by more than {1000 * MIN_SHIFT_SECONDS:.0f} ms; drift is from the first "
-        "third to the last"
+        f"Tracks whose labels are off by more than {1000 * MIN_SHIFT_SECONDS:.0f} ms (negative: labels "
+        "late); drift is from the first third to the last"
     )
     names = ["track", "split", "lag (ms)", "drift (ms)", "corrected"]
     return Table(caption, names, rows, numbers=(2, 3))
 
 
-def _quarantine(tracks: Sequence[dict[str, Any]]) -> Table:
-    failed = [track for track in tracks if track["status"] != "ok"]
-    rows = [[t["name"], f"{t['split']}, {t['stage']}", t["error"]] for t in failed]
+def _quarantine(found: Survey) -> Table:
+    failed = [track for track in found.tracks if track["status"] != "ok"]
+    rows = [
+        [t["name"], f"{t['split']}, {t['stage']}", reason_of(t, found.manifest)] for t in failed
+    ]
     caption = "Tracks that could not be built, the stage that failed, and why"
     return Table(caption, ["track", "where", "reason"], rows)
 

@@ -115,11 +115,22 @@ class Survey:
     @property
     def aligned(self) -> list[dict[str, Any]]:
         """The rows of tracks whose lag was measured with confidence."""
-        return [
-            row
-            for row in self.tracks
-            if row["lag"] is not None and row["align_confidence"] >= MIN_CONFIDENCE
-        ]
+        return sure_lags(self.tracks)
+
+
+def sure_lags(tracks: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the rows of tracks.parquet of tracks whose lag was measured with confidence."""
+    return [
+        row
+        for row in tracks
+        if row["lag"] is not None and row["align_confidence"] >= MIN_CONFIDENCE
+    ]
+
+
+def reason_of(track: dict[str, Any], manifest: dict[str, Any]) -> str:
+    """Returns why a track of tracks.parquet failed, without the names that precede it there."""
+    reason: str = track["error"]
+    return reason.removeprefix(f"{manifest['dataset']} {track['name']}: ")
 
 
 def survey(folder: Path, pictures: int, on_window: Callable[[], object] = lambda: None) -> Survey:

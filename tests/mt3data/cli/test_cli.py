@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 import mt3train.cli.main
 from mt3data import terminal
 from mt3data.cli.main import BuildSettings, main, read_settings
+from mt3data.report.plot_record import _with_times
 
 
 def run(*words: object) -> Result:
@@ -56,8 +57,37 @@ def test_a_build_can_be_checked_described_and_drawn(shards: Path, tmp_path: Path
     drawn = run(
         "show", shards / "slakh", "slakh-Track00001-p0-0000000", "--out", tmp_path / "a.png"
     )
-    assert "tie · shift 10 · program 0 · velocity 1 · pitch" in drawn.stdout
+    assert "tie · shift 10 (0.10 s) · program 0 · velocity 1 · pitch" in drawn.stdout
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_info_prints_the_settings_and_the_lag_of_labels(shards: Path) -> None:
+    printed = run("info", shards).stdout
+    assert "align measure, profile fixed, seed 0, split scheme mt3" in printed
+    assert re.search(r"median lag [+-]\d+ ms, \d of \d tracks? off by more than 20 ms", printed)
+
+
+def test_a_part_of_a_record_is_drawn_with_its_notes_and_tokens(
+    shards: Path, tmp_path: Path
+) -> None:
+    key = "slakh-Track00001-p0-0000000"
+    whole, part = (
+        run("show", shards / "slakh", key, "-o", tmp_path / f"{i}.png", *words).stdout
+        for i, words in enumerate(((), ("--from", 0.2, "--to", 0.6)))
+    )
+    times = [float(time) for time in re.findall(r"shift \d+ \((\d\.\d\d) s\)", part)]
+    assert times and 0.2 <= min(times) <= max(times) < 0.6
+    assert len(part) < len(whole) and ": 0.200 to 0.600 s, " in part
+    refused = run("show", shards / "slakh", key, "-o", tmp_path / "a.png", "--from", 2, "--to", 9)
+    assert refused.exit_code == 2
+    assert "--from 2 --to 9: expected a part of the 2.0" in refused.stderr
+
+
+def test_successive_shifts_add_up_to_the_time_of_the_next_event() -> None:
+    words = ["tie", "shift 1000", "shift 409", "pitch 60", "shift 1500", "EOS"]
+    assert [word for _, word in _with_times(words, 4.0, 100)] == [
+        "tie", "shift 1000 (14.00 s)", "shift 409 (18.09 s)", "pitch 60", "shift 1500 (19.00 s)", "EOS",
+    ]  # fmt: skip
 
 
 def test_the_datasets_are_listed() -> None:
@@ -301,7 +331,7 @@ def test_every_option_has_a_help_text_and_the_first_sentence_fits(
 NAMES = """--align --batch --cache --checkpoint --compile --config --context --csv --dry-run --engine
 --effects --exclude --fast --force --format --from --half --heads --html --json --kinds --max-failures
 --midi --name --no-download --out --part --plain --profile --programs --root --seconds --seed --select --soundfont --source
---split --split-scheme --store --stream --tracks --variants --window --workers""".split()
+--split --split-scheme --store --stream --to --tracks --variants --window --workers""".split()
 
 
 @pytest.mark.parametrize(("program", "command"), COMMANDS)

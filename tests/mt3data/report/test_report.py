@@ -17,7 +17,7 @@ from mt3data.files import mark
 from mt3data.music.notes import Notes
 from mt3data.report.page import Table, n_windows, templates, write_report
 from mt3data.report.plots import draw_window, pitch_image
-from mt3data.report.statistics import SAMPLE, sounding, survey
+from mt3data.report.statistics import SAMPLE, reason_of, sounding, survey
 from mt3data.shards.format import read_build_manifest
 
 NASTY = '<img src=x onerror=alert(1)> & "quoted" ' + "very-long-name-" * 9
@@ -99,6 +99,16 @@ def test_a_track_in_quarantine_has_its_stage_and_its_reason(page: Page) -> None:
     assert "train/broken.flac" in page.rows
     assert "train, audio" in page.rows
     assert any("damaged" in piece for piece in page.rows)
+
+
+def test_the_reason_of_a_failure_does_not_repeat_dataset_and_name() -> None:
+    track = {"name": "b c", "error": "folder b c: no note in b c.mid"}
+    assert reason_of(track, {"dataset": "folder"}) == "no note in b c.mid"
+
+
+def test_a_licence_without_an_address_is_named_alone_on_the_card(builds: Path) -> None:
+    card = (builds / "plain" / "README.md").read_text(encoding="utf-8")
+    assert "Licence of the source: unknown. Redistribution" in card
 
 
 def test_every_picture_has_a_description(page: Page) -> None:
