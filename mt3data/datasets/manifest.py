@@ -169,7 +169,8 @@ class DatasetManifest:
 
         Columns `audio` and `labels` hold paths below the dataset's folder, ";" between several.
 
-        An id is unique and has at most 40 bytes of [A-Za-z0-9_-], because keys of records begin with it.
+        An id is unique and has at most 40 bytes of [A-Za-z0-9_-], because it is
+        the middle of a record's key, and a name in a tar has at most 91 bytes.
 
         Raises:
             UserError: the CSV, an id or a derived column is wrong.

@@ -35,6 +35,7 @@ PRINTED = {  # by the blocks of Python in README.md
     "tarfile": "demo-Track00001-p0-0000000 mel.npy float16 (2048, 512)",
     "IndexedShards": "(8, 256, 512)",
     "hashlib": "shards are whole",
+    "pyarrow": "Track00001 ",
 }
 
 
