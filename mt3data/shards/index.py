@@ -31,6 +31,7 @@ from mt3data.shards.format import (
 # Open shards of this process, whatever the number of builds. Systems allow 1,024 files, macOS 256.
 MAX_OPEN_SHARDS = 128
 MAX_TRACK_FRAMES = 1 << 31  # 199 days
+TAR_BLOCK, MAX_NPY_HEADER = 512, 1024  # bytes
 # The range of the numbers of an index; other numbers come from damage, or from an attack.
 COLUMN_RANGES = {
     "variant": (0, 1 << 31), "start_frame": (0, MAX_TRACK_FRAMES), "frames": (1, 1 << 20),
@@ -318,6 +319,13 @@ class ShardSet:
             ends = self._shard_bytes[self._shard_of]
             if not ((sizes <= ends) & (offsets <= ends - sizes)).all():
                 self._disagree(f"has {name}_offset or {name}_size beyond the end of a shard")
+            if (offsets % TAR_BLOCK).any() or not offsets.all():
+                self._disagree(f"has {name}_offset where no member of a tar file begins")
+            stored = self.manifest["features"].get(name, {"shape": [None]})
+            if None not in stored["shape"]:
+                n_bytes = math.prod(stored["shape"]) * np.dtype(stored["dtype"]).itemsize
+                if not ((n_bytes < sizes) & (sizes <= n_bytes + MAX_NPY_HEADER)).all():
+                    self._disagree(f"has {name}_size other than the {n_bytes:,} bytes of a window")
             self._checked.add(name)
         return offsets, sizes
 
