@@ -141,6 +141,10 @@ def _parse(data: bytes) -> tuple[int, list[list[Event]]]:
         if name == b"MTrk":  # chunks of other kinds are skipped
             tracks.append(_track_events(data[place : place + size]))
         place += size
+    if data[place : place + 4] == b"MThd":
+        raise ValueError(
+            f"a second MIDI file begins at byte {place}; save each as a file of its own"
+        )
     return division, tracks
 
 

@@ -248,6 +248,13 @@ def test_the_separate_pieces_of_a_type_2_file_are_refused() -> None:
     assert read_midi(midi_file(NOTE, kind=2))[0].offset.tolist() == [0.5]
 
 
+def test_a_second_file_behind_a_midi_file_is_not_lost() -> None:
+    data = midi_file(NOTE)
+    with pytest.raises(UserError, match=f"second MIDI file begins at byte {len(data)}"):
+        read_midi(data + data)
+    assert len(read_midi(data + b"padding")[0]) == 1
+
+
 @pytest.mark.parametrize(
     ("division", "seconds"),
     [(0xE728, 0.48), (0xE850, 0.25), (0xE364, 480 * 1001 / 3e6), (0xE20A, 1.6)],
