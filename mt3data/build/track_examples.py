@@ -83,6 +83,10 @@ class TrackExamples:
         if n_late:
             n_notes = sum(map(len, notes))
             problems.append(f"{n_late} of {n_notes} notes begin after the end of the audio")
+        if n_long := sum(int((each.offset > seconds + MAX_LATE_SECONDS).sum()) for each in notes):
+            problems.append(
+                f"{n_long} notes last until more than {MAX_LATE_SECONDS:g} s after the end of the audio"
+            )
         records, aligned = 0, []
         for cuts, of_variant in zip(_cuts(track, audio, config), notes, strict=True):
             aligned.append((yield from self._variant(cuts, of_variant)))
@@ -157,7 +161,8 @@ def _count_late(notes: Notes, seconds: float) -> int:
     """
     late = notes.onset[notes.onset >= seconds]
     last = float(late.max(initial=seconds)) - seconds
-    if len(late) > max(1, MAX_LATE_SHARE * len(notes)) or last > MAX_LATE_SECONDS:
+    allowed = min(max(1, MAX_LATE_SHARE * len(notes)), len(notes) - 1)
+    if len(late) > allowed or last > MAX_LATE_SECONDS:
         raise UserError(
             f"{len(late)} of {len(notes)} notes begin after the end of the audio at {seconds:.1f} s, the "
             f"last {last:.1f} s later; expected at most {MAX_LATE_SHARE:.0%} and {MAX_LATE_SECONDS:g} s. "

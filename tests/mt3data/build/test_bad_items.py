@@ -112,10 +112,19 @@ def test_labels_after_the_end_of_the_audio_are_reported(root: Path) -> None:
     assert (rows["one.wav"]["notes_after_audio"], rows["one.wav"]["problems"]) == (0, [])
 
 
+def test_notes_that_last_long_after_the_end_of_the_audio_are_reported(root: Path) -> None:
+    song(root, "two", [*NOTES, (1.0, 64.0, 90, 80)])
+    rows = {row["name"]: row for row in track_rows(built(root).folder)}
+    assert rows["two.wav"]["problems"] == [
+        "1 notes last until more than 60 s after the end of the audio"
+    ]
+
+
 @pytest.mark.parametrize(
     ("notes", "told"),
     [
         (NOTES + [(3.0 + k, 3.5 + k, 60, 80) for k in range(2)], "2 of 12 notes"),
+        ([(4.0, 4.5, 60, 80)], "1 of 1 notes"),
         ([(0.5 * k, 0.5 * k + 0.3, 40 + k % 40, 80) for k in range(7200)], "7194 of 7200 notes"),
         ([*NOTES * 5, (3700.0, 3701.0, 60, 80)], "the last 3697.0 s later"),
     ],
