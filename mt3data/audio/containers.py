@@ -152,7 +152,7 @@ def _mp3_streams(data: mmap.mmap, start: int, path: Path) -> list[Part]:
         is_joined = _is_mp3_frame(data, following) and (
             left > TWO_MP3_FRAMES or _mp3_size(data, following) is not None
         )
-        if not is_joined and left > MAX_LEFTOVER:
+        if not is_joined and (left > MAX_LEFTOVER or _holds_mp3_frames(data, following)):
             _raise_leftover(path, left)
         parts.append(Part(start, following if is_joined else len(data)))
         if not is_joined:
@@ -193,6 +193,16 @@ def _size_of_frames(data: mmap.mmap, start: int, n_frames: int) -> int:
             break
         place += (144 if version == 3 else 72) * kbps * 1000 // rate + (index >> 1 & 1)
     return place - start
+
+
+def _holds_mp3_frames(data: mmap.mmap, place: int) -> bool:
+    """Returns whether two frames of one kind follow each other somewhere behind a place."""
+    while (place := data.find(b"\xff", place)) >= 0:
+        size = _size_of_frames(data, place, 1)
+        if size and data[place : place + 2] == data[place + size : place + size + 2]:
+            return True
+        place += 1
+    return False
 
 
 def _is_mp3_frame(data: mmap.mmap, place: int) -> bool:

@@ -36,6 +36,9 @@ UNREADABLE_SUFFIXES = frozenset(
 TARGET_RATE = 16000  # Hz; mt3/spectrograms.py DEFAULT_SAMPLE_RATE
 INT16_FULL_SCALE = 32767  # int16 value of a sample of 1.0
 BLOCK_SECONDS = 10.0  # 3.5 MB of decoded stereo at 44.1 kHz
+RATES = (1000, 1_000_000)  # Hz, of files; beyond them the header is damaged
+MAX_SECONDS = 86400.0  # a day, of a recording; a short file may state any length
+MAX_UNREAD = 8192  # bytes behind a FLAC stream that may be anything, such as tags
 _UNKNOWN = 1 << 62  # samples; libsndfile returns 2^63 - 1 where the header gives no length
 
 
@@ -100,6 +103,13 @@ def read_blocks(
             resampled = stream.resample_chunk(block) if stream else block
             if len(resampled):
                 yield resampled
+        if file.format == "FLAC" and isinstance(file.name, int):  # a file descriptor
+            unread = Path(path).stat().st_size - os.lseek(file.name, 0, os.SEEK_CUR)
+            if unread > MAX_UNREAD:
+                raise UserError(
+                    f"{path}: {unread:,} bytes follow the samples that its header describes; expected "
+                    f"one recording; try {conversion(Path(path))}"
+                )
     if stream:
         resampled = stream.resample_chunk(np.zeros(0, np.float32), last=True)
         if len(resampled):
@@ -196,7 +206,22 @@ def _open_part(path: Path, part: Part, n_parts: int) -> Iterator[soundfile.Sound
                 f"{path}: its header does not give its length, as when written to a pipe; "
                 f"try {conversion(path)}"
             )
+        _require_sane(path, file.samplerate, file.frames)
         yield file
+
+
+def _require_sane(path: str | Path, rate: int, n_samples: int) -> None:
+    """Raises a UserError for a rate or a length that no recording has: memory grows with both."""
+    if not RATES[0] <= rate <= RATES[1]:
+        raise UserError(
+            f"{path}: its header gives {rate:,} Hz; expected {RATES[0]:,} to {RATES[1]:,} Hz; export it "
+            "again"
+        )
+    if n_samples > MAX_SECONDS * rate:
+        raise UserError(
+            f"{path}: lasts {n_samples / rate:,.0f} s or more; expected at most a day "
+            f"({MAX_SECONDS:,.0f} s); split it"
+        )
 
 
 @contextmanager
@@ -262,6 +287,7 @@ def _decode(
         if len(block) == 0:
             break
         done += len(block)
+        _require_sane(path, file.samplerate, done)
         yield block
     if done == 0:
         raise UserError(f"{path}: 0 samples of audio; record or download the file again")

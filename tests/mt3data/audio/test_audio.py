@@ -349,6 +349,13 @@ def test_an_mp3_followed_by_something_else_is_refused(tmp_path):
     assert audio.audio_info(tmp_path / "a.mp3").seconds == 1
 
 
+def test_a_short_mp3_behind_a_gap_is_not_lost(tmp_path):
+    files = [encoded(seconds, "MP3", seconds) for seconds in (2, 1)]
+    (tmp_path / "a.mp3").write_bytes((b"?" * 100).join([files[0], files[1][:8000]]))
+    with pytest.raises(UserError, match=r"8,100 bytes follow"):
+        audio.audio_info(tmp_path / "a.mp3")
+
+
 UNCOMPRESSED = {"WAV": 40, "AIFF": 42, "AU": 8, "W64": None, "RF64": None, "CAF": None}
 
 
@@ -410,3 +417,44 @@ def test_a_second_flac_file_inside_one_is_refused(tmp_path):
     (tmp_path / "a.flac").write_bytes(content + content)
     with pytest.raises(UserError, match=r"a\.flac: a second FLAC file begins inside it"):
         audio.read_audio(tmp_path / "a.flac")
+
+
+@pytest.mark.parametrize("behind", [encoded(2, "MP3"), bytes(30_000)])
+def test_a_flac_file_with_something_else_behind_it_is_refused(tmp_path, behind):
+    (tmp_path / "a.flac").write_bytes(encoded(1, "FLAC") + behind)
+    with pytest.raises(UserError, match=r"a\.flac: [\d,]+ bytes follow the samples"):
+        audio.read_audio(tmp_path / "a.flac")
+    (tmp_path / "a.flac").write_bytes(encoded(1, "FLAC") + b"TAG" + bytes(125))
+    assert len(audio.read_audio(tmp_path / "a.flac", 44100)) == 44100
+
+
+def test_a_flac_header_that_claims_less_than_there_is_is_refused(tmp_path):
+    content = bytearray(encoded(3, "FLAC"))
+    content[22:26] = (44100).to_bytes(4, "big")  # the low bits of the number of samples
+    (tmp_path / "a.flac").write_bytes(content)
+    with pytest.raises(UserError, match="bytes follow the samples that its header describes"):
+        audio.read_audio(tmp_path / "a.flac")
+
+
+@pytest.mark.parametrize("rate", [1, 999, 1_000_001, 2_000_000_000])
+def test_a_rate_that_no_recording_has_is_refused(tmp_path, rate):
+    content = bytearray(encoded(1, "WAV", subtype="PCM_16"))
+    content[24:28] = rate.to_bytes(4, "little")
+    (tmp_path / "a.wav").write_bytes(content)
+    for read in (audio.audio_info, audio.read_audio):
+        with pytest.raises(UserError, match=f"{rate:,} Hz; expected 1,000 to 1,000,000 Hz"):
+            read(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize(("n_samples", "is_read"), [(86_400_000, True), (86_400_001, False)])
+def test_a_recording_of_more_than_a_day_is_refused(tmp_path, n_samples, is_read):
+    content = bytearray(encoded(1, "WAV", subtype="PCM_U8", rate=1000))
+    content[40:44] = n_samples.to_bytes(4, "little")
+    (tmp_path / "a.wav").write_bytes(content)
+    with (tmp_path / "a.wav").open("r+b") as file:
+        file.truncate(44 + n_samples)  # a hole, which takes no space
+    if is_read:
+        assert audio.audio_info(tmp_path / "a.wav").seconds == 86_400
+    else:
+        with pytest.raises(UserError, match="lasts 86,400 s or more; expected at most a day"):
+            audio.audio_info(tmp_path / "a.wav")
