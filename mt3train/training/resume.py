@@ -13,6 +13,7 @@ from mt3train.config import Config
 from mt3train.data.builds import TrainingData, data_order
 from mt3train.model import MT3
 from mt3train.weights.checkpoint import (
+    NAME,
     CheckpointInfo,
     Damaged,
     checkpoints,
@@ -94,7 +95,13 @@ def resume(
     settings = {"optim.name": config.optim.name, "freeze": config.freeze}
     now = Progress(settings, data_order(config, data), config.init_checkpoint)
     damaged: list[tuple[Path, str]] = []
-    for file in reversed(checkpoints(run)):
+    whole = checkpoints(run)
+    renamed = [
+        f"{path} holds another step than its name and is ignored"
+        for path in sorted(run.glob("checkpoint-*"))
+        if NAME.fullmatch(path.name) and path not in whole
+    ]
+    for file in reversed(whole):
         try:
             found, weights = read_weights(file)
             metadata, state = read_state(file)
@@ -122,7 +129,7 @@ def resume(
         messages = [f"{what}; set aside, resuming from step {found.step}" for _, what in damaged]
         return dataclasses.replace(
             before, order=now.order, init_checkpoint=now.init_checkpoint
-        ), messages + _changes(before, now)
+        ), renamed + messages + _changes(before, now)
     if damaged:
         raise UserError(f"no checkpoint in {run} is whole; of the newest: {damaged[0][1]}")
     if config.init_checkpoint:

@@ -28,7 +28,7 @@ from torch import Tensor
 from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.errors import UserError
 from mt3data.files import write_atomically
-from mt3data.music.vocabulary import VocabularyConfig
+from mt3data.music.vocabulary import VocabularyConfig, num_embeddings
 from mt3data.schema import Limits, find_fault, parse_document
 from mt3data.shards.format import Positive, SpectrogramFields, VocabularyFields
 from mt3train.model import MAX_POSITIONS, MT3, ModelConfig
@@ -79,6 +79,11 @@ class _InfoFields:
 class _AnyMetadata:
     schema: Positive
     checksum: str = ""
+
+
+@dataclass(frozen=True)
+class _AnyStep:
+    step: Annotated[int, Limits()]
 
 
 @dataclass(frozen=True)
@@ -170,10 +175,27 @@ def trainable(model: MT3) -> list[str]:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Returns the weights of every checkpoint in a run's folder, by step. Other names do not count."""
+    """Returns the weights of every checkpoint in a run's folder, by step.
+
+    Other names do not count, and neither does a copy under the name of another step: as the newest
+    checkpoint it would begin every run at its own, older step.
+    """
     names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
     steps = {int(match[1]) for name in names if (match := NAME.fullmatch(name))}
-    return [path for step in sorted(steps) if (path := weights_path(folder, step)).is_file()]
+    paths = {step: weights_path(folder, step) for step in sorted(steps)}
+    return [path for step, path in paths.items() if path.is_file() and _has_step(path, step)]
+
+
+def _has_step(file: Path, step: int) -> bool:
+    """Checks that metadata hold this step. True for a damaged file, which its reader reports."""
+    try:
+        with safe_open(file, framework="pt") as opened:
+            text = (opened.metadata() or {}).get(METADATA_KEY, "")
+        return (
+            parse_document(text.encode(errors="replace"), _AnyStep, str(file), "")["step"] == step
+        )
+    except (SafetensorError, OSError, UserError):
+        return True
 
 
 def load_model(path: str | Path) -> tuple[MT3, CheckpointInfo]:
@@ -256,7 +278,7 @@ def parse_info(metadata: Mapping[str, Any], source: Path) -> CheckpointInfo:
         fault = "'right_context' is missing"
     try:
         if not fault:
-            return CheckpointInfo(
+            info = CheckpointInfo(
                 step=metadata["step"],
                 model=ModelConfig(**metadata["model"]),
                 spectrogram=SpectrogramConfig(**metadata["spectrogram"]),
@@ -264,6 +286,14 @@ def parse_info(metadata: Mapping[str, Any], source: Path) -> CheckpointInfo:
                 right_context=str(right_context),
                 frames=metadata["frames"],
                 max_target_length=metadata["max_target_length"],
+            )
+            sizes = info.model.n_mels, info.model.vocab_size
+            expected = info.spectrogram.n_mels, num_embeddings(info.vocabulary)
+            if sizes == expected:
+                return info
+            fault = (
+                f"model.n_mels and model.vocab_size are {sizes}; expected {expected}, as its "
+                "spectrogram and vocabulary have them"
             )
     except (TypeError, ValueError) as error:
         fault = str(error)
@@ -276,7 +306,7 @@ def require_arrays(
     tensors: Mapping[str, Tensor],
     theirs: Mapping[str, str] | None = None,
 ) -> None:
-    """Raises UserError unless arrays are named and shaped as the model's.
+    """Raises UserError unless arrays are named and shaped as the model's, with finite numbers.
 
     Args:
         source: their origin, for messages.
@@ -304,6 +334,11 @@ def require_arrays(
             raise UserError(
                 f"{source}: {called[name]} is {list(tensor.shape)} as [out, in]; a model of its "
                 f"sizes has {wanted[name]}"
+            )
+        if not torch.isfinite(tensor.sum(dtype=torch.float64)):
+            raise UserError(
+                f"{source}: {called[name]} holds NaN or infinity, with which nothing can be "
+                "transcribed; take an earlier checkpoint"
             )
 
 

@@ -116,6 +116,8 @@ def convert(
         raise UserError(
             f"{out}: weights are read again after they were written; name a regular file"
         )
+    if out.suffix != checkpoint.WEIGHTS:
+        raise UserError(f"{out}: expected a name that ends in {checkpoint.WEIGHTS}")
     if source.suffix == checkpoint.WEIGHTS or (source.is_dir() and checkpoint.checkpoints(source)):
         if num_heads is not None:
             raise UserError(f"{source} says how many heads it has; leave out --heads")
@@ -171,10 +173,6 @@ def infer(
     )
     info = CheckpointInfo(step=step, model=model, vocabulary=vocabulary, frames=frames)
     checkpoint.parse_info(asdict(info), source)  # as a file of ours would be checked
-    if info.spectrogram.n_mels != model.n_mels:
-        raise UserError(
-            f"{source}: frames of {model.n_mels} values; expected {info.spectrogram.n_mels} mel bins"
-        )
     return family, info
 
 

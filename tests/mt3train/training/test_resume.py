@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
@@ -31,6 +32,20 @@ def break_file(path, how):
         path.write_bytes(b"")
     if how == "lost":
         path.unlink()
+
+
+def test_a_copy_under_the_name_of_a_later_step_is_named_and_loses_no_training(tmp_path, capsys):
+    run = tmp_path / "run"
+    whole = train(config(tmp_path / "whole"), Made())
+    early = train(config(run, steps=2), Made())
+    for part in (early, optimizer_file(early)):
+        shutil.copy(part, run / part.name.replace("00000002", "00000099"))
+    train(config(run, steps=4, keep_checkpoints=1), Made())
+    capsys.readouterr()
+    ended = train(config(run, keep_checkpoints=1), Made())
+    assert "checkpoint-00000099.safetensors holds another step" in capsys.readouterr().err
+    assert ended.read_bytes() == whole.read_bytes()
+    assert (run / "checkpoint-00000099.safetensors").is_file()
 
 
 @pytest.mark.parametrize("part, how, said", [

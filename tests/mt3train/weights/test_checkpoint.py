@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.errors import UserError
 from mt3data.music.vocabulary import VocabularyConfig
 from mt3train.model import MT3, ModelConfig
@@ -27,12 +29,12 @@ from mt3train.weights.checkpoint import (
 )
 
 TINY = ModelConfig(
-    vocab_size=20, emb_dim=8, num_heads=1, head_dim=8, num_encoder_layers=1,
+    vocab_size=1664, emb_dim=8, num_heads=1, head_dim=8, num_encoder_layers=1,
     num_decoder_layers=1, mlp_dim=8, n_mels=6, dropout_rate=0.0,
 )  # fmt: skip
 INFO = CheckpointInfo(
     step=12, model=TINY, vocabulary=VocabularyConfig(num_velocity_bins=127), right_context="audio",
-    frames=128, max_target_length=300,
+    frames=128, max_target_length=300, spectrogram=SpectrogramConfig(n_mels=6),
 )  # fmt: skip
 
 
@@ -65,6 +67,25 @@ def test_a_folder_means_its_newest_checkpoint_and_other_names_are_no_checkpoints
         f"checkpoint-{step}.safetensors" for step in ("00000002", "00000030", "123456789")
     ]
     assert load_model(tmp_path)[1].step == 123_456_789
+
+
+def test_a_copy_under_the_name_of_a_later_step_is_no_checkpoint(tmp_path):
+    model, optimizer = model_and_optimizer()
+    for step in (2, 4):
+        save(tmp_path, model, dataclasses.replace(INFO, step=step), optimizer, {})
+    shutil.copy(weights_path(tmp_path, 2), weights_path(tmp_path, 99))
+    assert checkpoints(tmp_path) == [weights_path(tmp_path, 2), weights_path(tmp_path, 4)]
+    assert load_model(tmp_path)[1].step == 4
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, value):
+    model, _ = model_and_optimizer()
+    with torch.no_grad():
+        model.decoder.logits_dense.weight[3, 2] = value
+    save_weights(tmp_path / "a.safetensors", model, INFO)
+    with pytest.raises(UserError, match=r"decoder\.logits_dense\.weight holds NaN or infinity"):
+        load_model(tmp_path / "a.safetensors")
 
 
 def flip(path):
@@ -176,6 +197,12 @@ def valid_metadata() -> dict:
         ("model.emb_dim", "8", "model.emb_dim is '8'; expected a whole number"),
         ("model.dropout_rate", float("nan"), "NaN is no number"),
         ("model", None, "model is None"),
+        (
+            "model.n_mels",
+            7,
+            r"model.n_mels and model.vocab_size are \(7, 1664\); expected \(6, 1664\)",
+        ),
+        ("vocabulary.num_velocity_bins", 1, r"are \(6, 1664\); expected \(6, 1536\)"),
         ("model.width", 8, "unexpected keyword argument 'width'"),
         ("spectrogram.hop", 0, "spectrogram.hop is 0"),
         ("spectrogram.fmax", 1e400, "Infinity is no number"),
