@@ -62,6 +62,8 @@ LONGER = 1.25  # estimates that end this much later or earlier may be of another
 @click.option("--split", default="test", show_default=True, help="Split of the builds to score.")
 @click.option("--tracks", type=AT_LEAST_1, metavar="N", help="Score only the first N tracks.")
 @BATCH
+@click.option("--constrained", is_flag=True,
+              help="Decode as `transcribe` does; default: as `transcribe --plain`.")  # fmt: skip
 @click.option("--workers", type=WORKERS, default=1, show_default=True, metavar="N",
               help="Processes; each scores one track at a time.")  # fmt: skip
 @click.option("-o", "--out", type=PATH, metavar="FILE", help="Store the scores of each "
@@ -71,12 +73,13 @@ LONGER = 1.25  # estimates that end this much later or earlier may be of another
 )
 @click.option("--csv", "as_csv", is_flag=True, help="Print one line for each track and score.")
 def evaluate(
-    folder: Path, checkpoint: str | Path | None, split: str, tracks: int | None, batch: int, workers: int,
-    out: Path | None, as_json: bool, as_csv: bool,
+    folder: Path, checkpoint: str | Path | None, split: str, tracks: int | None, batch: int,
+    constrained: bool, workers: int, out: Path | None, as_json: bool, as_csv: bool,
 ) -> None:  # fmt: skip
     """Scores a model on the recordings in shards.
 
-    FOLDER is a build or a folder of builds. The last table uses scoring `mt3` and shows the figures
+    FOLDER is a build or a folder of builds. Decoding is that of the original, unlike that of
+    `transcribe`, so that scores can be compared with published ones. The last table uses scoring `mt3` and shows the figures
     of MT3's paper. The others use scoring `corrected` (see `mt3train score --help`).
 
     \b
@@ -92,10 +95,11 @@ def evaluate(
         to_json,
         track_table,
     )
+    from mt3train.transcription.decode import DecodingConfig
 
     if as_json and as_csv:
         raise UserError("--json and --csv: expected one of them")
-    if out is not None and (str(out) == "-" or out.is_dir() or not out.parent.is_dir()):
+    if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise UserError(f"--out {out}: expected a file, in a folder that exists")
     manifests = {build: read_build_manifest(build) for build in find_builds(folder)}
     model, info = load_checkpoint(checkpoint)
@@ -104,7 +108,7 @@ def evaluate(
     file = None
     if out:
         file = ResultsFile(
-            out, {b.name: identity(model, info, manifests[b], split) for b in chosen}
+            out, {b.name: identity(model, info, manifests[b], split, constrained) for b in chosen}
         )
     results = {}
     for build in chosen:
@@ -121,7 +125,7 @@ def evaluate(
                 bar.update(1)
 
             results[build.name] = evaluate_build(
-                model, info, build, split, batch=batch, max_tracks=tracks, workers=workers,
+                model, info, build, split, decoding=DecodingConfig(batch, constrained), max_tracks=tracks, workers=workers,
                 done=done, on_track=on_track,
             )  # fmt: skip
         if not (as_json or as_csv):

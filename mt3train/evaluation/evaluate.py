@@ -77,7 +77,7 @@ def evaluate(
     build: str | Path,
     split: str = "test",
     *,
-    batch: int = 16,
+    decoding: DecodingConfig = DecodingConfig(),
     max_tracks: int | None = None,
     workers: int = 1,
     done: Mapping[str, TrackScores] | None = None,
@@ -90,7 +90,7 @@ def evaluate(
         info: the metadata of its checkpoint.
         build: folder of one build.
         split: name of one of its splits.
-        batch: segments decoded at once.
+        decoding: how segments are decoded. The default decodes as the original does.
         max_tracks: score only this many tracks, the first ones.
         workers: number of processes. Each scores one track at a time. The scores do not change.
         done: scores of an earlier run, by track. These tracks are not decoded again.
@@ -113,9 +113,9 @@ def evaluate(
 
     results: Iterator[TrackScores]
     if workers == 1:
-        results = (score_track(model, info, records, batch) for records in remaining())
+        results = (score_track(model, info, records, decoding) for records in remaining())
     else:
-        results = _score_in_processes(model, info, remaining(), batch, workers)
+        results = _score_in_processes(model, info, remaining(), decoding, workers)
     for result in results:
         known[result.track] = result
         if on_track:
@@ -151,17 +151,17 @@ def score_track(
     model: MT3,
     info: CheckpointInfo,
     records: TrackRecords,
-    batch: int = 16,
+    decoding: DecodingConfig = DecodingConfig(),
     on_batch: Callable[[int], None] | None = None,
 ) -> TrackScores:
     """Transcribes one track from its records and scores the result.
 
     Args:
-        batch: segments decoded at once.
+        decoding: how segments are decoded.
         on_batch: called with the number of segments done so far.
     """
     found = transcribe_segments(
-        model, info.vocabulary, segments_of(records, info), DecodingConfig(batch),
+        model, info.vocabulary, segments_of(records, info), decoding,
         max_length=info.max_target_length, on_segment=on_batch,
     )  # fmt: skip
     return score_notes(records.track, records.notes, found, info.vocabulary)
@@ -199,8 +199,9 @@ def score_notes(
 
 
 def _score_in_processes(
-    model: MT3, info: CheckpointInfo, tracks: Iterator[TrackRecords], batch: int, workers: int
-) -> Iterator[TrackScores]:
+    model: MT3, info: CheckpointInfo, tracks: Iterator[TrackRecords], decoding: DecodingConfig,
+    workers: int,
+) -> Iterator[TrackScores]:  # fmt: skip
     """Scores tracks in several processes and yields them in the order in which they are given."""
     # joblib writes large arrays, and not tensors, once into memory that all workers share.
     weights = {name: tensor.cpu().numpy() for name, tensor in model.state_dict().items()}
@@ -213,7 +214,7 @@ def _score_in_processes(
     score = delayed(_score_in_worker)
     try:
         yield from pool(
-            score(model.config, weights, device, info, records, batch) for records in tracks
+            score(model.config, weights, device, info, records, decoding) for records in tracks
         )
     except BrokenExecutor as error:
         raise UserError(
@@ -229,8 +230,8 @@ def _start_worker(parent: int) -> None:
 
 def _score_in_worker(
     config: ModelConfig, weights: Mapping[str, np.ndarray], device: str, info: CheckpointInfo,
-    records: TrackRecords, batch: int,
+    records: TrackRecords, decoding: DecodingConfig,
 ) -> TrackScores:  # fmt: skip
     model = MT3(config)
     model.load_state_dict({name: torch.tensor(array) for name, array in weights.items()})
-    return score_track(model.to(device), info, records, batch)
+    return score_track(model.to(device), info, records, decoding)

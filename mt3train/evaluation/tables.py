@@ -167,14 +167,16 @@ def _none_if_nan(value: float) -> float | None:
 
 
 def identity(
-    model: MT3, info: CheckpointInfo, build_manifest: Mapping[str, Any], split: str
-) -> str:
-    """Hashes all that scores depend on: weights, settings of the checkpoint, build and split.
+    model: MT3, info: CheckpointInfo, build_manifest: Mapping[str, Any], split: str,
+    constrained: bool = False,
+) -> str:  # fmt: skip
+    """Hashes all that scores depend on: weights, settings of the checkpoint, decoding, build, split.
 
     The manifest of a build holds its fingerprint and the SHA-256 of every file.
     """
     settings = asdict(info) | {"step": None}
     parts = [checksum(model.state_dict()), settings, build_manifest, split]
+    parts += ["constrained"] * constrained
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
@@ -188,8 +190,8 @@ class ResultsFile:
         done: build -> track -> scores that the file holds with these identities.
 
     Raises:
-        UserError: the file holds results of another checkpoint, split or version of a build, or
-            anything but results. It is not changed.
+        UserError: the file holds results of another checkpoint, decoding, split or version of a
+            build, or anything but results. It is not changed.
     """
 
     def __init__(self, path: Path, identities: Mapping[str, str]) -> None:
@@ -214,8 +216,8 @@ class ResultsFile:
                 ) from error
             if wanted and entry["identity"] != wanted:
                 raise UserError(
-                    f"{path} holds results on {build} of another checkpoint, split or version of the "
-                    "build; name another --out"
+                    f"{path} holds results on {build} of another checkpoint, decoding, split or "
+                    "version of the build; name another --out"
                 )
 
     def add(self, build: str, result: TrackScores) -> None:

@@ -104,6 +104,7 @@ def note_scores(
     """
     from mt3data.shards.index import read_tracks
     from mt3train.evaluation.evaluate import COLUMNS, mean_scores, score_track
+    from mt3train.transcription.decode import DecodingConfig
 
     def stop_at_signal(_: int) -> None:
         if ranks.signals:
@@ -116,11 +117,11 @@ def note_scores(
             islice(read_tracks(build, config.data.eval_split), config.transcribe_tracks)
             for build in builds
         )
-    results = []
+    results, decoding = [], DecodingConfig(config.micro_batch)
     while of_round := list(islice(tracks, ranks.world_size)):  # one for each rank
         for track in of_round[ranks.rank : ranks.rank + 1]:
             with suppress(_Stopped):
-                results.append(score_track(model, info, track, config.micro_batch, stop_at_signal))
+                results.append(score_track(model, info, track, decoding, stop_at_signal))
         ranks.all_reduce()
         if ranks.stop:
             return {}

@@ -133,8 +133,7 @@ def transcribe(
         info: its spectrogram, right_context, frames and vocabulary.
         audio: a file that libsndfile reads, or mono samples at info's sample rate, shape (n,),
             floating point in [-1, 1].
-        decoding: how segments are decoded. If it is constrained, onsets of one pitch and program
-            within 50 ms are merged as well.
+        decoding: how segments are decoded, see `transcribe_segments`.
         max_length: largest number of tokens per segment; None: the longest target of the training.
         on_progress: called after each segment with (segments done, total).
     Raises:
@@ -161,7 +160,7 @@ def transcribe(
         model, info.vocabulary, zip(count(0, info.frames), mels, strict=False), decoding,
         max_length=max_length or info.max_target_length, on_segment=report,
     )  # fmt: skip
-    notes = merge_repeats(result.notes, REPEAT_SECONDS if decoding.constrained else MIN_SECONDS)
+    notes = merge_repeats(result.notes, MIN_SECONDS)
     notes = cut_notes(separate_equal_pitches(notes), n_read / spectrogram.sample_rate)
     return replace(result, notes=notes)
 
@@ -211,7 +210,8 @@ def transcribe_segments(
         vocabulary: the meaning of its tokens.
         segments: (start frame, log-mel [frames, n_mels]) in time order, all of one length. They are
             consumed as the decoder needs them.
-        decoding: how segments are decoded.
+        decoding: how segments are decoded. If it is constrained, onsets of one pitch and program
+            within 50 ms are merged as well.
         max_length: largest number of tokens per segment.
         on_segment: called after each segment with the number of segments done.
     """
@@ -243,7 +243,10 @@ def transcribe_segments(
     notes = result.notes
     if decoding.programs:
         notes = decoding.programs.select(notes, vocabulary)
-    return Transcription(notes.sorted(), len(decoded), result.invalid, result.dropped)
+    notes = notes.sorted()
+    if decoding.constrained:
+        notes = merge_repeats(notes, REPEAT_SECONDS)
+    return Transcription(notes, len(decoded), result.invalid, result.dropped)
 
 
 def segment_mels(

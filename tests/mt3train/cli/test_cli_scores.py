@@ -21,7 +21,9 @@ from mt3data.music.midi import write_midi
 from mt3data.music.notes import Notes
 from mt3data.shards.windows import WindowConfig
 from mt3train.cli.main import main
+from mt3train.evaluation.evaluate import score_track
 from mt3train.model import MT3, ModelConfig
+from mt3train.transcription.decode import DecodingConfig
 from mt3train.weights import checkpoint
 from mt3train.weights.checkpoint import CheckpointInfo
 
@@ -160,6 +162,21 @@ def test_results_can_be_had_as_json_and_as_csv(made: Path) -> None:
     rows = list(csv.DictReader(io.StringIO(evaluate(made, "--csv", "--tracks", 1).stdout)))
     assert {row["track"] for row in rows} == {"Track01877"}
     assert {row["scoring"] for row in rows} == {"corrected", "mt3"}
+
+
+def test_decoding_is_plain_unless_constrained_is_asked_for(made: Path, tmp_path, monkeypatch):
+    used, out = [], tmp_path / "scores.jsonl"
+
+    def spy(model, info, track, decoding, *rest):
+        used.append(decoding)
+        return score_track(model, info, track, decoding, *rest)
+
+    monkeypatch.setattr("mt3train.evaluation.evaluate.score_track", spy)
+    assert evaluate(made, "--tracks", 1, "--batch", 3, "--out", out).exit_code == 0
+    again = evaluate(made, "--tracks", 1, "--constrained", "--out", out)
+    assert again.exit_code == 2 and "another checkpoint, decoding" in again.stderr
+    assert evaluate(made, "--tracks", 1, "--constrained").exit_code == 0
+    assert used == [DecodingConfig(3), DecodingConfig(16, constrained=True)]
 
 
 def test_an_evaluation_resumes_from_its_results(made: Path, tmp_path: Path) -> None:

@@ -179,5 +179,6 @@ def test_results_depend_on_weights_settings_build_and_split() -> None:
         identity(one, replace(info, frames=128), build, "test"),
         identity(one, info, build | {"fingerprint": "g"}, "test"),
         identity(one, info, build | {"shards": [{"name": "test-0.tar", "sha256": "0b"}]}, "test"),
+        identity(one, info, build, "test", constrained=True),
     }  # fmt: skip
-    assert len(changed | {known}) == 7
+    assert len(changed | {known}) == 8
