@@ -154,10 +154,10 @@ def echo(text: object = "", err: bool = False, nl: bool = True) -> None:
 
     Args:
         text: the line, or several.
-        err: print to stderr, if somebody still reads it.
+        err: print to stderr, unless it is a broken pipe or on a full disk.
         nl: end it with a line break.
     """
-    with suppress(BrokenPipeError) if err else nullcontext():  # a message never ends the work
+    with suppress(OSError) if err else nullcontext():  # a message never ends the work
         click.echo(printable(str(text)), err=err, nl=nl)
 
 

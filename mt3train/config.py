@@ -280,6 +280,8 @@ def _typed(key: str, value: Any, wanted: type, origin: str) -> Any:
                  dict: "a table such as {slakh = 3, urmp = 1}", tuple: "two numbers such as [-2, 2]"}  # fmt: skip
         raise UserError(f"{origin}: {key} must be {names[wanted]}, not {value!r}")
     if key in PATHS:
+        if "\0" in str(value) or (key == "run" and not value):
+            raise UserError(f"{origin}: {key} must be the name of a folder or file, not {value!r}")
         parts = str(value).split(",")
         return ",".join(os.path.expanduser(part) for part in parts)  # noqa: PTH111 (keeps "shards/")
     return value

@@ -45,7 +45,7 @@ class ProgramFilter:
             if word in FAMILIES:
                 first = 8 * FAMILIES.index(word)
                 programs.update(range(first, first + 8))
-            elif word.isdecimal() and int(word) < 128:
+            elif word.isdecimal() and len(word) <= 3 and int(word) < 128:
                 programs.add(int(word))
             elif word != DRUMS:
                 raise UserError(

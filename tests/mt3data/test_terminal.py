@@ -97,6 +97,7 @@ def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     ("line", "code", "complaint"),
     [
         ("mt3data list 2>&-", 0, ""),
+        ("mt3data info nosuch 2>/dev/full", 2, ""),
         ("mt3data list slakh >&-", 0, ""),
         ("mt3data verify slakh --root . <&- >&- 2>&-", 2, ""),
         ("mt3data verify slakh --root . >&-", 2, "Error: "),

@@ -132,6 +132,11 @@ def test_weights_of_builds_are_a_table(tmp_path):
         ("eval_segments=0", "eval_segments=0; expected 1 to 1000000000"),
         ("model.num_heads=0", "model.num_heads=0; expected 1 to 1024"),
         ("model.emb_dim=33", "model.emb_dim=33; expected an even number"),
+        ("run=", "run must be the name of a folder or file, not ''"),
+        (
+            'data.train="a\\u0000b"',
+            r"data.train must be the name of a folder or file, not 'a\\x00b'",
+        ),
         ("data.frames=0", "data.frames=0; expected 1 to 2048"),
         ("data.max_target_length=3000", "data.max_target_length=3000; expected 1 to 2048"),
         ("data.temperature=0", "data.temperature=0.0; expected at least 0.001"),
