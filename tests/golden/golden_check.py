@@ -4,7 +4,7 @@
 
 prints one line per file: name, cases compared, worst error as a share of what is tolerated (0 where
 equality is exact), ok or not. Exit code 0 only if all hold. The folder's README.md describes what each
-file holds; any other folder of that layout works too. `tests/test_golden.py` runs the same checks.
+file holds; any other folder of that layout works too. `tests/golden/test_golden.py` runs the same checks.
 """
 
 from __future__ import annotations

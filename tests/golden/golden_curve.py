@@ -1,6 +1,6 @@
 """The first 20 steps of demo.toml on three rendered pieces: what trains today trains tomorrow.
 
-    python tests/golden_curve.py        # writes tests/golden/demo_curve.json
+    python tests/golden/golden_curve.py        # writes tests/golden/demo_curve.json
 
 A change of the trainer that should not change results shows the same digits. float64 in place of
 float32 moves the losses by 1e-7 of their value, other micro-batches by 4e-8, bf16 by 2e-4.
@@ -45,7 +45,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         steps = curve(Path(folder))
     made = {
-        "made_by": "tests/golden_curve.py",
+        "made_by": "tests/golden/golden_curve.py",
         "commands": [" ".join(words) for words in (SYNTH, BUILD, CONFIG)],
         "with": f"torch {torch.__version__}, {platform.machine()}",
         "steps": steps,
