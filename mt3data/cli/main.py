@@ -275,15 +275,17 @@ def _require_no_recordings(root: Path) -> None:
     """Raises a UserError if a folder holds recordings, which the user probably wants to build."""
     from mt3data.audio.load import AUDIO_SUFFIXES
     from mt3data.datasets.manifest import load, names
+    from mt3data.files import walk
 
-    known = {load(name).folder.partition("/")[0] for name in names()}
-    folders = [path for path in root.glob("*/") if path.name not in known]
-    for path in (path for folder in (root, *folders) for path in folder.glob("*.*")):
-        if path.suffix.lower() in AUDIO_SUFFIXES:
-            raise UserError(
-                f"--root {root} holds recordings such as {path}; build them with `mt3data build folder "
-                f"--root {root}`, or choose another --root for the demo pieces"
-            )
+    known = {load(name).folder.partition("/")[0] for name in names()} - {"demo"}
+    found = [path for path in root.glob("*.*") if path.suffix.lower() in AUDIO_SUFFIXES]
+    for folder in (path for path in root.glob("*/") if path.name not in known):
+        found += walk(folder, AUDIO_SUFFIXES).files[:1]
+    if found:
+        raise UserError(
+            f"--root {root} holds recordings such as {found[0]}; build them with `mt3data build folder "
+            f"--root {root}`, or choose another --root for the demo pieces"
+        )
 
 
 def _render_demo(root: Path, tracks: int, seed: int, workers: int, no_download: bool) -> None:

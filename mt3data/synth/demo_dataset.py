@@ -13,16 +13,18 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import math
 import random
 import shutil
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from mt3data.errors import UserError, install_hint
 from mt3data.files import file_lock, walk, write_atomically
 from mt3data.music.midi import MIDI_SUFFIXES, read_midi
+from mt3data.schema import Limits, parse_document
 from mt3data.synth.compose import compose
 from mt3data.synth.ensembles import ENSEMBLES
 from mt3data.synth.render import (
@@ -49,6 +51,16 @@ class SynthSummary:
     kept: int
     rendered: tuple[Rendered, ...]
     failed: tuple[Rendered, ...]
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """The fields of synth.json that are used; the others are only compared."""
+
+    midi: str | None
+    tracks: Annotated[int, Limits(1, 99_999)]
+    seed: Annotated[int, Limits(0, math.inf)] | None
+    seconds: Annotated[float, Limits(0, MAX_SECONDS)] | None
 
 
 @dataclass(frozen=True)
@@ -141,15 +153,15 @@ def read_settings(root: Path) -> dict[str, Any] | None:
     """Returns the settings of a folder that `synth` wrote; None for any other folder.
 
     Raises:
-        UserError: the file is damaged.
+        UserError: the file is damaged; the message names the field.
     """
     path = root / "synth.json"
     if not path.is_file():
         return None
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except ValueError:
-        raise UserError(f"{path} is not JSON; remove {root} or choose another folder") from None
+    found = parse_document(path.read_bytes(), _Settings, str(path), "record of mt3data synth")
+    if found["midi"] is None and None in (found["seed"], found["seconds"]):
+        raise UserError(f"{path}: seed or seconds is null; expected numbers for composed pieces")
+    return found
 
 
 def _shares(kinds: Mapping[str, float]) -> dict[str, float]:

@@ -1,5 +1,6 @@
 """How much memory a build's processes hold, measured by the system."""
 
+import json
 import os
 import subprocess
 import sys
@@ -18,7 +19,8 @@ LIMIT_MB = 1000
 def long_track(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One track of 30 minutes in stereo: noise and tones, with 24 notes a second."""
     root = fakes.slakh_tree(tmp_path_factory.mktemp("long"), "demo", {"Track00001": "train"})
-    (root / "synth.json").write_text('{"midi": null, "tracks": 1}')  # so that none is rendered
+    settings = {"midi": None, "tracks": 1, "seed": 0, "seconds": 4.0}
+    (root / "synth.json").write_text(json.dumps(settings))  # so that none is rendered
     folder = root / "train" / "Track00001"
     rng = np.random.default_rng(0)
     minute = 0.05 * rng.standard_normal((60 * RATE, 2))

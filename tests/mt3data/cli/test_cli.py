@@ -224,13 +224,33 @@ def test_a_config_file_holds_the_rare_settings(tmp_path: Path) -> None:
     assert read_settings(config) == BuildSettings(subsets=4, track_timeout=5, encoding="noties")
 
 
-def test_the_demo_pieces_are_not_rendered_into_a_folder_of_recordings(tmp_path: Path) -> None:
-    (tmp_path / "song").mkdir()
-    (tmp_path / "song" / "vocals.wav").touch()
+@pytest.mark.parametrize("place", ["vocals.wav", "song/vocals.wav", "a/b/vocals.wav", "demo/x.wav"])
+def test_the_demo_pieces_are_not_rendered_into_a_folder_of_recordings(
+    tmp_path: Path, place: str
+) -> None:
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / place).touch()
+    before = sorted(tmp_path.rglob("*"))
     result = run("build", "demo", "--root", tmp_path, "--tracks", 1)
     assert result.exit_code == 2
     assert f"mt3data build folder --root {tmp_path}" in result.stderr
-    assert [path.name for path in tmp_path.iterdir()] == ["song"]
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("content", "field"),
+    [
+        ("[]", "an object"), ("{}", "'midi' is missing"), ("?", "Expecting value"),
+        ('{"midi": null, "tracks": "9", "seed": 0, "seconds": 4}', "tracks is '9'"),
+        ('{"midi": null, "tracks": 9, "seed": 0, "seconds": 1e9}', "seconds is 1000000000.0"),
+        ('{"midi": null, "tracks": 9, "seed": null, "seconds": 4}', "seed or seconds is null"),
+    ],
+)  # fmt: skip
+def test_a_damaged_record_of_synth_is_one_line(tmp_path: Path, content: str, field: str) -> None:
+    (tmp_path / "synth.json").write_text(content)
+    result = run("build", "demo", "--root", tmp_path, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert f"{tmp_path}/synth.json: " in result.stderr and field in result.stderr
 
 
 @pytest.mark.parametrize(
