@@ -67,8 +67,8 @@ def run(out: Path, workers: int) -> Iterator[str]:
         yield (f"{role}: {notes.offset.max():.0f} s, {len(notes)} notes, {instruments} instruments and "
                f"{'drums' if notes.is_drum.any() else 'no drums'}")  # fmt: skip
     yield (
-        f"\nOnset F1 {scores['learned']:.3f} on the piece that was learned by heart, "
-        f"{scores['control']:.3f} on a piece that the model never heard (the control).\n"
+        f"\nOnset F1 {scores['learned']:.3f} on the piece that the model was trained on, "
+        f"{scores['control']:.3f} on a piece that was not in training (the control).\n"
         "This shows that the path works from end to end. It shows memorising, not quality.\n"
         f"Listen to {out / 'learned.mid'}; {(time.time() - started) / 60:.1f} minutes."
     )
