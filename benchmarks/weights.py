@@ -5,7 +5,7 @@
 
 The pieces are those of the test split. The controls must score near 0: the notes found in a piece
 against the notes of the next piece, and the audio played backwards against the same notes. The
-model card of the demo weights, mt3train/weights/README.md, is written by hand from this output.
+model card of the demo weights is mt3train/weights/README.md.
 """
 
 import argparse
