@@ -188,12 +188,23 @@ class Log:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Reads the whole lines of a file metrics.jsonl. A kill or a power failure may leave others."""
+    """Reads the lines of a file metrics.jsonl that hold a step and numbers.
+
+    A kill or a power failure may leave others.
+    """
     whole = []
     for line in path.read_bytes().splitlines() if path.is_file() else []:
-        with suppress(ValueError):
+        with suppress(ValueError, RecursionError):
             whole.append(json.loads(line))
-    return [line for line in whole if isinstance(line, dict) and "step" in line]
+    return [line for line in whole if isinstance(line, dict) and _is_numeric(line)]
+
+
+def _is_numeric(line: dict[str, Any]) -> bool:
+    """Checks that the step is a whole number and every other value a finite number or null."""
+    values = [value for value in line.values() if value is not None]
+    return type(line.get("step")) is int and all(
+        type(value) in (int, float) and math.isfinite(value) for value in values
+    )
 
 
 def _tensorboard(folder: Path, done: int) -> Any:

@@ -99,7 +99,7 @@ def resume(
     renamed = [
         f"{path} holds another step than its name and is ignored"
         for path in sorted(run.glob("checkpoint-*"))
-        if NAME.fullmatch(path.name) and path not in whole
+        if NAME.fullmatch(path.name) and path.is_file() and path not in whole
     ]
     for file in reversed(whole):
         try:

@@ -10,6 +10,7 @@ Only checkpoints that run.json lists are ever removed. Other files in the folder
 
 import dataclasses
 import json
+import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -105,7 +106,7 @@ def save_if_best(run: Path, model: MT3, info: CheckpointInfo, scores: dict[str, 
 
 def is_better(scores: dict[str, float], best: dict[str, float] | None) -> bool:
     """Returns whether scores beat the best so far: in F1 if it was ever measured, else in loss."""
-    if best is None:
+    if best is None or any(map(math.isnan, best.values())):
         return True
     if FINAL_SCORE in scores or FINAL_SCORE in best:
         return scores.get(FINAL_SCORE, -1.0) > best.get(FINAL_SCORE, -0.5)

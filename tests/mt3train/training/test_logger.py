@@ -81,3 +81,11 @@ def test_without_tensorboard_a_run_has_its_metrics_all_the_same(tmp_path, monkey
     train(config(tmp_path, steps=2), Made())
     assert not (tmp_path / "tensorboard").exists()
     assert len(read_metrics(tmp_path / "metrics.jsonl")) == 1
+
+
+def test_lines_that_a_run_does_not_write_are_not_read(tmp_path):
+    path, whole = tmp_path / "metrics.jsonl", b'{"step": 2, "loss": 1.5, "gradient_norm": null}'
+    others = [b'{"step": "x"}', b'{"step": null}', b'{"step": 1e400}', b'{"step": 1, "loss": "a"}',
+              b'{"step": 1, "loss": NaN}', b"[1]", b"\xff", b"[" * 100_000, b'{"step": 1, "lo']  # fmt: skip
+    path.write_bytes(b"\n".join([others[0], whole, *others[1:]]))
+    assert read_metrics(path) == [{"step": 2, "loss": 1.5, "gradient_norm": None}]

@@ -61,6 +61,7 @@ def test_results_are_kept_where_the_checkpoints_were_removed(tmp_path, removed):
 @pytest.mark.parametrize("scores, best, better", [
     ({"eval_loss": 2.0}, None, True),
     ({"eval_loss": 2.0}, {"eval_loss": 2.0}, False),
+    ({"eval_loss": 2.0}, {"eval_loss": float("nan")}, True),
     ({"eval_loss": 1.9}, {"eval_loss": 2.0}, True),
     ({"eval_loss": 9.0, "program_f1": 0.0}, {"eval_loss": 2.0}, True),
     ({"eval_loss": 1.0}, {"eval_loss": 2.0, "program_f1": 0.0}, False),
