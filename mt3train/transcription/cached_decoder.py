@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mt3data.errors import UserError
 from mt3train.model import MAX_POSITIONS, MT3, NORM_EPSILON
 
 MIN_COMPILED_EXTENT = 64  # positions that compiled code attends to: this, or twice, four times, ...
@@ -53,6 +54,7 @@ class CachedDecoder:
             compiled: compiles a step with torch.compile.
         Raises:
             ValueError: max_length is out of range.
+            UserError: the buffers do not fit into memory.
         """
         if not 1 <= max_length <= MAX_POSITIONS:
             raise ValueError(f"max_length={max_length} is not in 1..{MAX_POSITIONS}")
@@ -67,8 +69,13 @@ class CachedDecoder:
         self.norm = decoder.decoder_norm.scale.detach().to(self.dtype)
         self.logits = weight.detach().T.contiguous()
         # On a CPU, pages of fresh zeros take no memory until they are written.
-        self.own = [self._allocate(max_length) for _ in self.layers]
-        self.cross = [self._allocate(n_frames) for _ in self.layers]
+        try:
+            self.own = [self._allocate(max_length) for _ in self.layers]
+            self.cross = [self._allocate(n_frames) for _ in self.layers]
+        except RuntimeError as error:  # of the CPU; torch.OutOfMemoryError is one as well
+            raise UserError(
+                f"not enough memory to decode {n_slots:,} segments at once; choose a smaller batch"
+            ) from error
         self.lengths = [0] * n_slots
         self.position_S = torch.zeros(n_slots, dtype=torch.int64, device=self.device)
         self.slot_S = torch.arange(n_slots, device=self.device)

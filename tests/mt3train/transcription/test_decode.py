@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mt3data.errors import UserError
 from mt3data.music.vocabulary import EOS_ID, VocabularyConfig, get_codec
 from mt3train.model import MT3, ModelConfig
 from mt3train.transcription.cached_decoder import CachedDecoder
@@ -178,3 +179,8 @@ def test_options_that_make_no_sense_are_refused(options, message):
     model, mel = random_model()
     with pytest.raises(ValueError, match=message):
         decode(model, mel, **options)
+
+
+def test_a_batch_beyond_memory_is_one_line():
+    with pytest.raises(UserError, match="not enough memory to decode 1,000,000,000,000 segments"):
+        SegmentDecoder(MT3(CONFIG), VocabularyConfig(), DecodingConfig(10**12), n_frames=8)
