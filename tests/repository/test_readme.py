@@ -82,7 +82,9 @@ def own_files(folder: Path) -> None:
         write_midi(notes, folder / "recordings" / f"{name}.mid")
     torch.manual_seed(0)
     model = ModelConfig(1536, 8, 1, 8, 1, 1, 8)
-    info = CheckpointInfo(model=model, right_context="audio", frames=256, max_target_length=8)
+    info = CheckpointInfo(
+        step=1, model=model, right_context="audio", frames=256, max_target_length=8
+    )
     (folder / "runs" / "mine").mkdir(parents=True)
     save_weights(weights_path(folder / "runs" / "mine", 1), MT3(model), info)
 
