@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import shutil
 import stat
@@ -149,7 +150,7 @@ def mark(command: str) -> str:
 
 
 def require_output(
-    path: Path, command: str, force: bool = False, headings: tuple[bytes, ...] = ()
+    path: Path, command: str, force: bool = False, heading: re.Pattern[bytes] | None = None
 ) -> None:
     """Checks that a command may write an output file, before the work that fills it.
 
@@ -160,7 +161,7 @@ def require_output(
         path: the file; STDOUT is always fine.
         command: that will write it, see `mark`.
         force: replace any file.
-        headings: beginnings of files of the command whose format has no room for a mark (CSV).
+        heading: beginning of files of the command whose format has no room for a mark (CSV).
     Raises:
         UserError: a folder, a name in a folder that does not exist, or a file of another origin.
     """
@@ -172,7 +173,7 @@ def require_output(
         raise UserError(f"{path} is a link in a circle; remove it or choose another name")
     if not path.exists() and not (folder := _target(path).parent).is_dir():
         raise UserError(f"{path}: the folder {folder} does not exist; make it first")
-    if force or not path.is_file() or _has_mark(path, mark(command).encode(), headings):
+    if force or not path.is_file() or _has_mark(path, mark(command).encode(), heading):
         return
     raise UserError(
         f"{path} exists and was not written by `{command}`; choose another name, or replace it with "
@@ -182,7 +183,7 @@ def require_output(
 
 def write_output(
     path: Path, data: bytes | Iterable[bytes], command: str, force: bool = False,
-    headings: tuple[bytes, ...] = (),
+    heading: re.Pattern[bytes] | None = None,
 ) -> None:  # fmt: skip
     """Writes an output file of a command; see `require_output`.
 
@@ -193,17 +194,18 @@ def write_output(
         path: the file, or STDOUT.
         data: its content with the mark of the command, or pieces of it.
         command: that writes it.
-        force, headings: see `require_output`.
+        force, heading: see `require_output`.
     Raises:
         UserError: as `require_output`.
         OSError: the file cannot be written.
     """
-    require_output(path, command, force, headings)
+    require_output(path, command, force, heading)
     pieces = [data] if isinstance(data, bytes) else data
     if path == STDOUT:
         sys.stdout.flush()  # text that was printed before comes first
-        sys.stdout.buffer.writelines(pieces)
-        sys.stdout.buffer.flush()
+        for piece in pieces:
+            sys.stdout.buffer.write(piece)
+            sys.stdout.buffer.flush()  # the reader of a pipe gets each piece when it is known
     elif path.exists() and not path.is_file():
         with path.open("wb") as file:
             file.writelines(pieces)
@@ -216,7 +218,7 @@ def _target(path: Path) -> Path:
     return Path(os.path.realpath(path))
 
 
-def _has_mark(path: Path, wanted: bytes, headings: tuple[bytes, ...]) -> bool:
+def _has_mark(path: Path, wanted: bytes, heading: re.Pattern[bytes] | None) -> bool:
     """Whether a file is empty, has a mark near its beginning or end, or begins with a heading."""
     with path.open("rb") as file:
         size = file.seek(0, os.SEEK_END)
@@ -224,7 +226,8 @@ def _has_mark(path: Path, wanted: bytes, headings: tuple[bytes, ...]) -> bool:
         end = file.read()
         file.seek(0)
         beginning = file.read(MARK_BYTES)
-    return not size or wanted in beginning or wanted in end or beginning.startswith(headings)
+    is_headed = heading is not None and heading.match(beginning) is not None
+    return not size or wanted in beginning or wanted in end or is_headed
 
 
 def temp_path(path: Path) -> Path:

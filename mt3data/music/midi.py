@@ -19,9 +19,10 @@ from __future__ import annotations
 import io
 import struct
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -38,6 +39,7 @@ TICKS_PER_BEAT = (500, 250, 100, 50)  # ticks of 1, 2, 5 and 10 ms at TEMPO_BPM
 MAX_TICKS = 9_000_000  # pretty_midi refuses files with events after 10 million ticks
 SUSTAIN = 64  # number of the pedal's controller
 DRUM_CHANNEL = 9  # counted from 0
+CHANNELS = 16  # of a MIDI port
 DRUMS = -1  # all drums, in place of a program
 
 NOTE_OFF, NOTE_ON, CONTROL_CHANGE, PROGRAM_CHANGE, PITCH_BEND = 0x80, 0x90, 0xB0, 0xC0, 0xE0
@@ -349,25 +351,27 @@ def write_midi(notes: Notes, path: str | Path) -> None:
     write_atomically(Path(path), midi_bytes(notes))
 
 
-def midi_bytes(notes: Notes, text: str = "") -> bytes:
+def midi_bytes(notes: Notes, text: str = "", seconds: float = 0.0) -> bytes:
     """Encodes notes as a MIDI file, one track per instrument, named after its program.
 
     Times are rounded to 1 ms, and a shorter note lasts 1 ms. Pieces longer than 2.5 hours have
     ticks of 2, 5 or 10 ms, because many readers refuse files of more than 10 million ticks. A MIDI
     track cannot hold two sounding notes of one pitch, so these are separated as by
-    `separate_equal_pitches`. Beyond 15 instruments and drums, channels are shared. Players that go
-    by the channel alone then play a wrong instrument.
+    `separate_equal_pitches`. A MIDI port has channels for 15 instruments and drums. More instruments
+    are written for further ports: every track then begins with the number of its port. All drums are
+    on the first port.
 
     Args:
         notes: in any order.
         text: of a text event at the beginning, such as the name of the command; none if empty.
+        seconds: where the file ends, unless a note ends later.
     Raises:
         UserError: a note ends after MAX_SECONDS.
     """
-    import pretty_midi
+    import mido
 
     beat = 60 / TEMPO_BPM
-    last = float(notes.offset.max(initial=0.0))
+    last = max(float(notes.offset.max(initial=0.0)), seconds)
     if not last <= MAX_SECONDS:
         raise UserError(
             f"a note ends after {last:,.0f} s; MIDI files are written for at most a day "
@@ -378,25 +382,57 @@ def midi_bytes(notes: Notes, text: str = "") -> bytes:
     ticks = separate_equal_pitches(
         replace(notes, onset=onset, offset=np.maximum(offset, onset + 1))
     )
-    midi = pretty_midi.PrettyMIDI(resolution=resolution, initial_tempo=TEMPO_BPM)
+    end = max(round(seconds / beat * resolution), int(ticks.offset.max(initial=0)))
     voices = np.stack([ticks.instrument, ticks.program, ticks.is_drum], axis=1)
-    for instrument, program, is_drum in np.unique(voices, axis=0).tolist():
+    parts = np.unique(voices, axis=0).tolist()
+    ports = _ports_and_channels([bool(is_drum) for _, _, is_drum in parts])
+    midi = mido.MidiFile(type=1, ticks_per_beat=resolution)
+    timing = [
+        mido.MetaMessage("set_tempo", tempo=mido.bpm2tempo(TEMPO_BPM)),
+        mido.MetaMessage("time_signature", numerator=4, denominator=4),
+    ]
+    timing += [mido.MetaMessage("text", text=text)] if text else []
+    midi.tracks.append(_timed([(0, event) for event in timing], end))
+    for (instrument, program, is_drum), (port, channel) in zip(parts, ports, strict=True):
         name = instrument_name(DRUMS if is_drum else program)
-        track = pretty_midi.Instrument(program=program, is_drum=bool(is_drum), name=name)
+        first = [mido.MetaMessage("track_name", name=name)]
+        first += [mido.MetaMessage("midi_port", port=port)] if max(ports)[0] else []
+        first += [mido.Message("program_change", program=program, channel=channel)]
         mine = ticks[(voices == (instrument, program, is_drum)).all(axis=1)]
-        times = np.stack([mine.onset, mine.offset]) * (beat / resolution)
-        track.notes = [
-            pretty_midi.Note(velocity, pitch, *time)
-            for velocity, pitch, time in zip(
-                mine.velocity.tolist(), mine.pitch.tolist(), times.T.tolist(), strict=True
-            )
+        ends = np.zeros_like(mine.velocity)
+        rows = np.concatenate([
+            np.stack([mine.onset.astype(np.int64), mine.pitch, mine.velocity], axis=1),
+            np.stack([mine.offset.astype(np.int64), mine.pitch, ends], axis=1),
+        ])  # fmt: skip
+        events = [
+            (tick, mido.Message("note_on", note=pitch, velocity=velocity, channel=channel))
+            for tick, pitch, velocity in sorted(rows.tolist())  # an end before a beginning
         ]
-        midi.instruments.append(track)
-    if text:
-        midi.text_events.append(pretty_midi.Text(text, 0.0))
+        midi.tracks.append(_timed([*((0, event) for event in first), *events], end))
     file = io.BytesIO()
-    midi.write(file)
+    midi.save(file=file)
     return file.getvalue()
+
+
+def _ports_and_channels(is_drum: Sequence[bool]) -> list[tuple[int, int]]:
+    """Returns the MIDI port and the channel of every instrument."""
+    places, melodic = list[tuple[int, int]](), 0
+    for drum in is_drum:
+        port, channel = divmod(melodic, CHANNELS - 1)
+        places.append((0, DRUM_CHANNEL) if drum else (port, channel + (channel >= DRUM_CHANNEL)))
+        melodic += not drum
+    return places
+
+
+def _timed(events: Sequence[tuple[int, Any]], end: int) -> Any:
+    """Returns a track of mido from (tick, event) in order of ticks. It ends at the tick `end`."""
+    import mido
+
+    track, now = mido.MidiTrack(), 0
+    for tick, event in [*events, (end, mido.MetaMessage("end_of_track"))]:
+        track.append(event.copy(time=tick - now))
+        now = tick
+    return track
 
 
 def instrument_name(program: int) -> str:

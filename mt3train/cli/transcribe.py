@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import sys
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import click
@@ -23,18 +25,24 @@ from mt3data.files import (
     walk,
     write_output,
 )
-from mt3data.terminal import OUTPUT, PATH, echo, path_error_message, plural, progress
+from mt3data.terminal import OUTPUT, echo, path_error_message, plural, progress
 from mt3train.cli.scores import BATCH, CHECKPOINT, load_checkpoint
 
 if TYPE_CHECKING:
     from mt3train.transcription.transcribe import Transcriber, Transcription
 
-FORMATS = {"mid": (".mid", ".midi"), "json": (".json",), "csv": (".csv",)}
+FORMATS = {  # format: endings of its files
+    "mid": (".mid", ".midi"), "json": (".json",), "jsonl": (".jsonl",), "csv": (".csv",),
+    "html": (".html", ".htm"),
+}  # fmt: skip
 ENDINGS = sum(FORMATS.values(), ())
-PAGES = (".html", ".htm")
 FILE_ENDING = re.compile(r"\.(?=.*[a-z])[a-z0-9]{1,8}", re.IGNORECASE)  # unlike ". Vol. 2"
 LONG_SECONDS = 1200  # of a recording whose page is so large that its size is announced
 COMMAND = "mt3train transcribe"
+STDIN = STDOUT  # "-" as a recording
+INPUT = OUTPUT  # a path, or "-"
+
+Target = tuple[str, Path]  # format and file
 
 
 @dataclass(frozen=True)
@@ -44,13 +52,13 @@ class TranscriptionJob:
     Attributes:
         transcriber: the model and how it decodes.
         about: a line on the model, for the pages.
-        kind: format of the files of notes.
+        per_instrument: write a MIDI file for each instrument beside every MIDI file.
         force: replace files that this command did not write.
     """
 
     transcriber: Transcriber
     about: str
-    kind: str
+    per_instrument: bool
     force: bool
 
     @property
@@ -59,18 +67,29 @@ class TranscriptionJob:
         return self.transcriber.info.vocabulary.num_velocity_bins > 1
 
 
+def _parse_formats(ctx: click.Context, param: click.Parameter, text: str | None) -> list[str]:
+    """Parses a list such as "mid,csv"."""
+    kinds = list(dict.fromkeys(word.strip() for word in text.split(","))) if text else []
+    if unknown := [kind for kind in kinds if kind not in FORMATS]:
+        raise UserError(f"--format {unknown[0]}: expected, between commas, {', '.join(FORMATS)}")
+    return kinds
+
+
 @click.command()
-@click.argument("files", nargs=-1, required=True, type=PATH)
+@click.argument("files", nargs=-1, required=True, type=INPUT)
 @CHECKPOINT
 @click.option(
-    "-o", "--out", type=OUTPUT,
-    help="Notes: a file, - for standard output, or a folder for several. MIDI is in seconds, at a nominal 120 bpm: its "
-    "bars mean nothing in notation software.",
+    "-o", "--out", "outs", type=OUTPUT, multiple=True,
+    help="A file, whose ending gives its format (.mid, .json, .jsonl, .csv, .html); a folder; or - for standard "
+    "output. May be repeated. MIDI is in seconds, at a nominal 120 bpm: its bars mean nothing in notation software.",
 )  # fmt: skip
-@click.option("--html", type=PATH, help="Piano roll and recording as a page, or a folder of pages.")
 @click.option(
-    "--format", "kind", type=click.Choice(list(FORMATS)), help="Of --out. Default: as it ends; mid."
-)
+    "--format", "kinds", callback=_parse_formats, metavar="LIST",
+    help="In folders and on standard output: mid (default), json, jsonl (a note per line), csv, html (a piano roll "
+    "that plays the recording); several with commas.",
+)  # fmt: skip
+@click.option("--per-instrument", is_flag=True,
+              help="Beside each MIDI file, also one for each instrument: song-drums.mid, song-church-organ.mid.")  # fmt: skip
 @BATCH
 @click.option(
     "--programs",
@@ -81,25 +100,27 @@ class TranscriptionJob:
 @click.option("--compile", "compiled", is_flag=True, help="torch.compile: a minute, then faster.")
 @click.option("--force", is_flag=True, help="Replace files that this command did not write.")
 def transcribe(
-    files: tuple[Path, ...], checkpoint: str | Path | None, out: Path | None, html: Path | None,
-    kind: str | None, batch: int, programs: str | None, plain: bool, compiled: bool, force: bool,
+    files: tuple[Path, ...], checkpoint: str | Path | None, outs: tuple[Path, ...], kinds: list[str],
+    per_instrument: bool, batch: int, programs: str | None, plain: bool, compiled: bool, force: bool,
 ) -> None:  # fmt: skip
     """Writes the notes of recordings: MIDI, JSON, CSV, or a page.
 
-    FILES are recordings of any length in the formats that libsndfile reads, or folders of them.
-    A missing file is reported before any work. A file that cannot be read is reported, and the
-    others are transcribed.
+    FILES are recordings of any length in the formats that libsndfile reads, folders of them, or -
+    for a recording on standard input. A missing file is reported before any work. A file that cannot
+    be read is reported, and the others are transcribed.
 
     \b
-    Example: mt3train transcribe song.wav -o song.mid --html song.html
+    Example: mt3train transcribe song.wav -o song.mid -o song.html
     """
     # Threads that spin while they wait take 4 times as long where other programs run.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is loaded
     recordings = find_recordings(files)
-    alone = files == (recordings[0][0],)
-    kind, targets = _all_targets(recordings, alone, out, html, kind)
+    alone = len(files) == 1 and not files[0].is_dir()
+    all_targets = _all_targets(recordings, alone, outs, kinds)
+    if per_instrument and not any(_is_midi_file(target) for target in all_targets[0]):
+        raise UserError("--per-instrument is for MIDI files; expected -o song.mid or a folder")
     if alone:
-        _require_outputs(*targets[0], force)
+        _require_outputs(all_targets[0], per_instrument, force)
     from mt3train.transcription.decode import DecodingConfig
     from mt3train.transcription.programs import ProgramFilter
     from mt3train.transcription.transcribe import Transcriber
@@ -110,11 +131,12 @@ def transcribe(
     if only:
         only.forbidden(info.vocabulary)  # raises before any work if the model has no programs
     transcriber = Transcriber(model, info, decoding)
-    job = TranscriptionJob(transcriber, _about(checkpoint, transcriber, programs), kind, force)
+    about = _about(checkpoint, transcriber, programs)
+    job = TranscriptionJob(transcriber, about, per_instrument, force)
     failed = 0
-    for (file, _), (target, page) in zip(recordings, targets, strict=True):
+    for (file, _), targets in zip(recordings, all_targets, strict=True):
         try:
-            echo(_transcribe_file(job, file, target, page), err=target == STDOUT)
+            echo(_transcribe_file(job, file, targets), err=STDOUT in [path for _, path in targets])
         except KeyboardInterrupt:
             echo("interrupted; files that are written stay, the same command starts over", err=True)
             sys.exit(130)
@@ -144,6 +166,10 @@ def find_recordings(files: Sequence[Path]) -> list[tuple[Path, Path]]:
 
     found: list[tuple[Path, Path]] = []
     for file in files:
+        if file == STDIN:
+            if files.count(STDIN) > 1:
+                raise UserError("- is standard input, which holds one recording; name it once")
+            file = _read_standard_input()
         if not file.is_dir():
             require_file(file)
             found.append((file, Path(file.name)))
@@ -168,78 +194,103 @@ def find_recordings(files: Sequence[Path]) -> list[tuple[Path, Path]]:
     return found
 
 
+def _read_standard_input() -> Path:
+    """Copies standard input into a temporary file, which is removed when the command ends."""
+    if sys.stdin.isatty():
+        raise UserError("- is standard input, which is a terminal; expected < song.mp3 or a pipe")
+    folder = click.get_current_context().with_resource(TemporaryDirectory(prefix="mt3train-"))
+    path = Path(folder) / "standard-input"
+    with path.open("wb") as file:
+        shutil.copyfileobj(sys.stdin.buffer, file, 1 << 20)
+    return path
+
+
 def _all_targets(
-    recordings: Sequence[tuple[Path, Path]], alone: bool, out: Path | None, html: Path | None,
-    kind: str | None,
-) -> tuple[str, list[tuple[Path | None, Path | None]]]:  # fmt: skip
-    """Returns the format of the notes, and for each recording the files of its notes and page."""
-    if out is None and html is None:
-        raise UserError("nowhere to write to; expected -o song.mid, --html song.html, or both")
-    if out is None and kind is not None:
-        raise UserError(f"--format {kind} is the format of -o, which is not there; name it, too")
-    nowhere: list[Path | None] = [None] * len(recordings)
-    pages: list[Path | None] = nowhere
-    if html is not None:
-        pages = [*_targets(recordings, alone, "--html", html, PAGES)]
-    if out is None:
-        return "", list(zip(nowhere, pages, strict=True))
-    if out == STDOUT:
-        if not alone:
-            raise UserError("-o - is standard output, for one recording; several need a folder")
-        return kind or "mid", [(STDOUT, pages[0])]
-    notes = _targets(recordings, alone, "-o", out, FORMATS[kind] if kind else ENDINGS)
-    kind = next(k for k, endings in FORMATS.items() if notes[0].suffix.lower() in endings)
-    return kind, list(zip(notes, pages, strict=True))
-
-
-def _targets(
-    recordings: Sequence[tuple[Path, Path]], alone: bool, option: str, out: Path,
-    endings: Sequence[str],
-) -> list[Path]:  # fmt: skip
-    """Returns the output file of every recording, and makes their folders.
+    recordings: Sequence[tuple[Path, Path]], alone: bool, outs: Sequence[Path], kinds: Sequence[str]
+) -> list[list[Target]]:
+    """Returns the formats and files that are written for each recording, and makes their folders.
 
     Args:
         recordings: of `find_recordings`.
         alone: whether there is one recording, named itself.
-        option: the name of the option, for messages.
-        out: its value: a file if its ending is one of a file and it is no folder.
-        endings: allowed endings of files. Files in a folder get the first one.
+        outs: values of -o.
+        kinds: formats in folders and on standard output; empty: MIDI.
     """
-    if out.is_dir() or not FILE_ENDING.fullmatch(out.suffix):
-        targets = [out / place.with_suffix(endings[0]) for _, place in recordings]
-    elif out.suffix.lower() not in endings:
+    if not outs:
+        raise UserError("nowhere to write to; expected -o song.mid")
+    targets: list[list[Target]] = [[] for _ in recordings]
+    of_names = {out: _format_of_name(out) for out in outs}
+    if kinds and None not in of_names.values():
         raise UserError(
-            f"{option} {out} does not end in {' or '.join(endings)}; for a folder of that name, make it first"
+            f"--format {','.join(kinds)} is for folders and -o -; the ending of {outs[0]} gives its format"
         )
-    elif not alone:
-        raise UserError(
-            f"{option} {out} is the name of one file; several recordings, or a folder of them, need "
-            "a folder"
-        )
-    else:
-        targets = [out]
+    for out, kind in of_names.items():
+        for each in [kind] if kind else kinds or ["mid"]:
+            for of_recording, target in zip(
+                targets, _targets(recordings, alone, out, kind, each), strict=True
+            ):
+                of_recording.append((each, target))
+    if sum(path == STDOUT for _, path in targets[0]) > 1:
+        raise UserError("-o - is standard output, for one format; name one in --format")
     first: dict[Path, Path] = {}
-    for (file, _), target in zip(recordings, targets, strict=True):
-        if target in first:
-            raise UserError(
-                f"{first[target]} and {file} would both become {target}; rename one, or use two "
-                "folders"
-            )
-        first[target] = file
-    becomes_folder = alone and targets != [out] and not out.exists()
+    for (file, _), of_recording in zip(recordings, targets, strict=True):
+        for _, target in of_recording:
+            if target in first:
+                raise UserError(
+                    f"{first[target]} and {file} would both become {target}; rename one, or use two "
+                    "folders"
+                )
+            first[target] = file
+    return targets
+
+
+def _format_of_name(out: Path) -> str | None:
+    """Returns the format of a file by its ending; None for a folder or standard output."""
+    if out == STDOUT or out.is_dir() or not FILE_ENDING.fullmatch(out.suffix):
+        return None
+    for kind, endings in FORMATS.items():
+        if out.suffix.lower() in endings:
+            return kind
+    raise UserError(
+        f"-o {out} does not end in {' or '.join(ENDINGS)}; for a folder of that name, make it first"
+    )
+
+
+def _targets(
+    recordings: Sequence[tuple[Path, Path]], alone: bool, out: Path, kind: str | None, each: str
+) -> list[Path]:
+    """Returns the output file of every recording in one format, and makes their folders.
+
+    Args:
+        recordings: of `find_recordings`.
+        alone: whether there is one recording, named itself.
+        out: a value of -o.
+        kind: the format of its ending; None: it is a folder or standard output.
+        each: the format to write.
+    """
+    if out == STDOUT:
+        if not alone:
+            raise UserError("-o - is standard output, for one recording; several need a folder")
+        return [out]
+    if kind and not alone:
+        raise UserError(
+            f"-o {out} is the name of one file; several recordings, or a folder of them, need a folder"
+        )
+    ending = FORMATS[each][0]
+    targets = [out] if kind else [out / place.with_suffix(ending) for _, place in recordings]
+    becomes_folder = alone and not kind and not out.exists()
     for folder in {target.parent for target in targets}:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise UserError(f"{folder}: the folder cannot be made ({error.strerror})") from error
         if not os.access(folder, os.W_OK | os.X_OK):
-            raise UserError(f"{folder}: no permission to write there; choose another {option}")
+            raise UserError(f"{folder}: no permission to write there; choose another -o")
     for target in targets:
         if os.path.isdir(target):  # noqa: PTH112  (False also for a name that is too long)
-            raise UserError(f"{target} is a folder; choose another {option}")
+            raise UserError(f"{target} is a folder; choose another -o")
     if becomes_folder:
-        ending = f"does not end as a file does ({endings[0]})"
-        echo(f"{option} {out} {ending}, so it is now a folder", err=True)
+        echo(f"-o {out} does not end as a file does ({ending}), so it is now a folder", err=True)
     return targets
 
 
@@ -256,13 +307,12 @@ def _about(checkpoint: str | Path | None, transcriber: Transcriber, programs: st
     return f"Model: {name}, {millions:.3g} million parameters, {transcriber.info.step:,} updates{only}{limits}"
 
 
-def _transcribe_file(
-    job: TranscriptionJob, file: Path, target: Path | None, page: Path | None
-) -> str:
+def _transcribe_file(job: TranscriptionJob, file: Path, targets: Sequence[Target]) -> str:
     """Transcribes one recording and returns a line about the result."""
-    _require_outputs(target, page, job.force)
-    if page:
-        _announce(file, page)
+    _require_outputs(targets, job.per_instrument, job.force)
+    for kind, target in targets:
+        if kind == "html":
+            _announce(file, target)
     with progress(1, file.name, "segments") as bar:
 
         def report(done: int, total: int) -> None:
@@ -271,32 +321,40 @@ def _transcribe_file(
 
         result = job.transcriber.transcribe(file, report)
     written = []
-    try:
-        if target:
-            _write_notes(job, result, target)
-            written.append(str(target))
-        if page:
-            _write_page(job, file, result, page)
-            written.append(f"{page} ({format_bytes(page.stat().st_size)})")
-    except OSError as error:
-        where = path_error_message(error) if error.filename else f"{target}: {error.strerror}"
-        raise UserError(where) from error
+    for kind, target in targets:
+        try:
+            written += _write_notes(job, file, result, kind, target)
+        except OSError as error:
+            where = path_error_message(error) if error.filename else f"{target}: {error.strerror}"
+            raise UserError(where) from error
     return f"{' and '.join(written)}: {_summary(result)}"
 
 
-def _require_outputs(target: Path | None, page: Path | None, force: bool) -> None:
+def _require_outputs(targets: Sequence[Target], per_instrument: bool, force: bool) -> None:
     """Checks before any work that the files of one recording can be written."""
-    from mt3train.transcription.note_files import HEADINGS
+    from mt3train.transcription.note_files import HEADINGS, INSTRUMENT_NAMES
 
-    for path in (target, page):
-        if path is None:
-            continue
-        if (n_bytes := len(os.fsencode(path.name))) > MAX_NAME_BYTES:
-            raise UserError(
-                f"{path}: a name of {n_bytes} bytes; file systems allow {MAX_NAME_BYTES}, so rename "
-                "the recording"
-            )
-        require_output(path, COMMAND, force, HEADINGS if path.suffix.lower() == ".csv" else ())
+    for target in targets:
+        kind, path = target
+        paths = [path]
+        if per_instrument and _is_midi_file(target):
+            paths += [_instrument_file(path, name) for name in INSTRUMENT_NAMES]
+        for each in paths:
+            if (n_bytes := len(os.fsencode(each.name))) > MAX_NAME_BYTES:
+                raise UserError(
+                    f"{each}: a name of {n_bytes} bytes; file systems allow {MAX_NAME_BYTES}, so rename "
+                    "the recording"
+                )
+            require_output(each, COMMAND, force, HEADINGS.get(kind))
+
+
+def _is_midi_file(target: Target) -> bool:
+    return target[0] == "mid" and target[1] != STDOUT
+
+
+def _instrument_file(path: Path, name: str) -> Path:
+    """Returns the file of one instrument beside the file of all: song-drums.mid beside song.mid."""
+    return path.with_name(f"{path.stem}-{name}{path.suffix}")
 
 
 def _summary(result: Transcription) -> str:
@@ -320,21 +378,29 @@ def _announce(file: Path, page: Path) -> None:
     if seconds > LONG_SECONDS:
         echo(f"{file} lasts {clock(seconds)}: its page takes {format_bytes(n_bytes)}", err=True)
     # While the page is written, the recording lies beside it as MP3 (the page holds it as base64).
-    require_space(page.parent, round(1.75 * n_bytes), f"for the page about {file}", "--html")
+    require_space(page.parent, round(1.75 * n_bytes), f"for the page about {file}", "-o")
 
 
-def _write_notes(job: TranscriptionJob, result: Transcription, target: Path) -> None:
-    from mt3train.transcription.note_files import HEADINGS, encode_notes_as
-
-    data = encode_notes_as(job.kind, result.notes, job.has_velocity)
-    write_output(target, data, COMMAND, job.force, HEADINGS if job.kind == "csv" else ())
-
-
-def _write_page(job: TranscriptionJob, file: Path, result: Transcription, page: Path) -> None:
-    from mt3data.audio.load import audio_info
+def _write_notes(
+    job: TranscriptionJob, file: Path, result: Transcription, kind: str, target: Path
+) -> list[str]:
+    """Writes the notes of a recording in one format. Returns the names of the files, for a message."""
     from mt3train.page.page import write_page
+    from mt3train.transcription.note_files import HEADINGS, encode_notes_as, split_by_instrument
 
-    with progress(audio_info(file).seconds, page.name, "s") as bar:
-        write_page(
-            page, file, result.notes, job.about, job.has_velocity, bar.update, force=job.force
-        )
+    if kind == "html":
+        with progress(result.seconds, target.name, "s") as bar:
+            write_page(
+                target, file, result.notes, result.seconds, job.about, job.has_velocity, bar.update,
+                force=job.force,
+            )  # fmt: skip
+        size = f" ({format_bytes(target.stat().st_size)})" if target != STDOUT else ""
+        return [f"{target}{size}"]
+    parts = {target: result.notes}
+    if job.per_instrument and _is_midi_file((kind, target)):
+        by_name = split_by_instrument(result.notes)
+        parts |= {_instrument_file(target, name): notes for name, notes in by_name.items()}
+    for path, notes in parts.items():
+        data = encode_notes_as(kind, notes, job.has_velocity, result.seconds)
+        write_output(path, data, COMMAND, job.force, HEADINGS.get(kind))
+    return [str(path) for path in parts]

@@ -30,7 +30,7 @@ import soundfile
 from jinja2 import PackageLoader
 
 from mt3data import __version__
-from mt3data.audio.load import audio_info, read_blocks
+from mt3data.audio.load import read_blocks
 from mt3data.errors import UserError
 from mt3data.files import mark, write_output
 from mt3data.music.midi import DRUMS, instrument_name, midi_bytes
@@ -55,7 +55,7 @@ def page_bytes(seconds: float) -> int:
 
 
 def write_page(
-    path: Path, recording: Path, notes: Notes, about: str, has_velocity: bool,
+    path: Path, recording: Path, notes: Notes, seconds: float, about: str, has_velocity: bool,
     on_seconds: Callable[[float], object] = lambda seconds: None, force: bool = False,
 ) -> None:  # fmt: skip
     """Writes the page of one recording. It appears when it is complete.
@@ -64,6 +64,7 @@ def write_page(
         path: the file of the page; an earlier page is replaced.
         recording: any file that libsndfile reads.
         notes: its notes, in any order.
+        seconds: its length.
         about: a line about the model.
         has_velocity: whether the model transcribes velocities. If not, none are shown.
         on_seconds: called with the length of each block of the recording that was encoded.
@@ -72,7 +73,6 @@ def write_page(
         UserError: the recording is missing, unreadable or empty, or path is another file.
         OSError: the page cannot be written.
     """
-    seconds = audio_info(recording).seconds
     name = os.fsencode(recording.name).decode(errors="replace")  # names need not be UTF-8
     before, after = _document(name, notes.sorted(), seconds, about, has_velocity).split(AUDIO_HERE)
 
@@ -159,7 +159,7 @@ def _document(name: str, notes: Notes, seconds: float, about: str, has_velocity:
         title=f"{name} · notes", name=name, about=about, version=__version__, policy=policy, style=style,
         script=script, mark=mark(COMMAND), voices=voices,
         facts=f"{clock(seconds)} · {found if len(notes) else 'no notes were found'}",
-        midi=base64.b64encode(midi_bytes(notes, mark(COMMAND))).decode(),
+        midi=base64.b64encode(midi_bytes(notes, mark(COMMAND), seconds)).decode(),
         midi_name=Path(name).with_suffix(".mid").name,
         # "<" could end the element that holds it
         data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),
@@ -186,7 +186,7 @@ def _encode(recording: Path, mp3: BinaryIO, on_seconds: Callable[[float], object
     except soundfile.LibsndfileError as error:
         raise UserError(
             f"{recording}: cannot be put into a page as MP3 ({error.error_string.strip()}); make "
-            "room on the disk, or leave --html out"
+            "room on the disk, or leave the page out"
         ) from error
 
 

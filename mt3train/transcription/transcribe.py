@@ -58,12 +58,14 @@ class Transcription:
         n_segments: number of segments that were decoded.
         invalid: number of events that had no meaning where they were emitted. They are ignored.
         dropped: number of tokens after the end of their segment. They are ignored.
+        seconds: length of the recording; 0.0 where only its segments were given.
     """
 
     notes: Notes
     n_segments: int
     invalid: int
     dropped: int
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -161,8 +163,8 @@ def transcribe(
         max_length=max_length or info.max_target_length, on_segment=report,
     )  # fmt: skip
     notes = merge_repeats(result.notes, MIN_SECONDS)
-    notes = cut_notes(separate_equal_pitches(notes), n_read / spectrogram.sample_rate)
-    return replace(result, notes=notes)
+    seconds = n_read / spectrogram.sample_rate
+    return replace(result, notes=cut_notes(separate_equal_pitches(notes), seconds), seconds=seconds)
 
 
 def merge_repeats(notes: Notes, seconds: float) -> Notes:

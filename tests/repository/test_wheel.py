@@ -115,7 +115,7 @@ def test_one_command_turns_a_recording_into_midi_and_a_page(installed: Installed
         model,
         "-o",
         "song.mid",
-        "--html",
+        "-o",
         "song.html",
     )
     assert done.returncode == 0, done.stderr

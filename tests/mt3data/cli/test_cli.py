@@ -349,8 +349,8 @@ def test_every_option_has_a_help_text_and_the_first_sentence_fits(
 
 # The names of all options of all commands.
 NAMES = """--align --batch --cache --checkpoint --compile --constrained --config --context --csv --dry-run --engine
---effects --exclude --fast --force --format --from --half --heads --html --json --kinds --max-failures
---midi --name --no-download --out --part --plain --profile --programs --root --seconds --seed --select --soundfont --source
+--effects --exclude --fast --force --format --from --half --heads --json --kinds --max-failures
+--midi --name --no-download --out --part --per-instrument --plain --profile --programs --root --seconds --seed --select --soundfont --source
 --split --split-scheme --store --stream --to --tracks --variants --window --workers""".split()
 
 

@@ -5,6 +5,7 @@ import struct
 import tracemalloc
 from pathlib import Path
 
+import mido
 import numpy as np
 import pretty_midi
 import pytest
@@ -58,12 +59,37 @@ def test_equal_pitches_that_overlap_are_separated(tmp_path: Path) -> None:
     )
 
 
-def test_twenty_instruments_keep_their_programs(tmp_path: Path) -> None:
-    programs = np.arange(20)
-    many = Notes(0.1 * programs, 0.1 * programs + 0.05, programs + 40, np.full(20, 80), programs,
-                 np.zeros(20), programs)  # fmt: skip
-    write_midi(many, tmp_path / "out.mid")
-    assert read_midi(tmp_path / "out.mid")[0].sorted().program.tolist() == programs.tolist()
+@pytest.mark.parametrize("n", [15, 16, 40])
+def test_every_instrument_has_a_channel_of_its_own_on_one_of_several_ports(n: int) -> None:
+    """Also beside drums. All readers get the programs."""
+    programs = np.append(np.arange(n), 0)
+    times, is_drum = 0.1 * np.arange(n + 1), np.arange(n + 1) == n
+    many = Notes(times, times + 0.05, programs + 40, programs + 1, programs, is_drum, range(n + 1))
+    data = midi_bytes(many)
+    back = read_midi(data)[0].sorted().to_array()[:, :6]
+    np.testing.assert_allclose(back, many.sorted().to_array()[:, :6], atol=1e-9)
+    theirs = pretty_midi.PrettyMIDI(io.BytesIO(data)).instruments
+    assert [(i.program, i.is_drum, i.notes[0].pitch) for i in theirs] == [
+        (program, drum, program + 40)
+        for program, drum in zip(programs.tolist(), is_drum.tolist(), strict=True)
+    ]
+    places = []
+    for track in mido.MidiFile(file=io.BytesIO(data)).tracks[1:]:
+        port = next((event.port for event in track if event.type == "midi_port"), None)
+        channels = {event.channel for event in track if not event.is_meta}
+        assert len(channels) == 1
+        places.append((port, channels.pop()))
+    assert len(set(places)) == n + 1
+    assert [channel for _, channel in places].count(9) == 1
+    assert {port for port, _ in places} == ({None} if n == 15 else set(range(-(-n // 15))))
+
+
+def test_a_file_ends_where_the_recording_ends_or_after_its_last_note() -> None:
+    for seconds, end in ((0.0, 1.6), (2.5, 2.5), (1.0, 1.6)):
+        data = midi_bytes(Notes([0.5], [1.6], [60], [80], [0], [False], [0]), "", seconds)
+        for track in (midi := mido.MidiFile(file=io.BytesIO(data))).tracks:
+            assert sum(event.time for event in track) == pytest.approx(1000 * end)
+        assert midi.length == pytest.approx(end)
 
 
 def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:

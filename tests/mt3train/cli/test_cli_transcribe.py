@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import mido
 import numpy as np
 import pytest
 import soundfile
@@ -140,7 +141,7 @@ def test_a_file_of_the_user_is_replaced_only_with_force(tmp_path, checkpoint, sa
     song, out = record(tmp_path / "rec.wav"), tmp_path / name
     labels = b"onset,offset,pitch,program,is_drum,held\n0.5,1.0,60,0,0,0\n"
     out.write_bytes(labels)
-    words = [song, "--checkpoint", checkpoint, "--html" if name.endswith("html") else "-o", out]
+    words = [song, "--checkpoint", checkpoint, "-o", out]
     done = run(*words)
     assert done.exit_code == 2 and "was not written by `mt3train transcribe`" in done.output
     assert out.read_bytes() == labels
@@ -179,10 +180,10 @@ def test_whatever_one_recording_raises_the_others_are_transcribed(
         record(tmp_path / "in" / f"{name}.wav")
     write_notes = cli_transcribe._write_notes
 
-    def fail(*given: object) -> None:
+    def fail(*given: object) -> list[str]:
         if given[-1].name == "b.mid":  # type: ignore[attr-defined]
             raise ZeroDivisionError("a bug")
-        write_notes(*given)
+        return write_notes(*given)
 
     monkeypatch.setattr(cli_transcribe, "_write_notes", fail)
     done = run(tmp_path / "in", "--checkpoint", checkpoint, "-o", tmp_path / "out")
@@ -204,7 +205,7 @@ def test_long_names_and_names_that_are_not_utf_8_are_transcribed(
     assert run(*words, "-o", tmp_path / "out").exit_code == 0
     names = sorted(len(os.fsencode(path.name)) for path in (tmp_path / "out").iterdir())
     assert names == [8, length + 4]
-    done = run(*words, "--html", tmp_path / "pages")
+    done = run(*words, "-o", tmp_path / "pages", "--format", "html")
     assert (
         done.exit_code == (length == 251)
         and "\ufffd" in (tmp_path / "pages" / os.fsdecode(b"caf\xe9.html")).read_text()
@@ -215,7 +216,7 @@ def test_long_names_and_names_that_are_not_utf_8_are_transcribed(
 def test_a_page_shows_the_notes_that_the_file_holds(tmp_path, checkpoint, says):
     says(VocabularyConfig(), *NOTE)
     song = record(tmp_path / "song.wav")
-    words = ["--checkpoint", checkpoint, "-o", tmp_path / "a.mid", "--html", tmp_path / "a.html"]
+    words = ["--checkpoint", checkpoint, "-o", tmp_path / "a.mid", "-o", tmp_path / "a.html"]
     done = run(song, *words, "--programs", "bass,drums")
     assert done.exit_code == 0, done.output
     assert re.search(r"a.mid and \S*a.html \(\d+\.\d kB\): 2 notes of 2 instruments", done.output)
@@ -233,7 +234,8 @@ def test_pages_alone_of_a_folder_keep_its_order(tmp_path, checkpoint, says):
     record(tmp_path / "in" / "a.wav")
     record(tmp_path / "in" / "live" / "b.flac")
     (tmp_path / "in" / "broken.mp3").write_bytes(b"this is no audio")
-    done = run(tmp_path / "in", "--checkpoint", checkpoint, "--html", tmp_path / "out")
+    words = ["--checkpoint", checkpoint, "-o", tmp_path / "out", "--format", "html"]
+    done = run(tmp_path / "in", *words)
     assert done.exit_code == 1 and "broken.mp3: not audio" in done.output
     made = sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.*"))
     assert made == ["a.html", "live/b.html"]
@@ -247,13 +249,11 @@ def test_a_folder_that_is_there_is_a_folder_whatever_its_name(tmp_path, checkpoi
         assert done.exit_code == 0 and len(read_midi(tmp_path / name / "song.mid")[0]) == 2
 
 
-@pytest.mark.parametrize("option, name", [("-o", "a.mid"), ("--html", "a.html")])
-def test_a_folder_without_permission_is_told_before_the_work(
-    tmp_path, monkeypatch, option, name
-):  # fmt: skip
+@pytest.mark.parametrize("name", ["a.mid", "a.html"])
+def test_a_folder_without_permission_is_told_before_the_work(tmp_path, monkeypatch, name):
     song = record(tmp_path / "song.wav")
     monkeypatch.setattr(os, "access", lambda path, mode: not mode & os.W_OK)
-    done = run(song, option, tmp_path / name)  # the demo weights are not even looked for
+    done = run(song, "-o", tmp_path / name)  # the demo weights are not even looked for
     assert done.exit_code == 2 and "no permission to write there" in done.output
 
 
@@ -263,10 +263,10 @@ def test_the_size_of_a_long_recording_s_page_is_said_and_room_for_it_asked(
     says(VocabularyConfig(), *NOTE)
     song, words = record(tmp_path / "song.wav", 60.0), ["--checkpoint", checkpoint]
     monkeypatch.setattr(cli_transcribe, "LONG_SECONDS", 59)
-    done = run(song, *words, "--html", tmp_path / "a.html")
+    done = run(song, *words, "-o", tmp_path / "a.html")
     assert done.exit_code == 0 and "song.wav lasts 1:00: its page takes 960.0 kB" in done.output
     monkeypatch.setattr(disk, "free_bytes", lambda folder: 1_000_000)
-    done = run(song, *words, "--html", tmp_path / "b.html")
+    done = run(song, *words, "-o", tmp_path / "b.html")
     assert done.exit_code == 2 and "1.7 MB needed for the page about" in done.output
     assert not (tmp_path / "b.html").exists()
 
@@ -322,10 +322,10 @@ def test_an_interrupted_folder_keeps_what_is_written(tmp_path, checkpoint, says,
     says(VocabularyConfig(), *NOTE)
     write_notes = cli_transcribe._write_notes
 
-    def interrupt(*given: object) -> None:
+    def interrupt(*given: object) -> list[str]:
         if given[-1].name == "b.mid":  # type: ignore[attr-defined]
             raise KeyboardInterrupt
-        write_notes(*given)
+        return write_notes(*given)
 
     monkeypatch.setattr(cli_transcribe, "_write_notes", interrupt)
     for name in "abc":
@@ -348,27 +348,31 @@ def test_an_interrupted_folder_keeps_what_is_written(tmp_path, checkpoint, says,
             "song.wav and in/song.wav would both become out/song.mid",
         ),
         (["song.wav", "empty", "-o", "out"], "empty holds no recordings"),
-        (["song.wav"], "nowhere to write to; expected -o song.mid, --html song.html, or both"),
+        (["song.wav"], "nowhere to write to; expected -o song.mid"),
         (
             ["song.wav", "song.flac", "-o", "a.mid"],
             "a.mid is the name of one file; several recordings",
         ),
-        (["song.wav", "song.flac", "--html", "a.html"], "--html a.html is the name of one file"),
-        (["in", "--html", "a.html"], "--html a.html is the name of one file; several"),
-        (["song.wav", "-o", "a.mid", "--format", "csv"], "-o a.mid does not end in .csv; for"),
-        (["song.wav", "-o", "a.html"], "-o a.html does not end in .mid or .midi or .json or .csv"),
+        (["in", "-o", "a.html"], "-o a.html is the name of one file; several"),
+        (["song.wav", "-o", "a.mid", "--format", "csv"], "--format csv is for folders and -o -"),
+        (["song.wav", "-o", "-", "--format", "mid,csv"], "standard output, for one format"),
+        (["in", "-o", "-"], "standard output, for one recording"),
+        (["-", "-", "-o", "out"], "- is standard input, which holds one recording"),
+        (["song.wav", "-o", "a.csv", "--per-instrument"], "--per-instrument is for MIDI files"),
         (["song.wav", "-o", "notes.txt"], "notes.txt does not end in"),
         (["song.wav", "song.flac", "-o", "notes.txt"], "for a folder of that name, make it first"),
-        (["song.wav", "--html", "song.mid"], "--html song.mid does not end in .html or .htm"),
-        (["song.wav", "--html", "a.html", "--format", "csv"], "--format csv is the format of -o"),
-        (["song.wav", "song.flac", "--html", "out"], "song.flac would both become out/song.html"),
+        (
+            ["song.wav", "-o", "out", "--format", "mid,wav"],
+            "--format wav: expected, between commas",
+        ),
+        (["song.wav", "-o", "in", "-o", "in/song.mid"], "both become in/song.mid"),
         (["song.wav", "no.wav", "-o", "out"], "no.wav: no such file; expected an audio file"),
         (["https://a.org/b.mp3", "-o", "a.mid"], "https://a.org/b.mp3: a web address;"),
         (["phone", "-o", "out"], "phone holds no recordings; 2 files of formats that libsndfile"),
-        (["song.wav", "--html", "song.wav/out"], "cannot be made"),
-        (["song.wav", "--html", "/proc/a.html"], "/proc"),
+        (["song.wav", "-o", "song.wav/out.html"], "cannot be made"),
+        (["song.wav", "-o", "/proc/a.html"], "/proc"),
         (["song.wav", "-o", "taken"], "taken/song.mid is a folder; choose another -o"),
-        (["song.wav", "--html", "taken"], "taken/song.html is a folder; choose another --html"),
+        (["song.wav", "-o", "taken", "--format", "html"], "taken/song.html is a folder; choose"),
         (["song.wav", "-o", "song.wav/out"], "cannot be made"),
         (["song.wav", "-o", "/proc/out.mid"], "/proc"),
         (["song.wav", "-o", "a.mid", "--checkpoint", "song.wav"], "song.wav is no"),
@@ -391,3 +395,53 @@ def test_a_mistake_takes_one_line_and_exits_with_2(
     start = ("song", "nowhere", "skipped")
     errors = [line for line in done.output.splitlines() if not line.startswith(start)]
     assert len(errors) == 1 and message in errors[0]
+
+
+def test_several_formats_are_written_from_one_transcription(tmp_path, checkpoint, says):
+    says(VocabularyConfig(), *NOTE)
+    words = [record(tmp_path / "song.wav"), "--checkpoint", checkpoint]
+    out = tmp_path / "out"
+    done = run(*words, "-o", tmp_path / "a.csv", "-o", out, "--format", "mid,jsonl")
+    assert done.exit_code == 0 and done.stdout.count("2 notes of 2 instruments") == 1
+    assert (tmp_path / "a.csv").read_text().count("\n") == 3
+    notes = [json.loads(line) for line in (out / "song.jsonl").read_text().splitlines()]
+    assert [(note["onset"], note["name"]) for note in notes] == [
+        (1.23, "Electric Bass (finger)"), (1.5, "Drums"),
+    ]  # fmt: skip
+    assert len(read_midi(out / "song.mid")[0]) == 2
+    assert run(*words, "-o", out, "--format", "jsonl").exit_code == 0  # its own file
+    (out / "song.jsonl").write_text('{"onset": 1.0, "offset": 2.0, "pitch": 60}\n')
+    assert run(*words, "-o", out, "--format", "jsonl").exit_code == 2
+
+
+def test_a_recording_on_standard_input_gives_the_bytes_of_its_file(tmp_path, checkpoint, says):
+    says(VocabularyConfig(), *NOTE)
+    song = record(tmp_path / "song.flac")
+    assert run(song, "--checkpoint", checkpoint, "-o", tmp_path / "a.mid").exit_code == 0
+    words = ["transcribe", "-", "--checkpoint", str(checkpoint), "-o", "-"]
+    done = CliRunner().invoke(main, words, input=song.read_bytes())
+    assert done.exit_code == 0, done.output
+    assert done.stdout_bytes == (tmp_path / "a.mid").read_bytes()
+    done = CliRunner().invoke(main, words, input=b"")
+    assert done.exit_code == 2 and "standard-input: empty file" in done.stderr
+
+
+def test_the_midi_file_ends_with_the_recording(tmp_path, checkpoint, says):
+    says(VocabularyConfig(), *NOTE)
+    song, out = record(tmp_path / "song.wav", 2.0), tmp_path / "a.mid"
+    assert run(song, "--checkpoint", checkpoint, "-o", out).exit_code == 0
+    assert mido.MidiFile(out).length == pytest.approx(2.0)
+
+
+def test_every_instrument_gets_a_file_of_its_own(tmp_path, checkpoint, says):
+    says(VocabularyConfig(), *NOTE)
+    words = [record(tmp_path / "song.wav"), "--checkpoint", checkpoint, "--per-instrument"]
+    (tmp_path / "out").mkdir()
+    assert run(*words, "-o", tmp_path / "out").exit_code == 0
+    found = {path.name: read_midi(path)[0] for path in (tmp_path / "out").iterdir()}
+    assert {name: notes.pitch.tolist() for name, notes in found.items()} == {
+        "song.mid": [40, 36], "song-electric-bass-finger.mid": [40], "song-drums.mid": [36],
+    }  # fmt: skip
+    (tmp_path / "out" / "song-church-organ.mid").write_bytes(b"the user's own")
+    done = run(*words, "-o", tmp_path / "out")  # before the work, whatever it would find
+    assert done.exit_code == 2 and "song-church-organ.mid exists and was not written" in done.stderr

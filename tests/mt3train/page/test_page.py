@@ -41,7 +41,9 @@ def record(path: Path, seconds: float = 2.0, rate: int = 16000, click: float = 1
 
 
 def make(folder: Path, notes: Notes = NOTES, velocity: bool = False, name: str = "song.wav") -> str:
-    write_page(folder / "page.html", record(folder / name), notes, "about </script> it", velocity)
+    write_page(
+        folder / "page.html", record(folder / name), notes, 2.0, "about </script> it", velocity
+    )
     return (folder / "page.html").read_text(encoding="utf-8")
 
 
@@ -78,7 +80,7 @@ def test_the_page_holds_the_notes_and_the_midi_file(tmp_path: Path, velocity: bo
     assert ("velocity" in data) == velocity
     midi = base64.b64decode(re.findall(r'href="data:audio/midi;base64,([^"]*)"', text)[0])
     assert (
-        midi == midi_bytes(NOTES.sorted(), mark("mt3train transcribe"))
+        midi == midi_bytes(NOTES.sorted(), mark("mt3train transcribe"), 2.0)
         and len(read_midi(midi)[0]) == 4
     )
     assert 'download="song.mid"' in text
@@ -173,7 +175,7 @@ def test_durations_are_said_as_on_a_clock(seconds: float, said: str):
 
 
 def test_the_size_of_a_page_is_known_before(tmp_path: Path):
-    write_page(tmp_path / "a.html", record(tmp_path / "a.wav", 20.0), NOTES, "", False)
+    write_page(tmp_path / "a.html", record(tmp_path / "a.wav", 20.0), NOTES, 20.0, "", False)
     own = (tmp_path / "a.html").stat().st_size - page_bytes(20.0)
     assert 30_000 < own < 60_000  # script, style, notes
 
@@ -182,7 +184,7 @@ def test_a_recording_that_breaks_off_leaves_neither_a_page_nor_a_part_of_one(tmp
     path = record(tmp_path / "a.wav", 30.0)
     path.write_bytes(path.read_bytes()[:-100_000])
     with pytest.raises(UserError, match="ends early"):
-        write_page(tmp_path / "a.html", path, NOTES, "", False)
+        write_page(tmp_path / "a.html", path, NOTES, 2.0, "", False)
     assert [file.name for file in tmp_path.iterdir()] == ["a.wav"]
 
 
@@ -193,7 +195,7 @@ def test_a_full_disk_is_said_in_one_line_and_leaves_nothing(tmp_path: Path, monk
     path = record(tmp_path / "a.wav")
     monkeypatch.setattr(soundfile.SoundFile, "write", write)
     with pytest.raises(UserError, match="as MP3 .*; make room on the disk"):
-        write_page(tmp_path / "a.html", path, NOTES, "", False)
+        write_page(tmp_path / "a.html", path, NOTES, 2.0, "", False)
     assert [file.name for file in tmp_path.iterdir()] == ["a.wav"]
 
 

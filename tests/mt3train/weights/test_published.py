@@ -541,7 +541,7 @@ def test_the_name_is_valid_wherever_a_checkpoint_is(
     get(KNOWN["mt3"], yes=True)
     song = record(tmp_path / "song.wav", 0.2)
     page = tmp_path / "song.html"
-    done = run("transcribe", song, "--checkpoint", "mt3", "--html", page)
+    done = run("transcribe", song, "--checkpoint", "mt3", "-o", page)
     assert done.exit_code == 0, done.output
     assert "Model: mt3.safetensors" in page.read_text()
     model = mt3train.Transcriber.from_pretrained("mt3", device="cpu").model
