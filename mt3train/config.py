@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from mt3data.errors import UserError
+from mt3train.device import DEVICES, PRECISIONS
 from mt3train.model import MAX_POSITIONS, ModelConfig
 
 COMMAND_LINE = "command line"
@@ -38,7 +39,6 @@ RANGES: dict[str, tuple[float, float]] = {  # smallest and largest value, both a
 PATHS = ("run", "init_checkpoint", "data.train", "data.eval", "data.cache")  # where ~ is the home
 FROM_SHARDS = ("model.vocab_size", "model.n_mels")  # facts of the shards, not settings
 TABLES = ("data.weights",)  # keys with a table as value
-PRECISIONS = ("auto", "bf16", "fp16", "float32", "float64")
 
 
 @dataclass(frozen=True)
@@ -130,7 +130,8 @@ class Config:
     batch: int = 256  # segments per update, over all processes
     # One process runs as many segments at once as need the memory of this many longest ones.
     micro_batch: int = 16
-    precision: str = "auto"  # bf16 where the processor multiplies it natively, float32 elsewhere
+    device: str = "auto"  # or "cpu", "cuda", "mps"; every process takes a GPU of its own
+    precision: str = "auto"  # or "float32", "bf16", "fp16", "float64"; see device.py
     threads: int = 0  # of every process on a CPU; 0: torch's choice
     deterministic: bool = False  # bit-identical resume on a GPU too, slower
     compile: bool = False  # torch.compile
@@ -148,7 +149,8 @@ class Config:
     optim: OptimConfig = field(default_factory=OptimConfig)
 
     def __post_init__(self) -> None:
-        _one_of("precision", self.precision, PRECISIONS)
+        _one_of("device", self.device, DEVICES)
+        _one_of("precision", self.precision, (*PRECISIONS, "float64"))
         _one_of("optim.name", self.optim.name, ("adafactor", "adamw", "muon"))
         _one_of("optim.decay", self.optim.decay, ("constant", "cosine"))
         _one_of("data.reader", self.data.reader, ("indexed", "webdataset"))

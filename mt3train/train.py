@@ -30,8 +30,9 @@ from mt3data.errors import UserError
 from mt3train.config import Config, load_config
 from mt3train.data.builds import TrainingData, open_evaluation, open_shards
 from mt3train.data.loader import Prefetcher, read_step, to_device
+from mt3train.device import choose_precision
 from mt3train.model import MT3
-from mt3train.training.distributed import Ranks, choose_precision, connected, print_error
+from mt3train.training.distributed import Ranks, connected, print_error
 from mt3train.training.logger import Log, SafeStderr
 from mt3train.training.loss import count_correct, token_losses
 from mt3train.training.optimizers import freeze, make_optimizer
@@ -72,7 +73,7 @@ def train_on(
     """Trains on connected processes. Arguments and errors are those of `train`."""
     # Set-up
     run, optim, device, world_size = Path(config.run), config.optim, ranks.device, ranks.world_size
-    precision = choose_precision(config.precision, device)
+    precision = choose_precision(config.precision, device, training=True)
     dtype = torch.float64 if precision == "float64" else torch.float32  # of the weights
     autocast_type = AUTOCAST_TYPES.get(precision)
     autocast = torch.autocast(device.type, autocast_type, enabled=autocast_type is not None)

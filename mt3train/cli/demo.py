@@ -17,18 +17,20 @@ from mt3data.datasets.adapters.slakh import tracks
 from mt3data.datasets.manifest import load
 from mt3data.errors import UserError
 from mt3data.music.midi import write_midi
+from mt3train.device import choose_device
 
 PIECES, SECONDS, SEED = 3, 32, 9  # one piece each to learn, to validate on, and as the control
 LEARNED_AT_LEAST, CONTROL_BELOW = 0.9, 0.3  # onset F1
 
 
-def run(out: Path, workers: int) -> Iterator[str]:
+def run(out: Path, workers: int, device: str = "auto") -> Iterator[str]:
     """Runs the demo in a folder, or continues it there.
 
     Args:
         out: folder for everything.
         workers: processes for rendering and building. Training uses as many, but never more than
             there are GPUs where there are some.
+        device: what trains and transcribes, one of mt3train.device.DEVICES.
     Yields:
         Lines for the reader, scores last.
     Raises:
@@ -46,8 +48,9 @@ def run(out: Path, workers: int) -> Iterator[str]:
     )  # fmt: skip
     yield from _command("mt3data", "check", shards)
     yield from _command(
-        "torchrun", "--standalone", f"--nproc_per_node={training_processes(workers)}", Path(__file__).parents[1] / "train.py",
+        "torchrun", "--standalone", f"--nproc_per_node={training_processes(workers, device)}", Path(__file__).parents[1] / "train.py",
         "demo.toml", f"data.train={shards / 'demo'}", f"run={model}",
+        *([f"device={device}"] * (device != "auto")),
     )  # fmt: skip
     scores = {}
     for track in tracks(pieces, load("demo")):
@@ -58,7 +61,14 @@ def run(out: Path, workers: int) -> Iterator[str]:
         notes = track.load_notes()
         write_midi(notes, reference)
         yield from _command(
-            "mt3train", "transcribe", track.audio, "--checkpoint", model, "-o", estimate
+            "mt3train",
+            "transcribe",
+            track.audio,
+            "--checkpoint",
+            model,
+            "-o",
+            estimate,
+            *(["--device", device] * (device != "auto")),
         )
         yield from _command("mt3train", "score", reference, estimate)
         printed = _output("mt3train", "score", reference, estimate, "--json")
@@ -79,11 +89,12 @@ def run(out: Path, workers: int) -> Iterator[str]:
         )
 
 
-def training_processes(workers: int) -> int:
+def training_processes(workers: int, device: str) -> int:
     """Returns how many processes train: one for each GPU, but at most `workers`; `workers` on CPUs."""
     import torch
 
-    return min(workers, torch.cuda.device_count() or workers)
+    kind = choose_device(device).type
+    return min(workers, {"cuda": torch.cuda.device_count(), "mps": 1}.get(kind, workers))
 
 
 PROGRAMS = {

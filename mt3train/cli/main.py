@@ -18,7 +18,7 @@ from mt3data.terminal import (
     CommandGroup,
     echo,
 )
-from mt3train.cli.scores import evaluate, score
+from mt3train.cli.scores import DEVICE, evaluate, score
 from mt3train.cli.transcribe import transcribe
 from mt3train.cli.weights import weights
 
@@ -102,7 +102,8 @@ def convert(source: Path, out: Path, heads: int | None, half: bool, force: bool)
               help="Folder for everything.")  # fmt: skip
 @click.option("--workers", type=WORKERS, default=2, show_default=True, metavar="N",
               help="Processes; training starts at most one per GPU.")  # fmt: skip
-def demo(out: Path, workers: int) -> None:
+@DEVICE
+def demo(out: Path, workers: int, device: str) -> None:
     """Runs the whole pipeline once, in about ten minutes.
 
     It makes pieces and shards, trains a small model until it has memorised one piece, transcribes and
@@ -113,7 +114,7 @@ def demo(out: Path, workers: int) -> None:
     """
     from mt3train.cli.demo import run
 
-    for line in run(out, workers):
+    for line in run(out, workers, device):
         echo(line)
 
 

@@ -20,6 +20,7 @@ from mt3data.terminal import (
     print_json,
     progress,
 )
+from mt3train.device import DEVICES, PRECISIONS, choose_device
 from mt3train.weights.published import KNOWN
 
 if TYPE_CHECKING:
@@ -45,6 +46,12 @@ CHECKPOINT = click.option(
 )  # fmt: skip
 BATCH = click.option("--batch", type=AT_LEAST_1, default=16, show_default=True, metavar="N",
                      help="Segments decoded at once.")  # fmt: skip
+DEVICE = click.option("--device", type=click.Choice(DEVICES), default="auto", show_default=True,
+                      help="Processor of the model. auto: the GPU if CUDA finds one, else the CPU.")  # fmt: skip
+PRECISION = click.option(
+    "--precision", type=click.Choice(PRECISIONS), default="auto", show_default=True,
+    help="Of the model's products. auto: bf16 on a GPU that has it, else float32. fp16 needs a GPU.",
+)  # fmt: skip
 ROWS = {  # of `score`: title of a line -> score
     "onset": "onset", "onset + offset": "onset_offset", "onset + velocity": "onset_velocity",
     "onset + offset + velocity": "onset_offset_velocity", "frame": "frame", "drum onset": "drum",
@@ -62,6 +69,8 @@ LONGER = 1.25  # estimates that end this much later or earlier may be of another
 @click.option("--split", default="test", show_default=True, help="Split of the builds to score.")
 @click.option("--tracks", type=AT_LEAST_1, metavar="N", help="Score only the first N tracks.")
 @BATCH
+@DEVICE
+@PRECISION
 @click.option("--constrained", is_flag=True,
               help="Decode as `transcribe` does; default: as `transcribe --plain`.")  # fmt: skip
 @click.option("--workers", type=WORKERS, default=1, show_default=True, metavar="N",
@@ -74,7 +83,7 @@ LONGER = 1.25  # estimates that end this much later or earlier may be of another
 @click.option("--csv", "as_csv", is_flag=True, help="Print one line for each track and score.")
 def evaluate(
     folder: Path, checkpoint: str | Path | None, split: str, tracks: int | None, batch: int,
-    constrained: bool, workers: int, out: Path | None, as_json: bool, as_csv: bool,
+    device: str, precision: str, constrained: bool, workers: int, out: Path | None, as_json: bool, as_csv: bool,
 ) -> None:  # fmt: skip
     """Scores a model on the recordings in shards.
 
@@ -102,13 +111,14 @@ def evaluate(
     if out is not None and (out.is_dir() or not out.parent.is_dir()):
         raise UserError(f"--out {out}: expected a file, in a folder that exists")
     manifests = {build: read_build_manifest(build) for build in find_builds(folder)}
-    model, info = load_checkpoint(checkpoint)
+    model, info = load_checkpoint(checkpoint, device)
+    decoding = DecodingConfig(batch, constrained, precision=precision)
     chosen = [build for build in manifests if split in manifests[build]["splits"]]
     chosen = chosen or [*manifests]  # the first then reports that it has no such split
     file = None
     if out:
         file = ResultsFile(
-            out, {b.name: identity(model, info, manifests[b], split, constrained) for b in chosen}
+            out, {b.name: identity(model, info, manifests[b], split, decoding) for b in chosen}
         )
     results = {}
     for build in chosen:
@@ -125,7 +135,7 @@ def evaluate(
                 bar.update(1)
 
             results[build.name] = evaluate_build(
-                model, info, build, split, decoding=DecodingConfig(batch, constrained), max_tracks=tracks, workers=workers,
+                model, info, build, split, decoding=decoding, max_tracks=tracks, workers=workers,
                 done=done, on_track=on_track,
             )  # fmt: skip
         if not (as_json or as_csv):
@@ -233,18 +243,19 @@ def _warn_of_lengths(reference: Notes, estimate: Notes) -> None:
                    "of one recording?", err=True)  # fmt: skip
 
 
-def load_checkpoint(checkpoint: str | Path | None) -> tuple[MT3, CheckpointInfo]:
-    """Loads the model of a checkpoint, on the GPU if there is one.
+def load_checkpoint(
+    checkpoint: str | Path | None, device: str = "auto"
+) -> tuple[MT3, CheckpointInfo]:
+    """Loads the model of a checkpoint to a device.
 
     None loads the demo weights, and one line on stderr describes them.
     """
-    import torch
-
     from mt3train.weights.checkpoint import load_model
     from mt3train.weights.pretrained import demo_weights
 
+    chosen = choose_device(device)  # raises before anything is loaded or downloaded
     if checkpoint is None:
         checkpoint, description = demo_weights()
         echo(description, err=True)
     model, info = load_model(checkpoint)
-    return (model.cuda() if torch.cuda.is_available() else model), info
+    return model.to(chosen), info

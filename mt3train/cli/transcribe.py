@@ -26,7 +26,7 @@ from mt3data.files import (
     write_output,
 )
 from mt3data.terminal import OUTPUT, echo, path_error_message, plural, progress
-from mt3train.cli.scores import BATCH, CHECKPOINT, load_checkpoint
+from mt3train.cli.scores import BATCH, CHECKPOINT, DEVICE, PRECISION, load_checkpoint
 
 if TYPE_CHECKING:
     from mt3train.transcription.transcribe import Transcriber, Transcription
@@ -91,6 +91,8 @@ def _parse_formats(ctx: click.Context, param: click.Parameter, text: str | None)
 @click.option("--per-instrument", is_flag=True,
               help="Beside each MIDI file, also one for each instrument: song-drums.mid, song-church-organ.mid.")  # fmt: skip
 @BATCH
+@DEVICE
+@PRECISION
 @click.option(
     "--programs",
     help='All that the model may say, such as "piano,bass,drums" or "0,33"; it filters no sound.',
@@ -101,7 +103,8 @@ def _parse_formats(ctx: click.Context, param: click.Parameter, text: str | None)
 @click.option("--force", is_flag=True, help="Replace files that this command did not write.")
 def transcribe(
     files: tuple[Path, ...], checkpoint: str | Path | None, outs: tuple[Path, ...], kinds: list[str],
-    per_instrument: bool, batch: int, programs: str | None, plain: bool, compiled: bool, force: bool,
+    per_instrument: bool, batch: int, device: str, precision: str, programs: str | None, plain: bool,
+    compiled: bool, force: bool,
 ) -> None:  # fmt: skip
     """Writes the notes of recordings: MIDI, JSON, CSV, or a page.
 
@@ -126,8 +129,8 @@ def transcribe(
     from mt3train.transcription.transcribe import Transcriber
 
     only = ProgramFilter.parse(programs) if programs is not None else None
-    model, info = load_checkpoint(checkpoint)
-    decoding = DecodingConfig(batch, constrained=not plain, programs=only, compile=compiled)
+    model, info = load_checkpoint(checkpoint, device)
+    decoding = DecodingConfig(batch, not plain, only, precision, compiled)
     if only:
         only.forbidden(info.vocabulary)  # raises before any work if the model has no programs
     transcriber = Transcriber(model, info, decoding)

@@ -19,11 +19,13 @@ from typing import Any
 import numpy as np
 
 from mt3data.errors import UserError
+from mt3train.device import choose_precision
 from mt3train.evaluation.evaluate import COLUMNS, TrackScores, nan_mean, values_of
 from mt3train.evaluation.leakage import InstrumentScores
 from mt3train.evaluation.metrics import SCORINGS
 from mt3train.evaluation.note_matching import Counts
 from mt3train.model import MT3
+from mt3train.transcription.decode import DecodingConfig
 from mt3train.weights.checkpoint import CheckpointInfo, checksum
 
 Results = Mapping[str, Sequence[TrackScores]]  # by build
@@ -168,7 +170,7 @@ def _none_if_nan(value: float) -> float | None:
 
 def identity(
     model: MT3, info: CheckpointInfo, build_manifest: Mapping[str, Any], split: str,
-    constrained: bool = False,
+    decoding: DecodingConfig = DecodingConfig(),
 ) -> str:  # fmt: skip
     """Hashes all that scores depend on: weights, settings of the checkpoint, decoding, build, split.
 
@@ -176,7 +178,9 @@ def identity(
     """
     settings = asdict(info) | {"step": None}
     parts = [checksum(model.state_dict()), settings, build_manifest, split]
-    parts += ["constrained"] * constrained
+    parts += ["constrained"] * decoding.constrained
+    precision = choose_precision(decoding.precision, next(model.parameters()).device)
+    parts += [precision] * (precision != "float32")
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 

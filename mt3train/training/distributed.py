@@ -28,6 +28,7 @@ from mt3data.errors import UserError
 from mt3data.terminal import is_path_error, one_line, path_error_message, printable
 from mt3train.config import Config
 from mt3train.data.loader import MicroBatch, Prefetcher
+from mt3train.device import choose_device
 from mt3train.training.logger import SafeStderr
 
 # Longer than a step, a checkpoint, a compilation or the transcription of a track takes. It need not
@@ -153,7 +154,7 @@ def connected(config: Config) -> Iterator[Ranks]:
         raise UserError(
             f"batch={config.batch} for {world_size} processes; expected at least one each"
         )
-    ranks = Ranks(rank, world_size, _device(local_rank))
+    ranks = Ranks(rank, world_size, _device(config.device, local_rank))
     if world_size > 1:
         backend = "cpu:gloo,cuda:nccl" if ranks.device.type == "cuda" else "gloo"
         store = _unused_store(rank, world_size)
@@ -211,23 +212,6 @@ def _user_message(error: Exception) -> str | None:
     return None
 
 
-def choose_precision(wanted: str, device: torch.device) -> str:
-    """Returns the wanted precision, or the one that "auto" stands for on this device.
-
-    On a CPU without bf16 instructions bf16 is many times slower.
-
-    Raises:
-        UserError: fp16 on a CPU.
-    """
-    if wanted == "fp16" and device.type == "cpu":
-        raise UserError("precision='fp16' needs a GPU; use auto, bf16 or float32 on a CPU")
-    if wanted != "auto":
-        return wanted
-    if device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if torch.cpu._is_avx512_bf16_supported() else "float32"
-
-
 def _ranks_in_environment() -> tuple[int, int, int]:
     """Returns RANK, WORLD_SIZE and LOCAL_RANK."""
     names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -249,12 +233,15 @@ def _ranks_in_environment() -> tuple[int, int, int]:
     return rank, world_size, local_rank
 
 
-def _device(local_rank: int) -> torch.device:
-    """Returns this process's GPU, or the CPU where there is none."""
-    if not torch.cuda.is_available():
-        return torch.device("cpu")
-    n_devices = torch.cuda.device_count()
+def _device(wanted: str, local_rank: int) -> torch.device:
+    """Returns what this process computes on: with CUDA a GPU of its own."""
+    device = choose_device(wanted)
     n_processes = int(os.environ.get("LOCAL_WORLD_SIZE", local_rank + 1))
+    if device.type == "mps" and n_processes > 1:
+        raise UserError(f"{n_processes} processes with device='mps'; train in one process")
+    if device.type != "cuda":
+        return device
+    n_devices = torch.cuda.device_count()
     if n_processes > n_devices:  # raised by all of them, also by the one that prints it
         raise UserError(
             f"{n_processes} processes on this machine find {n_devices} GPUs; start one process per"

@@ -20,12 +20,13 @@ import torch
 from torch import Tensor
 
 from mt3data.music.vocabulary import EOS_ID, VocabularyConfig
+from mt3train.device import PRECISIONS, choose_precision
 from mt3train.model import MT3
 from mt3train.transcription.cached_decoder import CachedDecoder
 from mt3train.transcription.constraint import TokenConstraint
 from mt3train.transcription.programs import ProgramFilter
 
-PRECISIONS = ("auto", "float32", "bf16")
+HALF_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 GPU_STEPS_PER_CHECK = 16  # checking which segments have ended makes the CPU wait for the GPU
 START_ID = 0  # the first input of the decoder; model.shift_right
 
@@ -38,8 +39,8 @@ class DecodingConfig:
         batch: number of segments that are decoded together.
         constrained: ends time steps in which the decoder loops (constraint.py). Off: as the original.
         programs: instruments that the decoder may emit; None: all.
-        precision: "bf16", "float32", or "auto": bf16 on a GPU that supports it, the precision of
-            the weights elsewhere. Logits are always computed in the precision of the weights.
+        precision: "bf16", "fp16", "float32" (that of the weights), or "auto"; see
+            mt3train.device.choose_precision. Logits are always computed in the precision of the weights.
         compile: compiles the decoder with torch.compile, on a GPU with CUDA graphs. Compiling takes
             about a minute.
     """
@@ -95,19 +96,16 @@ class SegmentDecoder:
             max_length: largest number of tokens per segment, EOS included; 1 to 2048.
         Raises:
             ValueError: max_length is out of range.
-            UserError: the vocabulary has no programs to choose from (`ProgramFilter`).
+            UserError: the vocabulary has no programs to choose from (`ProgramFilter`), or fp16 on a CPU.
         """
         self.model, self.batch, self.max_length = model.eval(), config.batch, max_length
         parameter = next(model.parameters())
         self.device, self.dtype = parameter.device, parameter.dtype
-        on_gpu = self.device.type == "cuda"
-        self.in_bf16 = config.precision == "bf16" or (
-            config.precision == "auto" and on_gpu and torch.cuda.is_bf16_supported()
-        )
+        on_gpu = self.device.type != "cpu"
+        self.half = HALF_TYPES.get(choose_precision(config.precision, self.device))
         self.cached = CachedDecoder(
-            model, config.batch, max_length, n_frames,
-            torch.bfloat16 if self.in_bf16 else None, config.compile,
-        )  # fmt: skip
+            model, config.batch, max_length, n_frames, self.half, config.compile
+        )
         forbidden = config.programs.forbidden(vocabulary) if config.programs else ()
         self.forbidden = torch.tensor(forbidden, dtype=torch.int64, device=self.device)
         self.constraint = (
@@ -163,7 +161,7 @@ class SegmentDecoder:
     def encode(self, mels: list[np.ndarray | Tensor]) -> Tensor:
         """Encodes the log-mels [F, M] of segments into frames [S, F, D]."""
         mel_SFM = torch.stack([torch.as_tensor(mel) for mel in mels]).to(self.device, self.dtype)
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.in_bf16):
+        with torch.autocast(self.device.type, self.half, enabled=self.half is not None):
             return self.model.encode(mel_SFM)
 
     def _step(self, n_slots: int) -> None:

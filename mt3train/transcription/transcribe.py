@@ -23,7 +23,6 @@ from itertools import chain, count
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from mt3data.audio.load import BLOCK_SECONDS, audio_info, read_blocks, require_finite
 from mt3data.audio.spectrogram import (
@@ -38,6 +37,7 @@ from mt3data.music.detokenizer import decode_segments
 from mt3data.music.notes import Notes, separate_equal_pitches
 from mt3data.music.tokenizer import segment_start
 from mt3data.music.vocabulary import VocabularyConfig
+from mt3train.device import choose_device
 from mt3train.model import MT3
 from mt3train.transcription.decode import DecodingConfig, SegmentDecoder
 from mt3train.weights.checkpoint import CheckpointInfo, load_model
@@ -88,7 +88,8 @@ class Transcriber:
     def from_pretrained(
         checkpoint: str | Path | None = None,
         decoding: DecodingConfig = DecodingConfig(constrained=True),
-        device: str | None = None,
+        device: str = "auto",
+        precision: str = "auto",
     ) -> Transcriber:
         """Loads a checkpoint.
 
@@ -97,13 +98,17 @@ class Transcriber:
                 or as a str the name of published weights, such as "mt3", which are downloaded at
                 their first use; None: the weights that come with the package.
             decoding: how segments are decoded.
-            device: such as "cuda:1"; None: the GPU if there is one, else the CPU.
+            device: "auto" (the GPU if there is one, else the CPU), "cpu", "cuda", "mps", or one of
+                several, such as "cuda:1".
+            precision: "float32", "bf16", "fp16", or "auto": that of `decoding`.
         Raises:
-            UserError: no checkpoint there, or a damaged one.
+            UserError: no checkpoint there, a damaged one, or no such device.
         """
+        chosen = choose_device(device)
         model, info = load_model(demo_weights()[0] if checkpoint is None else checkpoint)
-        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return Transcriber(model.to(device), info, decoding)
+        if precision != "auto":
+            decoding = replace(decoding, precision=precision)
+        return Transcriber(model.to(chosen), info, decoding)
 
     def __call__(self, audio: str | Path | np.ndarray) -> Notes:
         """Returns the notes of a recording; see `transcribe`."""

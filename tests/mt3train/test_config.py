@@ -122,7 +122,7 @@ def test_weights_of_builds_are_a_table(tmp_path):
         ("optim.lr=true", "optim.lr must be a number, not True"),
         ("micro_batch=1e18", "micro_batch=1000000000000000000; expected 1 to 1000000"),
         ("threads=100000", "threads=100000; expected 0 to"),
-        ("precision=fp8", "precision='fp8'; expected one of auto, bf16"),
+        ("precision=fp8", "precision='fp8'; expected one of auto, float32"),
         ("batch=0", "batch=0; expected 1 to 1000000"),
         ("optim.weight_decay=0.1", "optim.weight_decay is for optim.name='adamw'"),
         ("model.dropout_rate=1.0", "model.dropout_rate=1.0; expected 0 to below 1"),

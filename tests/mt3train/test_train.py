@@ -121,7 +121,7 @@ def test_bfloat16_products_change_the_loss_little_and_keep_float32_weights(tmp_p
 def in_fp16(monkeypatch, scale):
     """fp16 on the CPU, which users are refused as it is slow, with a first scale of the loss."""
     first = torch.amp.GradScaler.__init__
-    monkeypatch.setattr("mt3train.train.choose_precision", lambda *_: "fp16")
+    monkeypatch.setattr("mt3train.train.choose_precision", lambda *_, **__: "fp16")
     monkeypatch.setattr(
         torch.amp.GradScaler,
         "__init__",

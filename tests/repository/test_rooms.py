@@ -20,7 +20,7 @@ ROOMS = [
     *(f"mt3data.{room}" for room in "errors terminal files schema".split()),
     *(f"mt3data.{room}" for room in "music audio datasets synth align download shards".split()),
     *(f"mt3data.{room}" for room in "build report cli".split()),
-    *(f"mt3train.{room}" for room in "model weights config data transcription".split()),
+    *(f"mt3train.{room}" for room in "device model weights config data transcription".split()),
     *(f"mt3train.{room}" for room in "evaluation training page train cli".split()),
 ]
 MODULES = sorted(

@@ -264,7 +264,7 @@ def test_a_damaged_record_of_synth_is_one_line(tmp_path: Path, content: str, fie
         ("transcribe nowhere.wav -o a.mid --batch 0", "'--batch': 0 is not in the range x>=1"),
         (
             "transcribe nowhere.wav -o a.mid --format xml",
-            "'xml' is not one of 'mid', 'json', 'csv'",
+            "--format xml: expected, between commas, mid, json",
         ),
         ("transcribe nowhere.wav -o a.mid --checkpoint nowhere", "nowhere"),
         ("evaluate nowhere", "nowhere: no such folder"),
@@ -348,9 +348,9 @@ def test_every_option_has_a_help_text_and_the_first_sentence_fits(
 
 
 # The names of all options of all commands.
-NAMES = """--align --batch --cache --checkpoint --compile --constrained --config --context --csv --dry-run --engine
+NAMES = """--align --batch --cache --checkpoint --compile --constrained --config --context --csv --device --dry-run --engine
 --effects --exclude --fast --force --format --from --half --heads --json --kinds --max-failures
---midi --name --no-download --out --part --per-instrument --plain --profile --programs --root --seconds --seed --select --soundfont --source
+--midi --name --no-download --out --part --per-instrument --plain --precision --profile --programs --root --seconds --seed --select --soundfont --source
 --split --split-scheme --store --stream --to --tracks --variants --window --workers""".split()
 
 

@@ -291,7 +291,7 @@ def test_what_a_folder_holds_that_cannot_be_read_is_said_and_leftovers_are_not_r
 
 @pytest.mark.parametrize("words", [["no.wav"], ["song.wav", "--programs", "kazoo"]])
 def test_a_mistyped_word_is_told_before_anything_is_loaded(tmp_path, monkeypatch, words):
-    def load(checkpoint: Path | None) -> None:
+    def load(checkpoint: Path | None, device: str) -> None:
         raise AssertionError("loaded")
 
     record(tmp_path / "song.wav")

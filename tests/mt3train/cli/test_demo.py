@@ -111,6 +111,7 @@ def test_training_starts_at_most_one_process_for_each_gpu(
         return subprocess.CompletedProcess(words, int("torch.distributed.run" in words))
 
     commands: list[list[str]] = []
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
     monkeypatch.setattr(subprocess, "run", refuse)
     result = run("demo", "--out", tmp_path, "--workers", workers)

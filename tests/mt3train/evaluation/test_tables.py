@@ -27,6 +27,7 @@ from mt3train.evaluation.tables import (
     track_table,
 )
 from mt3train.model import MT3, ModelConfig
+from mt3train.transcription.decode import DecodingConfig
 from mt3train.weights.checkpoint import CheckpointInfo
 
 NAMES = ("onset_f1", "onset_offset_f1", "program_f1", "program_full_f1", "frame_f1", "leakage")
@@ -179,6 +180,7 @@ def test_results_depend_on_weights_settings_build_and_split() -> None:
         identity(one, replace(info, frames=128), build, "test"),
         identity(one, info, build | {"fingerprint": "g"}, "test"),
         identity(one, info, build | {"shards": [{"name": "test-0.tar", "sha256": "0b"}]}, "test"),
-        identity(one, info, build, "test", constrained=True),
+        identity(one, info, build, "test", DecodingConfig(constrained=True)),
+        identity(one, info, build, "test", DecodingConfig(precision="bf16")),
     }  # fmt: skip
-    assert len(changed | {known}) == 8
+    assert len(changed | {known}) == 9

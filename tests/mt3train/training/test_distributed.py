@@ -3,12 +3,11 @@
 import signal
 
 import pytest
-import torch
 import torch.distributed as dist
 from worlds import World, after, config, killed_while_writing, plain
 
 from mt3data.errors import UserError
-from mt3train.training.distributed import Ranks, choose_precision, connected
+from mt3train.training.distributed import Ranks, connected
 from mt3train.weights.checkpoint import checkpoints
 
 
@@ -68,14 +67,6 @@ def test_more_processes_than_gpus_are_refused_by_each_of_them(monkeypatch, rank)
     message = "4 processes .* 2 GPUs; .*--nproc_per_node=2"
     with pytest.raises(UserError, match=message), connected(config("")):
         pass
-
-
-def test_precision_that_the_processor_lacks_is_refused_or_avoided():
-    cpu = torch.device("cpu")
-    with pytest.raises(UserError, match="needs a GPU"):
-        choose_precision("fp16", cpu)
-    assert choose_precision("float64", cpu) == "float64"
-    assert choose_precision("auto", cpu) in ("bf16", "float32")
 
 
 def test_new_processes_meet_in_a_store_that_holds_keys_of_crashed_ones(tmp_path):

@@ -1,0 +1,104 @@
+"""The words for devices and precisions, as commands, configurations and Python take them."""
+
+from types import SimpleNamespace
+
+import click
+import pytest
+import torch
+from click.testing import CliRunner
+from recordings import record, save_model
+
+from mt3data.errors import UserError
+from mt3data.music.vocabulary import VocabularyConfig
+from mt3train import Transcriber, load_config
+from mt3train.cli.main import main
+from mt3train.device import DEVICES, PRECISIONS, choose_device, choose_precision
+from mt3train.transcription.decode import SegmentDecoder
+
+CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
+
+
+def test_auto_is_cuda_where_there_is_one_and_never_mps(monkeypatch):
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert choose_device("auto") == CPU and choose_device("mps") == MPS
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert choose_device("auto") == CUDA and choose_device("cuda:1") == torch.device("cuda:1")
+    with pytest.raises(UserError, match="device cuda:2: PyTorch finds none"):
+        choose_device("cuda:2")
+
+
+@pytest.mark.parametrize("word", ["cuda", "mps", "cuda:0", "meta", "gpu", ""])
+def test_a_device_that_is_not_there_is_one_line(monkeypatch, word):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    with pytest.raises(UserError, match="PyTorch finds none|expected one of auto, cpu, cuda, mps"):
+        choose_device(word)
+
+
+@pytest.mark.parametrize(
+    "device, has_bf16, training, decoding",
+    [
+        (CPU, True, "bf16", "float32"), (CPU, False, "float32", "float32"),
+        (CUDA, True, "bf16", "bf16"), (CUDA, False, "fp16", "float32"),
+        (MPS, False, "float32", "float32"),
+    ],
+)  # fmt: skip
+def test_auto_is_the_precision_that_is_fast_and_exact_enough(
+    monkeypatch, device, has_bf16, training, decoding
+):
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: has_bf16)
+    monkeypatch.setattr("torch.cuda.is_bf16_supported", lambda including_emulation: has_bf16)
+    assert choose_precision("auto", device, training=True) == training
+    assert choose_precision("auto", device) == decoding
+
+
+def test_fp16_on_a_cpu_is_refused_and_other_words_are_kept():
+    with pytest.raises(UserError, match="needs a GPU"):
+        choose_precision("fp16", CPU)
+    for word in ("float64", "bf16"):
+        assert choose_precision(word, CPU, training=True) == word
+    assert choose_precision("fp16", CUDA) == "fp16"
+
+
+def test_every_command_that_runs_a_model_takes_the_same_words():
+    assert isinstance(main, click.Group)
+    options = {
+        (name, option.name): getattr(option.type, "choices", None)
+        for name in ("transcribe", "evaluate", "demo") for option in main.commands[name].params
+    }  # fmt: skip
+    for name in ("transcribe", "evaluate", "demo"):
+        assert options[name, "device"] == DEVICES
+    for name in ("transcribe", "evaluate"):
+        assert options[name, "precision"] == PRECISIONS
+    for word in DEVICES:
+        assert load_config([f"device={word}"]).device == word
+    for word in (*PRECISIONS, "float64"):
+        assert load_config([f"precision={word}"]).precision == word
+    with pytest.raises(UserError, match="device='gpu'; expected one of auto, cpu"):
+        load_config(["device=gpu"])
+
+
+def test_the_options_reach_the_decoder(tmp_path, monkeypatch):
+    seen: list[SimpleNamespace] = []
+    decode = SegmentDecoder.decode
+
+    def watch(self: SegmentDecoder, mels):
+        seen.append(SimpleNamespace(device=self.device.type, half=self.half))
+        return decode(self, mels)
+
+    monkeypatch.setattr(SegmentDecoder, "decode", watch)
+    model = save_model(tmp_path / "a.safetensors", VocabularyConfig())
+    song, out = record(tmp_path / "song.wav"), str(tmp_path / "a.mid")
+    words = ["transcribe", str(song), "--checkpoint", str(model), "-o", out]
+    for more in ([], ["--precision", "bf16", "--device", "cpu"]):
+        assert CliRunner().invoke(main, words + more).exit_code == 0
+    Transcriber.from_pretrained(model, device="cpu", precision="bf16")(song)
+    assert [each.half for each in seen] == [None, torch.bfloat16, torch.bfloat16]
+    assert {each.device for each in seen[1:]} == {"cpu"}
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    done = CliRunner().invoke(main, [*words, "--device", "cuda"])
+    assert done.exit_code == 2 and done.stderr.count("\n") == 1 and "device cuda" in done.stderr
+    done = CliRunner().invoke(main, [*words, "--precision", "fp16", "--device", "cpu"])
+    assert done.exit_code == 2 and "needs a GPU" in done.stderr
