@@ -1,18 +1,22 @@
 """Finds the streams of sound in a file, because libsndfile reads the first one and returns no error.
 
 An Ogg file may be a chain of streams, and MP3 files are often joined to one. Each of their streams
-is found here as a range of bytes. Uncompressed files state how many bytes of samples they have. A
-statement that differs from what is there is an error, except for the values that writers to a pipe
-use because the length is not known yet.
+is found here as a range of bytes. Pages of Ogg that are damaged or missing are errors. Frames of MP3
+are counted, because the number in the header may be too small. Uncompressed files state how many
+bytes of samples they have. A statement that differs from what is there is an error, except for the
+values that writers to a pipe use because the length is not known yet.
 
-Only headers are read, so memory does not grow with the length of a file.
+Files are mapped, so memory does not grow with their length.
 """
 
 from __future__ import annotations
 
 import io
 import mmap
+import re
+import shlex
 import struct
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, NoReturn
@@ -22,6 +26,12 @@ from mt3data.errors import UserError
 ID3_HEADER = 10  # bytes
 ID3V1_SIZE, APE_HEADER = 128, 32
 MAX_LEFTOVER = 8192  # bytes behind the sound that may be anything: padding, unknown tags
+UNCOUNTED_FRAMES = 2  # of an MP3 stream that its header may leave out
+SOUND = re.compile(  # beginnings of other files
+    rb"OggS\x00\x02|fLaC[\x00\x80]\x00\x00\x22|(RIF[FX]|RF64|BW64)....WAVE|FORM....AIF|"
+    rb"riff\x2e\x91\xcf|caff\x00\x01\x00\x00|\.snd\x00\x00\x00",
+    re.DOTALL,
+)
 MAX_JUNK = 1 << 16  # bytes in front of the first frame of an MP3 file
 TWO_MP3_FRAMES = 2 * 1441  # bytes, at most
 BIT_RATES = (  # of layer III in MPEG-2 and MPEG-1, 1000 bits per second
@@ -100,26 +110,38 @@ def find_parts(path: Path) -> list[Part]:
             _check_chunks(data, path)
         elif path.suffix.lower() == ".mp3" and data[start : start + 4] != b"fLaC":
             for place in range(start, min(len(data), start + MAX_JUNK)):
-                if _is_mp3_frame(data, place) and _mp3_size(data, place) is not None:
+                if _is_mp3_frame(data, place) and _mp3_header(data, place) is not None:
                     return _mp3_streams(data, place, path)
             return [Part(0, len(data), knows_length=False)]
         return [whole]
 
 
-def has_second_flac_stream(path: Path) -> bool:
-    """Returns whether another FLAC stream begins in a FLAC file. Reads the whole file."""
+def has_second_stream(path: Path) -> bool:
+    """Returns whether another FLAC stream, or other sound near the end, is in a FLAC file.
+
+    Reads the whole file.
+    """
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
         marker = b"fLaC\x00\x00\x00\x22"  # and the header of its 34 bytes of stream info
         first = data.find(marker)
-        return first >= 0 and data.find(marker, first + len(marker)) >= 0
+        behind = first + len(marker)
+        near_end = max(behind, len(data) - 2 * MAX_LEFTOVER)
+        return first >= 0 and (
+            data.find(marker, behind) >= 0 or SOUND.search(data, near_end) is not None
+        )
 
 
 # --- Ogg -----------------------------------------------------------------------------------------
 
 
 def _ogg_streams(data: mmap.mmap, path: Path) -> list[Part]:
-    """Returns the links of a chain. A link begins with pages that begin a stream (flag 2)."""
+    """Returns the links of a chain. A link begins with pages that begin a stream (flag 2).
+
+    Libogg drops a page whose checksum is wrong, and decoders go on behind a page that is missing.
+    """
     starts, place, was_first = [0], 0, True
+    numbers: dict[bytes, int] = {}  # of the next page of every stream that has sound and no end yet
+    unended: set[bytes] = set()
     while place >= 0:
         header = data[place : place + 27]
         n_segments = header[26] if len(header) == 27 else 0
@@ -127,56 +149,105 @@ def _ogg_streams(data: mmap.mmap, path: Path) -> list[Part]:
         end = place + 27 + n_segments + sum(sizes)
         if len(header) < 27 or len(sizes) < n_segments or end > len(data):
             raise UserError(f"{path}: ends within a page of Ogg; copy or download it again")
-        is_first = bool(header[5] & 2)
+        is_first, stream = bool(header[5] & 2), header[14:18]
+        number, checksum = struct.unpack("<II", header[18:26])
+        if checksum != _ogg_checksum(data[place:end]) or numbers.get(stream, number) != number:
+            raise UserError(
+                f"{path}: a page of Ogg is damaged or missing at byte {place:,}; copy or download it again"
+            )
         if is_first and not was_first:
+            _require_ends(unended, path)
             starts.append(place)
         was_first = is_first
+        unended.add(stream)
+        if header[5] & 4:  # the last page of its stream
+            unended.discard(stream)
+            numbers.pop(stream, None)
+        elif int.from_bytes(header[6:14], "little", signed=True) > 0:  # not a page of headers
+            numbers[stream] = (number + 1) % (1 << 32)
         place = data.find(b"OggS", end)
+        if place - end > MAX_LEFTOVER:
+            _require_no_more(data, end, path)
+    _require_ends(unended, path)
+    _require_no_more(data, end, path)
     return [Part(a, b) for a, b in zip(starts, [*starts[1:], len(data)], strict=True)]
+
+
+def _ogg_checksum(page: bytes) -> int:
+    """Returns the checksum of a page: CRC-32 with the bits of all bytes in the other order than zlib's."""
+    bits = (page[:22] + bytes(4) + page[26:]).translate(_REVERSED)
+    crc = zlib.crc32(bits, 0xFFFFFFFF) ^ 0xFFFFFFFF  # begins with 0 and ends without a change
+    return int.from_bytes(crc.to_bytes(4, "little").translate(_REVERSED))
+
+
+_REVERSED = bytes(int(f"{byte:08b}"[::-1], 2) for byte in range(256))
+
+
+def _require_ends(unended: set[bytes], path: Path) -> None:
+    """Raises a UserError if a stream of Ogg has no last page."""
+    if unended:
+        raise UserError(
+            f"{path}: ends early: no page is marked as the last one of its stream of Ogg; copy or "
+            f"download it again, or try `ffmpeg -i {shlex.quote(str(path))} converted.wav`"
+        )
 
 
 # --- MP3 -----------------------------------------------------------------------------------------
 
 
 def _mp3_streams(data: mmap.mmap, start: int, path: Path) -> list[Part]:
-    """Returns the files of which an MP3 file was joined, by the sizes that their headers give."""
+    """Returns the files of which an MP3 file was joined, by their headers and frames."""
     parts: list[Part] = []
     while start < len(data):
-        n_bytes = _mp3_size(data, start)
-        if n_bytes is None:  # up to the end, whatever follows
-            parts.append(Part(start, len(data), knows_length=False))
-            break
-        end = start + n_bytes
-        following = _skip_tags(data, min(end, len(data)))
+        header = _mp3_header(data, start)
+        knows_length = header is not None and header.n_frames > 0
+        if header and knows_length:
+            end = min(start + header.n_bytes, len(data))
+            n_frames = _end_of_frames(data, start, end)[1]
+            knows_length = n_frames <= header.n_frames + UNCOUNTED_FRAMES
+        if not knows_length:
+            end = _end_of_frames(data, start)[0]
+            start += _frame_size(data, start) if header else 0
+        following = _skip_tags(data, end)
         left = len(data) - following
         is_joined = _is_mp3_frame(data, following) and (
-            left > TWO_MP3_FRAMES or _mp3_size(data, following) is not None
+            left > TWO_MP3_FRAMES or _mp3_header(data, following) is not None
         )
-        if not is_joined and (left > MAX_LEFTOVER or _holds_mp3_frames(data, following)):
-            _raise_leftover(path, left)
-        parts.append(Part(start, following if is_joined else len(data)))
+        parts.append(Part(start, following if is_joined else len(data), knows_length))
         if not is_joined:
+            _require_no_more(data, following, path)
             break
         start = following
     return parts
 
 
-def _mp3_size(data: mmap.mmap, start: int) -> int | None:
-    """Returns the bytes of a stream by its Xing, Info or VBRI header.
+class Mp3Header(NamedTuple):
+    """What the frame states that some encoders write in front of the sound.
 
-    Returns:
-        None where no header gives the number of frames, so the number of samples is unknown.
+    Attributes:
+        n_bytes: of all frames, the header's own frame included.
+        n_frames: the same number in frames; 0: unknown.
+    """
+
+    n_bytes: int
+    n_frames: int
+
+
+def _mp3_header(data: mmap.mmap, start: int) -> Mp3Header | None:
+    """Returns the Xing, Info or VBRI header of a stream; None if it has none.
+
+    Libsndfile does not read the number of frames in a VBRI header, so it is unknown here, too.
     """
     if data[start + 36 : start + 40] == b"VBRI":
-        return int.from_bytes(data[start + 46 : start + 50])
+        return Mp3Header(0, 0)
     for place in (start + 13, start + 21, start + 36):  # depends on version and channels
         if data[place : place + 4] in (b"Xing", b"Info"):
             flags = data[place + 7] if place + 7 < len(data) else 0
             if not flags & 1:  # number of frames
-                return None
+                return Mp3Header(0, 0)
             n_bytes = int.from_bytes(data[place + 12 : place + 16]) if flags & 2 else 0
             n_frames = 1 + int.from_bytes(data[place + 8 : place + 12])  # the header is one more
-            return n_bytes or _size_of_frames(data, start, n_frames)
+            return Mp3Header(n_bytes or _size_of_frames(data, start, n_frames), n_frames)
     return None
 
 
@@ -184,22 +255,56 @@ def _size_of_frames(data: mmap.mmap, start: int, n_frames: int) -> int:
     """Returns the bytes of successive frames of layer III, fewer where no frame follows."""
     place = start
     for _ in range(n_frames):
-        if not _is_mp3_frame(data, place):
+        if not (size := _frame_size(data, place)):
             break
-        version, index = data[place + 1] >> 3 & 3, data[place + 2]  # version 3: MPEG-1
-        rate = (44100, 48000, 32000)[index >> 2 & 3] >> {3: 0, 2: 1, 0: 2}[version]
-        kbps = BIT_RATES[version == 3][index >> 4]
-        if not kbps:  # the size is not in the header
-            break
-        place += (144 if version == 3 else 72) * kbps * 1000 // rate + (index >> 1 & 1)
+        place += size
     return place - start
+
+
+def _end_of_frames(data: mmap.mmap, start: int, end: int | None = None) -> tuple[int, int]:
+    """Returns where the frames of layer III from a place on end, and how many they are.
+
+    Bytes between frames are skipped, as decoders do.
+
+    Args:
+        start: place of the first frame. If its size is unknown, everything behind it belongs to it.
+        end: where to stop; None: the end of the file.
+    """
+    end = len(data) if end is None else end
+    kind, place, last, n_frames = data[start : start + 2], start, end, 0
+    while 0 <= place < end:
+        if size := _frame_size(data, place):
+            place = last = place + size
+            n_frames += 1
+        elif not n_frames:
+            break
+        else:
+            place = data.find(kind, place + 1, end)
+            while place >= 0 and not _has_two_frames(data, place):
+                place = data.find(kind, place + 1, end)
+    return min(last, end), n_frames
+
+
+def _frame_size(data: mmap.mmap, place: int) -> int:
+    """Returns the bytes of the frame of layer III at a place; 0 if there is none or it gives no size."""
+    if not _is_mp3_frame(data, place) or data[place + 1] & 6 != 2:  # layer III
+        return 0
+    version, index = data[place + 1] >> 3 & 3, data[place + 2]  # version 3: MPEG-1
+    rate = (44100, 48000, 32000)[index >> 2 & 3] >> {3: 0, 2: 1, 0: 2}[version]
+    kbps = BIT_RATES[version == 3][index >> 4]
+    return kbps and (144 if version == 3 else 72) * kbps * 1000 // rate + (index >> 1 & 1)
+
+
+def _has_two_frames(data: mmap.mmap, place: int) -> bool:
+    """Returns whether two frames of one kind follow each other at a place."""
+    size = _frame_size(data, place)
+    return bool(size) and data[place : place + 2] == data[place + size : place + size + 2]
 
 
 def _holds_mp3_frames(data: mmap.mmap, place: int) -> bool:
     """Returns whether two frames of one kind follow each other somewhere behind a place."""
     while (place := data.find(b"\xff", place)) >= 0:
-        size = _size_of_frames(data, place, 1)
-        if size and data[place : place + 2] == data[place + size : place + size + 2]:
+        if _has_two_frames(data, place):
             return True
         place += 1
     return False
@@ -277,16 +382,15 @@ def _check_chunks(data: mmap.mmap, path: Path) -> None:
         if not _is_from_a_pipe(size, kind):
             _raise_cut(path, size, there)
         return
-    left = there - size
+    last = start + size
     for align in (layout.align, 1):  # some writers do not pad a chunk of odd size
         place = start + size + -size % align
         for name, begin, n_bytes in _chunks(data, place, layout, align):
             if n_bytes > len(data) - begin or not _is_name(name):
                 break
             place = begin + n_bytes
-        left = min(left, len(data) - place)
-    if left > MAX_LEFTOVER:
-        _raise_leftover(path, left)
+        last = max(last, min(place, len(data)))
+    _require_no_more(data, last, path)
 
 
 def _chunks(
@@ -311,8 +415,7 @@ def _check_au(data: mmap.mmap, path: Path) -> None:
         return
     if size > there:
         _raise_cut(path, size, there)
-    if there - size > MAX_LEFTOVER:
-        _raise_leftover(path, there - size)
+    _require_no_more(data, offset + size, path)
 
 
 def _raise_cut(path: Path, size: int, there: int) -> NoReturn:
@@ -322,11 +425,18 @@ def _raise_cut(path: Path, size: int, there: int) -> NoReturn:
     )
 
 
-def _raise_leftover(path: Path, n_bytes: int) -> NoReturn:
-    raise UserError(
-        f"{path}: {n_bytes:,} bytes follow the samples that its header describes; expected one "
-        "recording whose header gives its length; export it again"
-    )
+def _require_no_more(data: mmap.mmap, end: int, path: Path) -> None:
+    """Raises a UserError if much, or the beginning of other sound, follows the sound that was found.
+
+    Args:
+        end: where the sound ends.
+    """
+    left = len(data) - end
+    if left > MAX_LEFTOVER or SOUND.search(data, end) or _holds_mp3_frames(data, end):
+        raise UserError(
+            f"{path}: {left:,} bytes follow the samples that its header describes; expected one "
+            "recording whose header gives its length; export it again"
+        )
 
 
 def _is_from_a_pipe(size: int, kind: bytes) -> bool:
@@ -341,4 +451,8 @@ def _is_from_a_pipe(size: int, kind: bytes) -> bool:
 
 def _is_name(name: bytes) -> bool:
     """Returns whether bytes can be the id of a chunk, and not the beginning of another file."""
-    return name[:4] not in CHUNKS and len(name) >= 4 and all(32 <= byte < 127 for byte in name[:4])
+    return (
+        name[:4] not in (*CHUNKS, b"OggS", b"fLaC")
+        and len(name) >= 4
+        and all(32 <= byte < 127 for byte in name[:4])
+    )

@@ -21,7 +21,7 @@ import numpy as np
 import soundfile
 import soxr
 
-from mt3data.audio.containers import Part, Section, find_parts, has_second_flac_stream
+from mt3data.audio.containers import Part, Section, find_parts, has_second_stream
 from mt3data.errors import UserError
 from mt3data.files import kind_of
 
@@ -92,9 +92,9 @@ def read_blocks(
     """
     stream: soxr.ResampleStream | None = None
     for file in _open_parts(path):
-        if file.format == "FLAC" and has_second_flac_stream(Path(path)):
+        if file.format == "FLAC" and has_second_stream(Path(path)):
             raise UserError(
-                f"{path}: a second FLAC file begins inside it; expected one recording; split it or "
+                f"{path}: a second file of sound begins inside it; expected one recording; split it or "
                 f"try {conversion(Path(path))}"
             )
         if stream is None and file.samplerate != rate:

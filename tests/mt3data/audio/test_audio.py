@@ -285,6 +285,34 @@ def test_an_ogg_file_that_was_cut_is_refused(tmp_path):
         audio.audio_info(tmp_path / "a.ogg")
 
 
+def pages_of(ogg: bytes) -> list[bytes]:
+    """The pages of an Ogg file."""
+    return [b"OggS" + page for page in ogg.split(b"OggS")[1:]]
+
+
+@pytest.mark.parametrize("codec", OGG)
+@pytest.mark.parametrize("behind", [False, True])
+def test_an_ogg_file_that_was_cut_between_pages_is_refused(tmp_path, codec, behind):
+    options: dict = {"kind": "OGG", **OGG[codec]}
+    *pages, last = pages_of(encoded(6, **options))
+    cut = b"".join(pages) + (encoded(1, seed=1, **options) if behind else b"")
+    (tmp_path / "a.ogg").write_bytes(cut)
+    with pytest.raises(UserError, match=r"a\.ogg: ends early: .* last one of its stream"):
+        audio.audio_info(tmp_path / "a.ogg")
+    (tmp_path / "a.ogg").write_bytes(b"".join([*pages, last]))
+    assert audio.audio_info(tmp_path / "a.ogg").seconds == 6
+
+
+@pytest.mark.parametrize("codec", OGG)
+def test_a_page_of_ogg_that_is_missing_or_damaged_is_an_error(tmp_path, codec):
+    pages = pages_of(encoded(6, "OGG", **OGG[codec]))
+    flipped = pages[4][:-1] + bytes([pages[4][-1] ^ 1])
+    for wrong in ([*pages[:4], *pages[5:]], [*pages[:4], flipped, *pages[5:]]):
+        (tmp_path / "a.ogg").write_bytes(b"".join(wrong))
+        with pytest.raises(UserError, match=r"a page of Ogg is damaged or missing at byte [\d,]+"):
+            audio.audio_info(tmp_path / "a.ogg")
+
+
 def id3(content: bytes) -> bytes:
     size = bytes(len(content) >> shift & 127 for shift in (21, 14, 7, 0))
     return b"ID3\x03\x00\x00" + size + content
@@ -347,6 +375,44 @@ def test_an_mp3_followed_by_something_else_is_refused(tmp_path):
         audio.audio_info(tmp_path / "a.mp3")
     (tmp_path / "a.mp3").write_bytes(encoded(1, "MP3") + bytes(500) + b"TAG" + bytes(125))
     assert audio.audio_info(tmp_path / "a.mp3").seconds == 1
+
+
+@pytest.mark.parametrize("foreign", ["OGG", "FLAC", "WAV", "AIFF", "CAF", "W64", "AU"])
+@pytest.mark.parametrize("first", ["MP3", "MP3 without header", "OGG", "FLAC", "WAV", "AU"])
+def test_a_short_file_of_another_kind_behind_the_sound_is_not_lost(tmp_path, first, foreign):
+    content = encoded(1, first.split()[0])
+    content = content if " " not in first else without_header(content)
+    behind = encoded(0.05, foreign, rate=8000, seed=1)
+    assert len(behind) < 6000
+    (tmp_path / "a.mp3").write_bytes(content + behind)
+    if foreign == first == "OGG":  # a chain of two rates
+        why = "part 2 of 2 has 8000 Hz"
+    else:
+        why = "bytes follow the samples|a second file of sound begins inside"
+    with pytest.raises(UserError, match=why):
+        audio.read_audio(tmp_path / "a.mp3")
+
+
+@pytest.mark.parametrize("mode", ["VARIABLE", "CONSTANT"])
+@pytest.mark.parametrize("stated", [0, 10, 100])
+def test_an_mp3_header_that_states_too_few_frames_loses_no_sound(tmp_path, mode, stated):
+    content = bytearray(encoded(3, "MP3", bitrate_mode=mode))
+    place = max(content.find(mark, 0, 60) for mark in (b"Xing", b"Info"))
+    assert int.from_bytes(content[place + 8 : place + 12]) == 116
+    content[place + 8 : place + 12] = stated.to_bytes(4)
+    (tmp_path / "a.mp3").write_bytes(content)
+    assert audio.audio_info(tmp_path / "a.mp3").seconds == pytest.approx(3, abs=0.05)
+    assert len(audio.read_audio(tmp_path / "a.mp3")) == pytest.approx(48_000, abs=800)
+
+
+@pytest.mark.parametrize("stated", [10, 116, 1000])
+def test_an_mp3_with_a_vbri_header_is_read_whole(tmp_path, stated):
+    content = bytearray(encoded(3, "MP3", bitrate_mode="VARIABLE"))
+    content[:40] = content[:40].replace(b"Xing", bytes(4)).replace(b"Info", bytes(4))
+    content[36:62] = b"VBRI\0\1\0\0\0\0" + len(content).to_bytes(4) + stated.to_bytes(4) + bytes(8)
+    (tmp_path / "a.mp3").write_bytes(content)
+    assert audio.audio_info(tmp_path / "a.mp3").seconds == pytest.approx(3, abs=0.05)
+    assert len(audio.read_audio(tmp_path / "a.mp3")) == pytest.approx(48_000, abs=800)
 
 
 def test_a_short_mp3_behind_a_gap_is_not_lost(tmp_path):
@@ -415,7 +481,7 @@ def test_chunks_after_the_samples_are_no_lost_sound(tmp_path, padded):
 def test_a_second_flac_file_inside_one_is_refused(tmp_path):
     content = encoded(1, "FLAC")
     (tmp_path / "a.flac").write_bytes(content + content)
-    with pytest.raises(UserError, match=r"a\.flac: a second FLAC file begins inside it"):
+    with pytest.raises(UserError, match=r"a\.flac: a second file of sound begins inside it"):
         audio.read_audio(tmp_path / "a.flac")
 
 
