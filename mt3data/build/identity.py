@@ -164,7 +164,7 @@ def _some(names: list[str]) -> str:
 
 
 def first_named(named: list[str]) -> str:
-    """Joins the first MAX_NAMED_DIFFERENCES differences, and says how many more there are."""
+    """Joins the first MAX_NAMED_DIFFERENCES differences, and states how many more there are."""
     more = len(named) - MAX_NAMED_DIFFERENCES
     text = "; ".join(named[:MAX_NAMED_DIFFERENCES])
     return f"{text}; and {more} more" if more > 0 else text

@@ -215,7 +215,7 @@ def _bands(first: Cut, config: WindowConfig) -> np.ndarray:
 
 
 def _align(bands: np.ndarray, notes: Notes, config: WindowConfig) -> _Aligned:
-    """Measures how well labels and audio agree, and corrects the labels as config.align says.
+    """Measures how well labels and audio agree, and corrects the labels as config.align demands.
 
     Args:
         bands: of the whole track, see align.semitone_magnitudes.

@@ -240,7 +240,7 @@ class DatasetManifest:
 
 
 def safe_name(name: str, where: str) -> str:
-    """Returns the name if it is one path component of a file that lies where its folder says.
+    """Returns the name if it is one path component of a file that lies in its folder.
 
     Raises:
         UserError: it is empty, ".", "..", longer than 200 bytes, or holds a separator or a control

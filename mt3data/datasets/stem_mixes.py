@@ -5,7 +5,7 @@ random subsets of at least 4 instruments" of every Slakh song (paper, B.2). The 
 seed and the gain are not published. We use these rules: An instrument is a stem. The size of a subset
 is uniform between 4 and all stems. Its members are drawn without replacement. No subset comes twice
 while there are others. A track of fewer than 4 stems is taken whole. The audio is the plain sum of the
-published stems with gain 1. Slakh's own mixes are said to be made this way, which was not yet checked
+published stems with gain 1. Slakh's own mixes are reported to be made this way, which was not yet checked
 against its files.
 
 Source: MT3's paper, appendix B.2.

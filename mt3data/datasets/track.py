@@ -89,8 +89,8 @@ class Track:
     @property
     def audio_files(self) -> tuple[Path, ...]:
         """The audio files of the records: the mix, or the stems of all variants."""
-        heard = {stem_id for members in self.variants for stem_id in members}
-        stems = tuple(stem.audio for stem in self.stems if stem.audio and stem.id in heard)
+        used = {stem_id for members in self.variants for stem_id in members}
+        stems = tuple(stem.audio for stem in self.stems if stem.audio and stem.id in used)
         return stems or (self.audio,)
 
     @property

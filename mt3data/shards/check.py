@@ -68,7 +68,7 @@ def _fault(folder: Path, entry: dict[str, Any], fast: bool) -> str:
         return "missing"
     size = path.stat().st_size
     if size != entry["bytes"]:
-        return f"{size:,} bytes, the manifest says {entry['bytes']:,}"
+        return f"{size:,} bytes, the manifest states {entry['bytes']:,}"
     if fast:
         return ""
     with path.open("rb") as file:

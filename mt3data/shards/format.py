@@ -366,7 +366,7 @@ def find_builds(pattern: str | Path) -> list[Path]:
     """Returns the finished builds that a path or a pattern such as `shards/*` names, in order.
 
     An existing path is that path, whatever characters it holds. A folder without build manifest
-    stands for the builds directly inside it.
+    means the builds directly inside it.
 
     Raises:
         UserError: there are none. The message names the paths seen, and the command that makes a build.

@@ -241,7 +241,7 @@ class ShardSet:
                 self._disagree(f"has no column {field.name} of {field.type}")
         if len(self.index) != self.manifest["splits"][split]["records"]:
             records = self.manifest["splits"][split]["records"]
-            self._disagree(f"has {len(self.index)} rows, the build manifest says {records}")
+            self._disagree(f"has {len(self.index)} rows, the build manifest states {records}")
         self._shard_of, shards = self.index.dictionary_codes("shard")
         if foreign := sorted(set(shards) - set(stated)):
             self._disagree(f"names {foreign[0]}, which is no shard of this build")
@@ -343,7 +343,7 @@ class ShardSet:
         if stat is None or stat.st_size != n_bytes:
             seen = "is missing" if stat is None else f"has {stat.st_size:,} bytes"
             raise UserError(
-                f"{path} {seen}; the manifest says {n_bytes:,}. Run `mt3data check {self.folder}`"
+                f"{path} {seen}; the manifest states {n_bytes:,}. Run `mt3data check {self.folder}`"
             )
         return ShardKey(str(path.absolute()), stat.st_ino, stat.st_mtime_ns)
 

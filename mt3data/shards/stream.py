@@ -231,7 +231,7 @@ def read_shard(shard: Shard, retry_policy: RetryPolicy = RETRY_POLICY) -> Iterat
     ):
         if seen != stated:
             raise UserError(
-                f"{shard.where}: {seen:,} {what}, the manifest says {stated:,}; get the shard again"
+                f"{shard.where}: {seen:,} {what}, the manifest states {stated:,}; get the shard again"
             )
 
 

@@ -110,7 +110,7 @@ def broken(piece: Piece, rng: random.Random, low: int, step: float) -> list[Note
                           (0, 0, 2, 2, 4, 4, 2, 2)))  # fmt: skip
     notes = []
     for bar in piece.bars:
-        # Quiet sections thin out, the last bar stands still.
+        # Quiet sections thin out, the last bar holds its chord.
         pace = piece.beats if bar is piece.bars[-1] else step * (2 if bar.energy < 0.5 else 1)
         for chord in bar.chords:
             ladder = [p for p in range(low, low + 36) if p % 12 in chord.tones]

@@ -155,7 +155,7 @@ def _progress(file: Path, metadata: dict[str, Any]) -> Progress:
 
 
 def _changes(before: Progress, now: Progress) -> list[str]:
-    """Describes what is not as in the steps before, though the run can be resumed."""
+    """Describes what differs from the steps before and does not prevent resuming."""
     messages = []
     if changed := [
         f"{name}={before.order.get(name)!r}, now {value!r}"

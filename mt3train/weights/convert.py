@@ -120,7 +120,7 @@ def convert(
         raise UserError(f"{out}: expected a name that ends in {checkpoint.WEIGHTS}")
     if source.suffix == checkpoint.WEIGHTS or (source.is_dir() and checkpoint.checkpoints(source)):
         if num_heads is not None:
-            raise UserError(f"{source} says how many heads it has; leave out --heads")
+            raise UserError(f"{source} states its number of heads; leave out --heads")
         family, (model, info) = "mt3train", checkpoint.load_model(source)
     else:
         family, model, info = _read_foreign(source, num_heads)

@@ -181,9 +181,9 @@ def _read_tree(path: Path) -> dict[str, Any]:
             _read_file(path, MAX_TREE_BYTES), ext_hook=extension, raw=False, strict_map_key=False
         )
     except (ValueError, TypeError, RecursionError, msgpack.exceptions.UnpackException) as error:
-        said = f"{type(error).__name__}: {error}"
+        reason = f"{type(error).__name__}: {error}"
         raise UserError(
-            f"{path} is not the msgpack tree of a T5X checkpoint ({said[:200]}); copy it again"
+            f"{path} is not the msgpack tree of a T5X checkpoint ({reason[:200]}); copy it again"
         ) from None
     if not isinstance(tree, dict):
         raise UserError(f"{path} is not the msgpack tree of a T5X checkpoint: no mapping inside")

@@ -1,4 +1,4 @@
-"""Publishers of tiny twins: each dataset packed as its manifest says, on 127.0.0.1.
+"""Publishers of tiny twins: each dataset packed as its manifest states, on 127.0.0.1.
 
 `published` serves what a manifest's sources name and writes a folder of manifests that differ from
 ours in three things only: where the files are, their sizes and checksums, and the rows, which are

@@ -258,7 +258,7 @@ def on_shards(rank: int, run: Path, folder: Path, changes: dict[str, Any], broke
 
 @pytest.mark.parametrize("broken_from, message", [
     (2, "train-00000-of-00001.tar: ends inside record"),
-    (-1, "train-00000-of-00001.tar has 20,000 bytes; the manifest says"),
+    (-1, "train-00000-of-00001.tar has 20,000 bytes; the manifest states"),
 ])  # fmt: skip
 def test_a_shard_that_is_cut_short_is_one_line_and_ends_both_ranks(
     shards, tmp_path, broken_from, message

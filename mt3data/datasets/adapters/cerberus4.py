@@ -47,8 +47,8 @@ def _quartets(song: Track, manifest: DatasetManifest) -> Iterator[Track]:
             for stem, group in zip(members, GROUPS, strict=True)
         )
         ids = tuple(stem.id for stem in members)
-        heard = tuple(p for p in song.problems if p.startswith(tuple(f"{i}:" for i in ids)))
+        own_problems = tuple(p for p in song.problems if p.startswith(tuple(f"{i}:" for i in ids)))
         yield replace(
             song, id=f"{song.id}-q{number:02d}", name=f"{song.name}:{':'.join(ids)}", stems=stems,
-            problems=heard, variants=(ids,),
+            problems=own_problems, variants=(ids,),
         )  # fmt: skip

@@ -1,7 +1,7 @@
 """Reads your own recordings: audio and MIDI files of the same name, anywhere below a folder.
 
 `song.wav` and `song.mid` are one track. Files of one name in several places are paired within their
-folders; what stays without a partner, or has several, is a track that fails and says why.
+folders; what stays without a partner, or has several, is a track that fails, with its reason.
 
 Splits come from `splits.csv` (columns stem,split) in the folder if there is one, else from folders
 named train, validation or test on the way to the audio, else every twentieth track, at least one of

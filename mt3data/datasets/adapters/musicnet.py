@@ -1,7 +1,7 @@
 """Reads MusicNet: chamber music and solos with labels that were aligned to the audio by dynamic warping.
 
 Labels are CSV rows whose times count samples at 44.1 kHz and whose instrument is the General MIDI
-program plus one (1 is the piano). `end_beat` is a length, whatever its name says; the columns in
+program plus one (1 is the piano). `end_beat` is a length, in spite of its name; the columns in
 beats are not used. Overlapping and coinciding notes of one pitch and program are kept and counted,
 as MT3 keeps them. No velocity is given.
 """

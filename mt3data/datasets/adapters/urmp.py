@@ -52,9 +52,9 @@ def _track(row: Row, manifest: DatasetManifest) -> Track:
     if len(named) != len(row.labels):
         failure = failure or f"{len(row.labels)} parts in a folder that names {len(named)}"
     for number, (path, code) in enumerate(zip(row.labels, named, strict=False), 1):
-        if (said := path.stem.split("_")[2]) != code:
+        if (stated := path.stem.split("_")[2]) != code:
             problems.append(
-                f"part {number} is named {said}, its folder says {code}; read as {code}"
+                f"part {number} is named {stated}, its folder names {code}; read as {code}"
             )
     programs = tuple(manifest.programs.get(code, -1) for code in named)
     if -1 in programs:

@@ -76,7 +76,7 @@ def test_the_trombone_that_is_named_a_trumpet_is_reported(tmp_path):
     urmp_tree(tmp_path)
     found = {t.id: t.problems for t in urmp.tracks(tmp_path, URMP)}
     told = found.pop("15_Surprise_tpt_tpt_tbn")
-    assert told[-1] == "part 3 is named tpt, its folder says tbn; read as tbn"
+    assert told[-1] == "part 3 is named tpt, its folder names tbn; read as tbn"
     assert set(found.values()) == {()}
 
 

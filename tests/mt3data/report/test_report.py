@@ -266,7 +266,7 @@ def test_a_lost_shard_is_one_line(builds: Path, tmp_path: Path) -> None:
     finally:
         shard.write_bytes(content)
     assert result.exit_code == 2
-    assert "is missing; the manifest says" in result.stderr
+    assert "is missing; the manifest states" in result.stderr
     assert not (tmp_path / "a.html").exists()
 
 

@@ -1,4 +1,4 @@
-"""cached(): a remote build becomes a folder that holds what the server's manifest says, or nothing."""
+"""cached(): a remote build becomes a folder that holds what the server's manifest states, or nothing."""
 
 import json
 import os

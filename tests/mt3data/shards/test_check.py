@@ -75,7 +75,7 @@ def bring_an_old_index(folder: Path) -> None:
     ("harm", "complaint"),
     [
         (flip_a_bit, "train-00000-of-00001.tar: its bytes have changed"),
-        (cut_at_a_member, "train-00000-of-00001.tar: .* bytes, the manifest says"),
+        (cut_at_a_member, "train-00000-of-00001.tar: .* bytes, the manifest states"),
         (lose_a_shard, "train-00000-of-00001.tar: missing"),
         (add_a_foreign_shard, "train-00001-of-00002.tar: not part of this build"),
         (lose_the_index, "index/train.parquet: missing"),

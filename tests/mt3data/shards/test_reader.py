@@ -201,7 +201,7 @@ def test_a_shard_of_another_size_is_noticed_when_it_is_opened(long: Path, tmp_pa
     shutil.copytree(long, copy)
     shard = next(copy.glob("*.tar"))
     shard.write_bytes(shard.read_bytes()[:-512])
-    with pytest.raises(UserError, match=r"has [\d,]+ bytes; the manifest says [\d,]+"):
+    with pytest.raises(UserError, match=r"has [\d,]+ bytes; the manifest states [\d,]+"):
         IndexedShards([copy])
     shard.unlink()
     with pytest.raises(UserError, match="is missing"):

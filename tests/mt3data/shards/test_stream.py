@@ -196,11 +196,11 @@ def flip_the_header_of_an_array(path: Path) -> None:
 @pytest.mark.parametrize(
     ("harm", "complaint"),
     [
-        (cut_at_a_record, r": [\d,]+ bytes, the manifest says [\d,]+"),
-        (cut_in_a_header, r": 700 bytes, the manifest says"),
-        (cut_in_a_payload, r": 30,000 bytes, the manifest says"),
+        (cut_at_a_record, r": [\d,]+ bytes, the manifest states [\d,]+"),
+        (cut_in_a_header, r": 700 bytes, the manifest states"),
+        (cut_in_a_payload, r": 30,000 bytes, the manifest states"),
         (lose_the_file, r" is missing"),
-        (blank_a_header, r": 1 records, the manifest says 2"),
+        (blank_a_header, r": 1 records, the manifest states 2"),
         (flip_a_bit_of_a_header, r": no header of a plain file at byte 0"),
         (flip_the_header_of_an_array, r": \S+.audio.npy cannot be decoded \(begins with"),
     ],
