@@ -210,6 +210,32 @@ def musicnet_em_tree(root: Path, *, seconds: float = 1.0) -> Path:
     return top
 
 
+MAPS_RECORDINGS = (  # of each split: train, validation, test; bk_xmas1 is in the test set
+    "AkPnBcht chpn-p1", "AkPnBsdf mond_1", "SptkBGCl bk_xmas1", "ENSTDkCl bk_xmas1", "ENSTDkAm bk_xmas1",
+)  # fmt: skip
+
+
+def maps_tree(root: Path, *, seconds: float = 1.0) -> Path:
+    """Writes MAPS/<piano>/MUS/MAPS_MUS-<piece>_<piano>.{wav,txt}, stereo, and a note in ISOL."""
+    top, rate = root / "MAPS", 44100
+    for number, recording in enumerate(MAPS_RECORDINGS):
+        piano, piece = recording.split()
+        stem = top / piano / "MUS" / f"MAPS_MUS-{piece}_{piano}"
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        notes = melody(60 + number, seconds)
+        samples = tones(notes, seconds, rate)
+        soundfile.write(f"{stem}.wav", np.stack([samples, samples / 2], axis=1), rate)
+        lines = [
+            "OnsetTime\tOffsetTime\tMidiPitch",
+            *(f"{a}\t{b}\t{p}" for a, b, p, _ in notes),
+            "",
+        ]
+        stem.with_suffix(".txt").write_bytes("\r\n".join(lines).encode())
+    (top / "AkPnBcht/ISOL/NO").mkdir(parents=True)
+    (top / "AkPnBcht/ISOL/NO/MAPS_ISOL_NO_F_S0_M57_AkPnBcht.txt").write_text("not music\n")
+    return top
+
+
 class Trees(dict[str, Callable[[Path], Path]]):
     """A small tree of every dataset, by manifest; each takes the folder that --root is to name."""
 
@@ -229,5 +255,6 @@ TREES = Trees({
     "musicnet": musicnet_tree,
     "musicnet_em": musicnet_em_tree,
     "urmp": urmp_tree,
+    "maps": maps_tree,
     "folder": partial(folder_tree, stems=("a.wav", "deep/er/b c.flac", "c.ogg")),
 })  # fmt: skip
