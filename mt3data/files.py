@@ -11,10 +11,11 @@ import stat
 import sys
 import time
 import unicodedata
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO, TextIO
 
 from mt3data.errors import UserError
@@ -125,11 +126,18 @@ def kind_of(path: Path) -> str:
         mode = path.stat().st_mode
     except FileNotFoundError:
         return "a broken link" if path.is_symlink() else "no such file"
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
     kinds = {
         stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe",
         stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
     }  # fmt: skip
     return kinds.get(stat.S_IFMT(mode), "no regular file")
+
+
+def is_device(path: Path) -> bool:
+    """Checks that a path is that of a device, pipe or socket, into which output is written."""
+    return path.exists() and not path.is_file() and not path.is_dir()
 
 
 def same_name(name: str) -> str:
@@ -149,21 +157,38 @@ def mark(command: str) -> str:
     return f"Made by {command} of mt3kit"
 
 
+def inputs_of(paths: Iterable[Path]) -> dict[tuple[int, int], Path]:
+    """Returns the files and folders that a command reads, by their identity, which all links share."""
+    found = {}
+    for path in paths:
+        with suppress(OSError):  # the reader of the file reports that
+            found[_identity(path)] = path
+    return found
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
+
+
 def require_output(
-    path: Path, command: str, force: bool = False, heading: re.Pattern[bytes] | None = None
-) -> None:
+    path: Path, command: str, force: bool = False, heading: re.Pattern[bytes] | None = None,
+    inputs: Mapping[tuple[int, int], Path] = MappingProxyType({}),
+) -> None:  # fmt: skip
     """Checks that a command may write an output file, before the work that fills it.
 
     A file is replaced only if it is empty or carries the mark of the same command. Devices and
-    pipes are written into.
+    pipes are written into. An input of the command is never replaced.
 
     Args:
         path: the file; STDOUT is always fine.
         command: that will write it, see `mark`.
         force: replace any file.
         heading: beginning of files of the command whose format has no room for a mark (CSV).
+        inputs: of `inputs_of`. Below a folder of inputs, only files with the mark are replaced.
     Raises:
-        UserError: a folder, a name in a folder that does not exist, or a file of another origin.
+        UserError: a folder, a name in a folder that does not exist, a file of another origin, or an
+            input.
     """
     if path == STDOUT:
         return
@@ -173,7 +198,16 @@ def require_output(
         raise UserError(f"{path} is a link in a circle; remove it or choose another name")
     if not path.exists() and not (folder := _target(path).parent).is_dir():
         raise UserError(f"{path}: the folder {folder} does not exist; make it first")
-    if force or not path.is_file() or _has_mark(path, mark(command).encode(), heading):
+    if not path.is_file():
+        return
+    if (is_read := inputs.get(_identity(path))) is not None:
+        raise UserError(f"{path} is the input {is_read}; choose another name")
+    if _has_mark(path, mark(command).encode(), heading):
+        return
+    for folder in _target(path).parents if inputs else ():
+        if (is_read := inputs.get(_identity(folder))) is not None:
+            raise UserError(f"{path} is a file in the input {is_read}; choose another name")
+    if force:
         return
     raise UserError(
         f"{path} exists and was not written by `{command}`; choose another name, or replace it with "
@@ -206,7 +240,7 @@ def write_output(
         for piece in pieces:
             sys.stdout.buffer.write(piece)
             sys.stdout.buffer.flush()  # the reader of a pipe gets each piece when it is known
-    elif path.exists() and not path.is_file():
+    elif is_device(path):
         with path.open("wb") as file:
             file.writelines(pieces)
     else:

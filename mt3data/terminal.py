@@ -171,7 +171,13 @@ def is_path_error(error: OSError) -> bool:
 
 def path_error_message(error: OSError) -> str:
     """Returns one line about the path of an error; see `is_path_error`."""
+    from mt3data.files import kind_of  # files prints with this module
+
     where = f"{error.filename}: " if error.filename else ""  # an open file has no name here
+    if error.errno == errno.EEXIST and error.filename:
+        return printable(
+            f"{where}{kind_of(Path(error.filename))}, where a folder should be; choose another path"
+        )
     return printable(f"{where}{error.strerror}; choose another path, or make room there")
 
 

@@ -36,7 +36,14 @@ RANGES: dict[str, tuple[float, float]] = {  # smallest and largest value, both a
     "optim.weight_decay": (0, INFINITY), "optim.clip_norm": (0, INFINITY),
     "optim.z_loss": (0, INFINITY),
 }  # fmt: skip
-PATHS = ("run", "init_checkpoint", "data.train", "data.eval", "data.cache")  # where ~ is the home
+PATHS = (
+    "run",
+    "init_checkpoint",
+    "data.train",
+    "data.eval",
+    "data.cache",
+    "data.validation_folder",
+)  # where ~ is the home
 FROM_SHARDS = ("model.vocab_size", "model.n_mels")  # facts of the shards, not settings
 TABLES = ("data.weights",)  # keys with a table as value
 

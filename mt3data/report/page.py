@@ -22,7 +22,7 @@ from markupsafe import Markup
 
 from mt3data.align.lag import MIN_SHIFT_SECONDS
 from mt3data.audio.spectrogram import SpectrogramConfig
-from mt3data.files import format_bytes, mark, require_output, write_output
+from mt3data.files import format_bytes, inputs_of, mark, require_output, write_output
 from mt3data.music.midi import DRUMS
 from mt3data.report import plots
 from mt3data.report.statistics import Survey, n_reads, reason_of, survey
@@ -91,7 +91,7 @@ def write_report(
         UserError: no finished build there, one that has lost a shard, or an output that may not be
             written.
     """
-    require_output(out, COMMAND, force)
+    require_output(out, COMMAND, force, inputs=inputs_of([folder]))
     builds = find_builds(folder)
     pictures = max(1, PICTURES // len(builds))
     surveys = [survey(build, pictures, on_window) for build in builds]

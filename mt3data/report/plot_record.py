@@ -9,7 +9,7 @@ from pathlib import Path
 
 from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.errors import UserError
-from mt3data.files import require_output
+from mt3data.files import inputs_of, require_output
 from mt3data.music.notes import Notes
 from mt3data.music.tokenizer import FRAMES_PER_SECOND
 from mt3data.music.vocabulary import VocabularyConfig, describe_tokens
@@ -46,7 +46,7 @@ def draw_record(
     """
     from matplotlib.figure import Figure
 
-    require_output(out, COMMAND, force)
+    require_output(out, COMMAND, force, inputs=inputs_of([folder]))
     source, row = _find(folder, key)
     spectrogram = SpectrogramConfig(**source.manifest["spectrogram"])
     mel, tokens = mel_of(source, row), read_npy(source.member(row, "tokens"))

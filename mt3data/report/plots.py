@@ -19,7 +19,7 @@ from markupsafe import Markup
 from mt3data.audio.spectrogram import SpectrogramConfig, mel_bin
 from mt3data.build.finalize import MAX_TARGET_TOKENS
 from mt3data.errors import UserError
-from mt3data.files import STDOUT, mark, write_output
+from mt3data.files import STDOUT, is_device, mark, write_output
 from mt3data.music.midi import DRUMS, instrument_name
 from mt3data.music.notes import Notes
 from mt3data.report.statistics import Shown, Survey, programs_of
@@ -62,13 +62,13 @@ def save_figure(figure: Figure, out: Path, command: str, force: bool = False) ->
 
     Args:
         figure: of matplotlib.
-        out: a .png, .svg or .pdf file, or standard output, which gets a PNG.
+        out: a .png, .svg or .pdf file, or standard output or a device, which get a PNG.
         command: that writes it, see `files.mark`.
         force: replace any file.
     Raises:
         UserError: another ending, or a file that must not be replaced.
     """
-    kind = "png" if out == STDOUT else out.suffix.removeprefix(".").lower()
+    kind = "png" if out == STDOUT or is_device(out) else out.suffix.removeprefix(".").lower()
     if kind not in MAKER:
         raise UserError(f"{out}: expected a name that ends in .png, .svg or .pdf")
     buffer = io.BytesIO()

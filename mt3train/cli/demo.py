@@ -16,9 +16,11 @@ from pathlib import Path
 from mt3data.datasets.adapters.slakh import tracks
 from mt3data.datasets.manifest import load
 from mt3data.errors import UserError
-from mt3data.music.midi import write_midi
+from mt3data.files import mark, require_output, write_output
+from mt3data.music.midi import midi_bytes
 from mt3train.device import choose_device
 
+COMMAND = "mt3train demo"
 PIECES, SECONDS, SEED = 3, 32, 9  # one piece each to learn, to validate on, and as the control
 LEARNED_AT_LEAST, CONTROL_BELOW = 0.9, 0.3  # onset F1
 
@@ -34,8 +36,13 @@ def run(out: Path, workers: int, device: str = "auto") -> Iterator[str]:
     Yields:
         Lines for the reader, scores last.
     Raises:
-        UserError: a command failed, or the scores are not what they should be.
+        UserError: a command failed, the scores are not what they should be, or the folder holds files
+            of another origin under the names of ours.
     """
+    out.mkdir(parents=True, exist_ok=True)
+    for role in ("learned", "control"):
+        require_output(out / f"{role}-reference.mid", COMMAND)
+        require_output(out / f"{role}.mid", "mt3train transcribe")
     started = time.time()
     pieces, shards, model = out / "pieces", out / "shards", out / "run"
     yield from _command(
@@ -59,7 +66,7 @@ def run(out: Path, workers: int, device: str = "auto") -> Iterator[str]:
         role = "learned" if track.split == "train" else "control"
         reference, estimate = out / f"{role}-reference.mid", out / f"{role}.mid"
         notes = track.load_notes()
-        write_midi(notes, reference)
+        write_output(reference, midi_bytes(notes, mark(COMMAND)), COMMAND)
         yield from _command(
             "mt3train",
             "transcribe",

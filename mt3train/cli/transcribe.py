@@ -7,7 +7,7 @@ import re
 import shutil
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,6 +20,9 @@ from mt3data.files import (
     MAX_NAME_BYTES,
     STDOUT,
     format_bytes,
+    inputs_of,
+    is_device,
+    kind_of,
     require_output,
     require_space,
     walk,
@@ -54,12 +57,14 @@ class TranscriptionJob:
         about: a line on the model, for the pages.
         per_instrument: write a MIDI file for each instrument beside every MIDI file.
         force: replace files that this command did not write.
+        inputs: the recordings and the checkpoint, see `files.inputs_of`.
     """
 
     transcriber: Transcriber
     about: str
     per_instrument: bool
     force: bool
+    inputs: Mapping[tuple[int, int], Path]
 
     @property
     def has_velocity(self) -> bool:
@@ -122,8 +127,9 @@ def transcribe(
     all_targets = _all_targets(recordings, alone, outs, kinds)
     if per_instrument and not any(_is_midi_file(target) for target in all_targets[0]):
         raise UserError("--per-instrument is for MIDI files; expected -o song.mid or a folder")
+    inputs = inputs_of([*(file for file, _ in recordings), *_files_of(checkpoint)])
     if alone:
-        _require_outputs(all_targets[0], per_instrument, force)
+        _require_outputs(all_targets[0], per_instrument, force, inputs)
     from mt3train.transcription.decode import DecodingConfig
     from mt3train.transcription.programs import ProgramFilter
     from mt3train.transcription.transcribe import Transcriber
@@ -135,7 +141,7 @@ def transcribe(
         only.forbidden(info.vocabulary)  # raises before any work if the model has no programs
     transcriber = Transcriber(model, info, decoding)
     about = _about(checkpoint, transcriber, programs)
-    job = TranscriptionJob(transcriber, about, per_instrument, force)
+    job = TranscriptionJob(transcriber, about, per_instrument, force, inputs)
     failed = 0
     for (file, _), targets in zip(recordings, all_targets, strict=True):
         try:
@@ -233,8 +239,10 @@ def _all_targets(
                 targets, _targets(recordings, alone, out, kind, each), strict=True
             ):
                 of_recording.append((each, target))
-    if sum(path == STDOUT for _, path in targets[0]) > 1:
-        raise UserError("-o - is standard output, for one format; name one in --format")
+    written_into = [path for _, path in targets[0] if path == STDOUT or is_device(path)]
+    if len(written_into) > len(set(written_into)):
+        where = "standard output" if written_into[0] == STDOUT else kind_of(written_into[0])
+        raise UserError(f"-o {written_into[0]} is {where}, for one format; name one in --format")
     first: dict[Path, Path] = {}
     for (file, _), of_recording in zip(recordings, targets, strict=True):
         for _, target in of_recording:
@@ -248,8 +256,10 @@ def _all_targets(
 
 
 def _format_of_name(out: Path) -> str | None:
-    """Returns the format of a file by its ending; None for a folder or standard output."""
-    if out == STDOUT or out.is_dir() or not FILE_ENDING.fullmatch(out.suffix):
+    """Returns the format of a file by its ending; None for a folder, a device or standard output."""
+    if out == STDOUT or is_device(out) or out.is_dir():
+        return None
+    if not FILE_ENDING.fullmatch(out.suffix) and not out.is_file():
         return None
     for kind, endings in FORMATS.items():
         if out.suffix.lower() in endings:
@@ -268,12 +278,13 @@ def _targets(
         recordings: of `find_recordings`.
         alone: whether there is one recording, named itself.
         out: a value of -o.
-        kind: the format of its ending; None: it is a folder or standard output.
+        kind: the format of its ending; None: it is a folder, a device or standard output.
         each: the format to write.
     """
-    if out == STDOUT:
+    if out == STDOUT or is_device(out):
         if not alone:
-            raise UserError("-o - is standard output, for one recording; several need a folder")
+            what = "standard output" if out == STDOUT else kind_of(out)
+            raise UserError(f"-o {out} is {what}, for one recording; several need a folder")
         return [out]
     if kind and not alone:
         raise UserError(
@@ -286,7 +297,8 @@ def _targets(
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"{folder}: the folder cannot be made ({error.strerror})") from error
+            there = f"there is {kind_of(folder)}" if folder.exists() else error.strerror
+            raise UserError(f"{folder}: the folder cannot be made ({there})") from error
         if not os.access(folder, os.W_OK | os.X_OK):
             raise UserError(f"{folder}: no permission to write there; choose another -o")
     for target in targets:
@@ -312,7 +324,7 @@ def _about(checkpoint: str | Path | None, transcriber: Transcriber, programs: st
 
 def _transcribe_file(job: TranscriptionJob, file: Path, targets: Sequence[Target]) -> str:
     """Transcribes one recording and returns a line about the result."""
-    _require_outputs(targets, job.per_instrument, job.force)
+    _require_outputs(targets, job.per_instrument, job.force, job.inputs)
     for kind, target in targets:
         if kind == "html":
             _announce(file, target)
@@ -333,7 +345,17 @@ def _transcribe_file(job: TranscriptionJob, file: Path, targets: Sequence[Target
     return f"{' and '.join(written)}: {_summary(result)}"
 
 
-def _require_outputs(targets: Sequence[Target], per_instrument: bool, force: bool) -> None:
+def _files_of(checkpoint: str | Path | None) -> list[Path]:
+    """Returns the files of weights at a path that the user named."""
+    if not isinstance(checkpoint, Path):
+        return []
+    return [*checkpoint.glob("*.safetensors")] if checkpoint.is_dir() else [checkpoint]
+
+
+def _require_outputs(
+    targets: Sequence[Target], per_instrument: bool, force: bool,
+    inputs: Mapping[tuple[int, int], Path],
+) -> None:  # fmt: skip
     """Checks before any work that the files of one recording can be written."""
     from mt3train.transcription.note_files import HEADINGS, INSTRUMENT_NAMES
 
@@ -348,11 +370,11 @@ def _require_outputs(targets: Sequence[Target], per_instrument: bool, force: boo
                     f"{each}: a name of {n_bytes} bytes; file systems allow {MAX_NAME_BYTES}, so rename "
                     "the recording"
                 )
-            require_output(each, COMMAND, force, HEADINGS.get(kind))
+            require_output(each, COMMAND, force, HEADINGS.get(kind), inputs)
 
 
 def _is_midi_file(target: Target) -> bool:
-    return target[0] == "mid" and target[1] != STDOUT
+    return target[0] == "mid" and target[1] != STDOUT and not is_device(target[1])
 
 
 def _instrument_file(path: Path, name: str) -> Path:
@@ -381,7 +403,8 @@ def _announce(file: Path, page: Path) -> None:
     if seconds > LONG_SECONDS:
         echo(f"{file} lasts {clock(seconds)}: its page takes {format_bytes(n_bytes)}", err=True)
     # While the page is written, the recording lies beside it as MP3 (the page holds it as base64).
-    require_space(page.parent, round(1.75 * n_bytes), f"for the page about {file}", "-o")
+    if not is_device(page):
+        require_space(page.parent, round(1.75 * n_bytes), f"for the page about {file}", "-o")
 
 
 def _write_notes(
@@ -397,7 +420,7 @@ def _write_notes(
                 target, file, result.notes, result.seconds, job.about, job.has_velocity, bar.update,
                 force=job.force,
             )  # fmt: skip
-        size = f" ({format_bytes(target.stat().st_size)})" if target != STDOUT else ""
+        size = f" ({format_bytes(target.stat().st_size)})" if target.is_file() else ""
         return [f"{target}{size}"]
     parts = {target: result.notes}
     if job.per_instrument and _is_midi_file((kind, target)):

@@ -32,7 +32,7 @@ from jinja2 import PackageLoader
 from mt3data import __version__
 from mt3data.audio.load import read_blocks
 from mt3data.errors import UserError
-from mt3data.files import mark, write_output
+from mt3data.files import is_device, mark, write_output
 from mt3data.music.midi import DRUMS, instrument_name, midi_bytes
 from mt3data.music.notes import Notes
 from mt3data.report.page import style_sheet, templates
@@ -78,7 +78,7 @@ def write_page(
 
     def pieces() -> Iterator[bytes]:
         yield before.encode()
-        with TemporaryFile(dir=path.parent) as mp3:
+        with TemporaryFile(dir=None if is_device(path) else path.parent) as mp3:
             _encode(recording, mp3, on_seconds)
             mp3.seek(0)
             while chunk := mp3.read(CHUNK):

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from mt3data.errors import UserError
+from mt3data.files import inputs_of, require_output
 from mt3data.report.plots import save_figure
 from mt3train.training.logger import read_metrics
 
@@ -38,6 +39,8 @@ def plot(runs: Sequence[Path], out: Path, force: bool = False) -> list[str]:
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogFormatter
 
+    out.parent.mkdir(parents=True, exist_ok=True)
+    require_output(out, COMMAND, force, inputs=inputs_of(runs))
     lines_of = {run: _lines(run) for run in runs}
     panels = [panel for panel in PANELS if any(_curve(lines, key)[0] for key in panel[2]
                                                for lines in lines_of.values())]  # fmt: skip
@@ -57,7 +60,6 @@ def plot(runs: Sequence[Path], out: Path, force: bool = False) -> list[str]:
         axes.axis("off")
     handles = [_handle(number, str(run)) for number, run in enumerate(runs)]
     figure.legend(handles=handles, loc="outside upper center", ncols=min(3, len(runs)))
-    out.parent.mkdir(parents=True, exist_ok=True)
     save_figure(figure, out, COMMAND, force)
     return [f"{run}: {len(lines)} lines, to step {lines[-1]['step']}"
             for run, lines in lines_of.items()]  # fmt: skip

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.errors import UserError
-from mt3data.files import write_atomically
+from mt3data.files import kind_of, write_atomically
 from mt3data.music.vocabulary import VocabularyConfig, num_embeddings
 from mt3data.schema import Limits, find_fault, parse_document
 from mt3data.shards.format import Positive, SpectrogramFields, VocabularyFields
@@ -244,7 +244,7 @@ def weights_file(path: str | Path) -> Path:
             )
         return found[-1]
     if not path.is_file():
-        raise UserError(f"no checkpoint {path}; expected a .safetensors file or a run's folder")
+        raise UserError(f"{path}: {kind_of(path)}; expected a .safetensors file or a run's folder")
     if path.suffix != WEIGHTS:
         raise UserError(f"{path} is no {WEIGHTS} file; `mt3train convert` makes one of a .pth file")
     return path

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from mt3data.errors import UserError
-from mt3data.files import STDOUT, mark, require_output
+from mt3data.files import STDOUT, inputs_of, kind_of, mark, require_output
 from mt3data.music.vocabulary import VocabularyConfig, num_embeddings
 from mt3train.model import MT3, ModelConfig
 from mt3train.weights import checkpoint
@@ -111,7 +111,7 @@ def convert(
             or the output may not be written.
     """
     source, out = Path(source), Path(out)
-    require_output(out, COMMAND, force)
+    require_output(out, COMMAND, force, inputs=inputs_of([source]))
     if out == STDOUT or (out.exists() and not out.is_file()):
         raise UserError(
             f"{out}: weights are read again after they were written; name a regular file"
@@ -265,7 +265,9 @@ def read_pth(path: Path) -> Mapping[str, Any]:
         UserError: missing, damaged, holding pickled code, or no mapping.
     """
     if not path.is_file():
-        raise UserError(f"{path}: no such file; expected a T5X checkpoint's folder or a .pth file")
+        raise UserError(
+            f"{path}: {kind_of(path)}; expected a T5X checkpoint's folder or a .pth file"
+        )
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:

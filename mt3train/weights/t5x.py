@@ -155,6 +155,10 @@ def _checkpoint_folder(folder: Path) -> Path:
     if inside:
         names = ", ".join(path.name for path in inside)
         raise UserError(f"{folder} holds {len(inside)} checkpoints ({names}); name one of them")
+    if (folder / TREE).exists():
+        raise UserError(
+            f"{folder / TREE}: {kind_of(folder / TREE)}; expected the file of a T5X checkpoint"
+        )
     raise UserError(
         f"{folder} is no T5X checkpoint: it has no file `{TREE}`; expected the folder that "
         f"holds it beside folders named target.*"

@@ -2,6 +2,7 @@
 
 import os
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -149,6 +150,30 @@ def test_output_goes_through_links_and_leaves_them(tmp_path: Path) -> None:
         files.write_output(link, OURS, REPORT)
         assert link.is_symlink()
         assert (tmp_path / "store/page.html").read_bytes() == OURS
+
+
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+def test_an_input_is_no_output_under_any_name(tmp_path: Path, link: Callable[..., None]) -> None:
+    source = tmp_path / "song.wav"
+    source.write_bytes(OURS)  # not even if it has the mark
+    link(tmp_path / "out.html", source)
+    inputs = files.inputs_of([source, tmp_path / "absent.wav"])
+    with pytest.raises(UserError, match="out.html is the input .*song.wav"):
+        files.require_output(tmp_path / "out.html", REPORT, force=True, inputs=inputs)
+
+
+def test_below_an_input_folder_only_files_of_the_same_command_are_replaced(tmp_path: Path) -> None:
+    build = tmp_path / "build"
+    (build / "index").mkdir(parents=True)
+    (build / "index/train.parquet").write_bytes(b"rows")
+    (build / "report.html").write_bytes(OURS)
+    (tmp_path / "link.html").symlink_to("build/index/train.parquet")
+    inputs = files.inputs_of([build])
+    for name in ("build/index/train.parquet", "link.html"):
+        with pytest.raises(UserError, match="is a file in the input .*build"):
+            files.require_output(tmp_path / name, REPORT, force=True, inputs=inputs)
+    for name in ("build/report.html", "build/new.html"):
+        files.require_output(tmp_path / name, REPORT, inputs=inputs)
 
 
 def test_links_in_a_circle_are_refused_and_stay(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from mt3data.datasets.documents import read_csv
 from mt3data.datasets.manifest import DatasetManifest
 from mt3data.datasets.track import Track
 from mt3data.errors import UserError
-from mt3data.files import same_name, walk
+from mt3data.files import kind_of, same_name, walk
 from mt3data.music.midi import MIDI_SUFFIXES
 from mt3data.terminal import echo
 
@@ -83,7 +83,7 @@ def _track(
 def _pairs(root: Path) -> list[Pair]:
     """Returns every audio and MIDI file below root exactly once, in the order of names."""
     if not root.is_dir():
-        raise UserError(f"{root}: no such folder; expected one with audio and MIDI files")
+        raise UserError(f"{root}: {kind_of(root)}; expected a folder with audio and MIDI files")
     found: dict[str, tuple[list[Path], list[Path]]] = defaultdict(lambda: ([], []))
     below = walk(root, {*AUDIO, *MIDI_SUFFIXES})
     if below.skipped:

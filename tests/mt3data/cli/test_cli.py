@@ -83,6 +83,21 @@ def test_a_part_of_a_record_is_drawn_with_its_notes_and_tokens(
     assert "--from 2 --to 9: expected a part of the 2.0" in refused.stderr
 
 
+def test_pictures_and_pages_of_a_build_go_into_devices_and_never_over_its_files(
+    shards: Path, tmp_path: Path
+) -> None:
+    index = shards / "slakh/index/train.parquet"
+    before = index.read_bytes()
+    for words in (["show", shards / "slakh", "slakh-Track00001-p0-0000000"], ["report", shards]):
+        assert run(*words, "-o", "/dev/null").exit_code == 0
+        (tmp_path / "link.png").unlink(missing_ok=True)
+        (tmp_path / "link.png").symlink_to(index)
+        for out in (index, tmp_path / "link.png"):
+            done = run(*words, "-o", out, "--force")
+            assert done.exit_code == 2 and f"{out} is a file in the input" in done.stderr
+    assert index.read_bytes() == before and Path("/dev/null").is_char_device()
+
+
 def test_successive_shifts_add_up_to_the_time_of_the_next_event() -> None:
     words = ["tie", "shift 1000", "shift 409", "pitch 60", "shift 1500", "EOS"]
     assert [word for _, word in _with_times(words, 4.0, 100)] == [
@@ -260,6 +275,9 @@ def test_a_damaged_record_of_synth_is_one_line(tmp_path: Path, content: str, fie
         ("train stps=3", "unknown key stps; did you mean steps?"),
         ("train steps=many", "steps must be a whole number"),
         ("train data.train=nowhere", "nowhere"),
+        ("transcribe nowhere.wav -o a.mid --checkpoint /dev/null", "nowhere.wav: no such file"),
+        ("convert /dev/zero -o a.safetensors", "/dev/zero: a device; expected a T5X checkpoint"),
+        ("demo --out /dev/null", "/dev/null: a device, where a folder should be"),
         ("transcribe", "Missing argument 'FILES...'"),
         ("transcribe nowhere.wav -o a.mid --batch 0", "'--batch': 0 is not in the range x>=1"),
         (

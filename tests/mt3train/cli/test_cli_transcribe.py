@@ -172,6 +172,41 @@ def test_a_dash_is_standard_output_and_a_link_is_written_through(tmp_path, check
     assert (tmp_path / "b.csv").is_symlink() and (tmp_path / "a.csv").read_text().count("\n") == 3
 
 
+@pytest.mark.parametrize("kind", ["mid", "csv", "html"])
+def test_a_device_is_written_into(tmp_path, checkpoint, says, kind):
+    says(VocabularyConfig(), *NOTE)
+    song = record(tmp_path / "song.wav")
+    words = [song, "--checkpoint", checkpoint, "-o", "/dev/null", "--format", kind]
+    done = run(*words)
+    assert done.exit_code == 0 and "/dev/null: 2 notes of 2 instruments" in done.stdout
+    assert Path("/dev/null").is_char_device()
+    twice = run(*words[:-1], "mid,csv")
+    assert twice.exit_code == 2 and "/dev/null is a device, for one format" in twice.stderr
+    several = run(song, *words)
+    assert several.exit_code == 2 and "a device, for one recording" in several.stderr
+
+
+@pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
+@pytest.mark.parametrize("name", ["song.wav", "other.wav", "run/checkpoint-00000000.safetensors"])
+def test_an_input_is_not_replaced_even_by_force(tmp_path, checkpoint, says, link, name):
+    says(VocabularyConfig(), *NOTE)
+    recordings = record(tmp_path / "song.wav"), record(tmp_path / "other.wav", 1.0)
+    for folder in ("run", "out"):
+        (tmp_path / folder).mkdir()
+    weights = tmp_path / "run/checkpoint-00000000.safetensors"
+    weights.write_bytes(checkpoint.read_bytes())
+    before = (tmp_path / name).read_bytes()
+    link(tmp_path / "out/song.mid", tmp_path / name)
+    words = ["--checkpoint", tmp_path / "run", "-o", tmp_path / "out", "--force"]
+    done = run(*recordings, *words)
+    assert done.exit_code == 1 and f"is the input {tmp_path / name}" in done.output
+    assert len(read_midi(tmp_path / "out/other.mid")[0]) == 2
+    if name != "other.wav":
+        assert run(recordings[0], *words).exit_code == 2
+    assert (tmp_path / name).read_bytes() == before
+    assert (tmp_path / "out/song.mid").samefile(tmp_path / name)
+
+
 def test_whatever_one_recording_raises_the_others_are_transcribed(
     tmp_path, checkpoint, says, monkeypatch
 ):
@@ -374,6 +409,8 @@ def test_an_interrupted_folder_keeps_what_is_written(tmp_path, checkpoint, says,
         (["song.wav", "-o", "taken"], "taken/song.mid is a folder; choose another -o"),
         (["song.wav", "-o", "taken", "--format", "html"], "taken/song.html is a folder; choose"),
         (["song.wav", "-o", "song.wav/out"], "cannot be made"),
+        (["song.wav", "-o", "song.wav"], "song.wav does not end in .mid"),
+        (["song.wav", "-o", "/dev/null/out"], "/dev/null/out: the folder cannot be made"),
         (["song.wav", "-o", "/proc/out.mid"], "/proc"),
         (["song.wav", "-o", "a.mid", "--checkpoint", "song.wav"], "song.wav is no"),
     ],

@@ -120,3 +120,14 @@ def test_training_starts_at_most_one_process_for_each_gpu(
     assert [words[words.index("--workers") + 1] for words in commands if "--workers" in words] == [
         str(workers), str(workers),
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["learned.mid", "learned-reference.mid", "control.mid", "control-reference.mid"]
+)
+def test_the_demo_replaces_no_file_of_the_user(name: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(b"my own")
+    result = run("demo", "--out", tmp_path)
+    assert result.exit_code == 2 and f"{name} exists and was not written by" in result.stderr
+    assert (tmp_path / name).read_bytes() == b"my own"
+    assert len(list(tmp_path.iterdir())) == 1  # before any work

@@ -11,10 +11,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
+from special import SPECIAL_FILES, make_special
 
 from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.errors import UserError
 from mt3data.music.vocabulary import VocabularyConfig
+from mt3train.data.recordings import require_recordings
 from mt3train.model import MT3, ModelConfig
 from mt3train.training.optimizers import make_optimizer
 from mt3train.weights.checkpoint import (
@@ -27,6 +29,7 @@ from mt3train.weights.checkpoint import (
     save_weights,
     weights_path,
 )
+from mt3train.weights.convert import convert
 
 TINY = ModelConfig(
     vocab_size=1664, emb_dim=8, num_heads=1, head_dim=8, num_encoder_layers=1,
@@ -267,11 +270,27 @@ def is_dict(value: object) -> bool:
 def test_a_place_without_checkpoint_is_named(tmp_path):
     with pytest.raises(UserError, match="holds no checkpoint"):
         load_model(tmp_path)
-    with pytest.raises(UserError, match="no checkpoint .*/b.safetensors"):
+    with pytest.raises(UserError, match="b.safetensors: no such file; expected"):
         load_model(tmp_path / "b.safetensors")
     torch.save({}, tmp_path / "c.pth")
     with pytest.raises(UserError, match="c.pth is no .safetensors file; `mt3train convert` makes"):
         load_model(tmp_path / "c.pth")
+
+
+@pytest.mark.parametrize(("name", "seen"), SPECIAL_FILES.items())
+def test_what_is_no_file_is_named_where_a_checkpoint_is_expected(tmp_path, name, seen):
+    path = make_special(tmp_path / name)
+    with pytest.raises(UserError, match=f"{name}: {seen}; expected a .safetensors file"):
+        load_model(path)
+    with pytest.raises(UserError, match=f"{name}: {seen}; expected a T5X"):
+        convert(path, tmp_path / "out.safetensors")
+    with pytest.raises(UserError, match=f"{name}: {seen}; expected a folder with audio and MIDI"):
+        require_recordings(path)
+    (tmp_path / "t5x").mkdir()
+    if path.exists():
+        (tmp_path / "t5x" / "checkpoint").symlink_to(path)
+        with pytest.raises(UserError, match=f"t5x/checkpoint: {seen}; expected the file of a T5X"):
+            convert(tmp_path / "t5x", tmp_path / "out.safetensors")
 
 
 def test_weights_without_their_optimiser_cannot_go_on(tmp_path):
