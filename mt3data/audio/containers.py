@@ -116,6 +116,22 @@ def find_parts(path: Path) -> list[Part]:
         return [whole]
 
 
+def is_ffmpeg_format(path: Path) -> bool:
+    """Returns whether a file begins as a format that libsndfile does not read and FFmpeg does.
+
+    These are MP4, Matroska and WebM, AAC packets (ADTS), ASF (WMA), AVI, FLV and transport streams.
+    """
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+        if data[4:8] == b"ftyp" or data[:4] in (b"\x1a\x45\xdf\xa3", b"\x30\x26\xb2\x75"):
+            return True
+        if data[:3] == b"FLV" or (data[:4] == b"RIFF" and data[8:12] == b"AVI "):
+            return True
+        if len(data) > 188 and data[0] == data[188] == 0x47:  # packets of a transport stream
+            return True
+        head = data[(place := _skip_tags(data, 0)) : place + 2]
+        return len(head) == 2 and head[0] == 0xFF and head[1] & 0xF6 == 0xF0  # no layer
+
+
 def has_second_stream(path: Path) -> bool:
     """Returns whether another FLAC stream, or other sound near the end, is in a FLAC file.
 

@@ -1,7 +1,7 @@
 """Reads audio files as the model needs them: mono, 16 kHz, float32, in blocks.
 
-It reads all formats of libsndfile (wav, flac, ogg, opus, mp3, aiff, ...) at any rate and with any
-number of channels. Channels are averaged. Then soxr resamples with the recipe "HQ", as librosa.load
+It reads all formats of libsndfile (wav, flac, ogg, opus, mp3, aiff, ...), and with FFmpeg M4A, AAC and
+the sound of videos (ffmpeg.py), at any rate and with any number of channels. Channels are averaged. Then soxr resamples with the recipe "HQ", as librosa.load
 and therefore the original do. Memory does not grow with the length of the file. The size of the
 blocks does not change the result, because soxr's stream gives the bytes of its one-shot function for
 any split of the input (tests/mt3data/audio/test_audio.py).
@@ -21,18 +21,25 @@ import numpy as np
 import soundfile
 import soxr
 
-from mt3data.audio.containers import Part, Section, find_parts, has_second_stream
+from mt3data.audio import ffmpeg
+from mt3data.audio.containers import (
+    Part,
+    Section,
+    find_parts,
+    has_second_stream,
+    is_ffmpeg_format,
+)
 from mt3data.errors import UserError
 from mt3data.files import kind_of
 
-# Suffixes of the recordings in a folder.
-AUDIO_SUFFIXES = frozenset(
+# Suffixes of recordings that libsndfile reads, and of those that FFmpeg decodes.
+SNDFILE_SUFFIXES = frozenset(
     ".wav .flac .mp3 .ogg .oga .opus .aif .aiff .aifc .au .caf .w64 .rf64 .wv".split()
 )
-# Suffixes of recordings that libsndfile does not read.
-UNREADABLE_SUFFIXES = frozenset(
-    ".m4a .m4b .mp4 .aac .wma .ape .amr .3gp .mka .mkv .mov .webm".split()
+FFMPEG_SUFFIXES = frozenset(
+    ".m4a .m4b .m4v .mp4 .aac .wma .ape .amr .3gp .mka .mkv .mov .webm .avi .flv .mpg .mpeg .mts .m2ts .wmv .ac3".split()
 )
+AUDIO_SUFFIXES = SNDFILE_SUFFIXES | FFMPEG_SUFFIXES  # of the recordings in a folder
 TARGET_RATE = 16000  # Hz; mt3/spectrograms.py DEFAULT_SAMPLE_RATE
 INT16_FULL_SCALE = 32767  # int16 value of a sample of 1.0
 BLOCK_SECONDS = 10.0  # 3.5 MB of decoded stereo at 44.1 kHz
@@ -59,13 +66,18 @@ class AudioInfo:
 def audio_info(path: str | Path) -> AudioInfo:
     """Returns the length, rate and channels of an audio file from its header.
 
-    An MP3 file is decoded if its header does not give its length.
+    An MP3 file is decoded if its header does not give its length. Files that FFmpeg decodes always are.
 
     Raises:
         UserError: the file is missing, is not audio, holds no samples, gives no length, or holds
             more or less than its header states.
     """
     n_samples = rate = channels = 0
+    if needs_ffmpeg(path):
+        for own_rate, n_channels, block in _decode_with_ffmpeg(Path(path), BLOCK_SECONDS):
+            n_samples += len(block)
+            rate, channels = own_rate, n_channels
+        return AudioInfo(n_samples, rate, channels)
     for file in _open_parts(path):
         if file.frames >= _UNKNOWN:
             n_samples += sum(map(len, _decode(file, path, BLOCK_SECONDS)))
@@ -81,7 +93,7 @@ def read_blocks(
     """Yields the audio of a file, mono and at `rate`, in blocks of about `block_seconds`.
 
     Args:
-        path: any file that libsndfile reads.
+        path: any file that libsndfile or FFmpeg reads.
         rate: Hz.
         block_seconds: length of what is decoded at a time. Memory depends on it, the samples do not.
     Yields:
@@ -91,18 +103,32 @@ def read_blocks(
             NaN or infinite samples (the message gives the second).
     """
     stream: soxr.ResampleStream | None = None
+    for own_rate, block in _source_blocks(path, block_seconds):
+        if stream is None and own_rate != rate:
+            stream = soxr.ResampleStream(own_rate, rate, 1, dtype="float32", quality="HQ")
+        resampled = stream.resample_chunk(block) if stream else block
+        if len(resampled):
+            yield resampled
+    if stream:
+        resampled = stream.resample_chunk(np.zeros(0, np.float32), last=True)
+        if len(resampled):
+            yield resampled
+
+
+def _source_blocks(path: str | Path, block_seconds: float) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields (rate, mono samples) of a file at its own rate, and checks its end."""
+    if needs_ffmpeg(path):
+        for rate, _, block in _decode_with_ffmpeg(Path(path), block_seconds):
+            yield rate, block
+        return
     for file in _open_parts(path):
         if file.format == "FLAC" and has_second_stream(Path(path)):
             raise UserError(
                 f"{path}: a second file of sound begins inside it; expected one recording; split it or "
                 f"try {conversion(Path(path))}"
             )
-        if stream is None and file.samplerate != rate:
-            stream = soxr.ResampleStream(file.samplerate, rate, 1, dtype="float32", quality="HQ")
         for block in _decode(file, path, block_seconds):
-            resampled = stream.resample_chunk(block) if stream else block
-            if len(resampled):
-                yield resampled
+            yield file.samplerate, block
         if file.format == "FLAC" and isinstance(file.name, int):  # a file descriptor
             unread = Path(path).stat().st_size - os.lseek(file.name, 0, os.SEEK_CUR)
             if unread > MAX_UNREAD:
@@ -110,10 +136,6 @@ def read_blocks(
                     f"{path}: {unread:,} bytes follow the samples that its header describes; expected "
                     f"one recording; try {conversion(Path(path))}"
                 )
-    if stream:
-        resampled = stream.resample_chunk(np.zeros(0, np.float32), last=True)
-        if len(resampled):
-            yield resampled
 
 
 def read_audio(path: str | Path, rate: int = TARGET_RATE) -> np.ndarray:
@@ -162,6 +184,22 @@ def require_file(path: Path) -> None:
         )
 
 
+def needs_ffmpeg(path: str | Path) -> bool:
+    """Returns whether FFmpeg decodes a file, by its name or its first bytes.
+
+    Raises:
+        UserError: the file is missing, empty, or cannot be opened.
+    """
+    path = Path(path)
+    require_file(path)
+    if path.stat().st_size == 0:
+        raise UserError(f"{path}: empty file; record or download it again")
+    if path.suffix.lower() in FFMPEG_SUFFIXES:
+        return True
+    with _as_user_error(path):
+        return is_ffmpeg_format(path)
+
+
 def conversion(path: Path) -> str:
     """Returns a command that converts a file to WAV."""
     return f"`ffmpeg -i {shlex.quote(str(path))} converted.wav`"
@@ -170,9 +208,6 @@ def conversion(path: Path) -> str:
 def _open_parts(path: str | Path) -> Iterator[soundfile.SoundFile]:
     """Yields the streams of a file, open, one after the other; most files have one."""
     path = Path(path)
-    require_file(path)
-    if path.stat().st_size == 0:
-        raise UserError(f"{path}: empty file; record or download it again")
     with _as_user_error(path):
         parts = find_parts(path)
     rate = 0
@@ -296,6 +331,18 @@ def _decode(
         raise UserError(
             f"{path}: ends after {got:.2f} s, its header gives {stated:.2f} s; download it again"
         )
+
+
+def _decode_with_ffmpeg(path: Path, block_seconds: float) -> Iterator[ffmpeg.Block]:
+    """Yields mono blocks at the file's own rate and checks them."""
+    done = 0
+    for rate, channels, block in ffmpeg.decode(path, block_seconds):
+        require_finite(block, str(path), rate, done)
+        done += len(block)
+        _require_sane(path, rate, done)
+        yield rate, channels, block
+    if done == 0:
+        raise UserError(f"{path}: 0 samples of audio; record or download the file again")
 
 
 def _mono(samples: np.ndarray) -> np.ndarray:

@@ -113,8 +113,8 @@ def transcribe(
 ) -> None:  # fmt: skip
     """Writes the notes of recordings: MIDI, JSON, CSV, or a page.
 
-    FILES are recordings of any length in the formats that libsndfile reads, folders of them, or -
-    for a recording on standard input. A missing file is reported before any work. A file that cannot
+    FILES are recordings of any length, folders of them, or - for a recording on standard input. They
+    may be in the formats of libsndfile, and with PyAV or ffmpeg M4A, AAC and videos. A missing file is reported before any work. A file that cannot
     be read is reported, and the others are transcribed.
 
     \b
@@ -171,7 +171,8 @@ def find_recordings(files: Sequence[Path]) -> list[tuple[Path, Path]]:
     Raises:
         UserError: a file that is not there, or a folder without recordings.
     """
-    from mt3data.audio.load import AUDIO_SUFFIXES, UNREADABLE_SUFFIXES, conversion, require_file
+    from mt3data.audio.ffmpeg import find_decoder, missing_decoder_hint
+    from mt3data.audio.load import AUDIO_SUFFIXES, SNDFILE_SUFFIXES, require_file
 
     found: list[tuple[Path, Path]] = []
     for file in files:
@@ -183,23 +184,28 @@ def find_recordings(files: Sequence[Path]) -> list[tuple[Path, Path]]:
             require_file(file)
             found.append((file, Path(file.name)))
             continue
-        below = walk(file, AUDIO_SUFFIXES | UNREADABLE_SUFFIXES)
+        below = walk(file, AUDIO_SUFFIXES)
         if below.skipped:
             echo(below.message, err=True)
-        inside = [path for path in below.files if path.suffix.lower() in AUDIO_SUFFIXES]
-        unread = [path for path in below.files if path.suffix.lower() in UNREADABLE_SUFFIXES]
+        plain = [path for path in below.files if path.suffix.lower() in SNDFILE_SUFFIXES]
+        stems = {path.with_suffix("") for path in plain}
+        others = [path for path in below.files if path not in plain]
+        beside = [path for path in others if path.with_suffix("") in stems]
+        others = [path for path in others if path not in beside]
+        if beside:  # an .mp4 beside the .wav that was made from it
+            n = plural(len(beside), "file")
+            echo(f"{file}: passed over {n} beside audio files of their names, the first is {beside[0]}",
+                 err=True)  # fmt: skip
         hint = "expected files such as song.wav in it"
-        if unread:
-            n, first = plural(len(unread), "file"), unread[0]
-            hint = (
-                f"{n} of formats that libsndfile does not read, the first is {first}; "
-                f"try {conversion(first)}"
-            )
-        if not inside:
+        if others and find_decoder() is None:
+            n = plural(len(others), "file")
+            hint = f"{n} of other formats, the first is {others[0]}; {missing_decoder_hint()}"
+            others = []
+            if plain:
+                echo(f"{file}: passed over {hint}", err=True)
+        if not plain + others:
             raise UserError(f"{file} holds no recordings; {hint}")
-        if unread:
-            echo(f"{file}: passed over {hint}", err=True)
-        found += [(path, path.relative_to(file)) for path in inside]
+        found += [(path, path.relative_to(file)) for path in sorted(plain + others)]
     return found
 
 

@@ -62,7 +62,7 @@ def write_page(
 
     Args:
         path: the file of the page; an earlier page is replaced.
-        recording: any file that libsndfile reads.
+        recording: any audio file, see mt3data.audio.load.
         notes: its notes, in any order.
         seconds: its length.
         about: a line about the model.

@@ -138,7 +138,7 @@ def transcribe(
     Args:
         model: the network, on the device that runs it.
         info: its spectrogram, right_context, frames and vocabulary.
-        audio: a file that libsndfile reads, or mono samples at info's sample rate, shape (n,),
+        audio: an audio file (see mt3data.audio.load), or mono samples at info's sample rate, shape (n,),
             floating point in [-1, 1].
         decoding: how segments are decoded, see `transcribe_segments`.
         max_length: largest number of tokens per segment; None: the longest target of the training.

@@ -19,7 +19,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from mt3data.audio.load import AUDIO_SUFFIXES, UNREADABLE_SUFFIXES
+from mt3data.audio.load import AUDIO_SUFFIXES, SNDFILE_SUFFIXES
 from mt3data.datasets.adapters.csv_tracks import MidiLabels
 from mt3data.datasets.documents import read_csv
 from mt3data.datasets.manifest import DatasetManifest
@@ -29,7 +29,6 @@ from mt3data.files import kind_of, same_name, walk
 from mt3data.music.midi import MIDI_SUFFIXES
 from mt3data.terminal import echo
 
-AUDIO = AUDIO_SUFFIXES | UNREADABLE_SUFFIXES
 TABLE = "splits.csv"
 SPLITS = ("train", "validation", "test")
 VALIDATION_SHARE = 0.05
@@ -85,14 +84,14 @@ def _pairs(root: Path) -> list[Pair]:
     if not root.is_dir():
         raise UserError(f"{root}: {kind_of(root)}; expected a folder with audio and MIDI files")
     found: dict[str, tuple[list[Path], list[Path]]] = defaultdict(lambda: ([], []))
-    below = walk(root, {*AUDIO, *MIDI_SUFFIXES})
+    below = walk(root, AUDIO_SUFFIXES.union(MIDI_SUFFIXES))
     if below.skipped:
         echo(below.message, err=True)
     for path in below.files:
         found[same_name(path.stem)][path.suffix.lower() in MIDI_SUFFIXES].append(path)
     for audio, _ in found.values():  # an .m4a beside the .wav that was made from it
-        if readable := [path for path in audio if path.suffix.lower() in AUDIO_SUFFIXES]:
-            audio[:] = readable
+        if plain := [path for path in audio if path.suffix.lower() in SNDFILE_SUFFIXES]:
+            audio[:] = plain
     n_audio, n_midi = (sum(len(files[i]) for files in found.values()) for i in (0, 1))
     if not n_audio or not n_midi:
         raise UserError(
@@ -172,7 +171,7 @@ def _read_splits(table: Path) -> dict[str, str]:
     splits: dict[str, str] = {}
     for number, entry in read_csv(table, ("stem", "split")):
         stem, split = same_name(entry["stem"]).strip(), entry["split"].strip()
-        if Path(stem).suffix.lower() in {*AUDIO, *MIDI_SUFFIXES}:
+        if Path(stem).suffix.lower() in AUDIO_SUFFIXES.union(MIDI_SUFFIXES):
             stem = Path(stem).stem
         if not stem or split not in SPLITS or splits.setdefault(stem, split) != split:
             raise UserError(

@@ -14,8 +14,10 @@ import pytest
 import soundfile
 from click.testing import CliRunner, Result
 from recordings import record, save_model
+from videos import write_media
 
 from mt3data import files as disk
+from mt3data.audio import ffmpeg
 from mt3data.music.midi import read_midi
 from mt3data.music.vocabulary import EOS_ID, Event, VocabularyConfig, get_codec
 from mt3train.cli import transcribe as cli_transcribe
@@ -307,9 +309,10 @@ def test_the_size_of_a_long_recording_s_page_is_said_and_room_for_it_asked(
 
 
 def test_what_a_folder_holds_that_cannot_be_read_is_said_and_leftovers_are_not_read(
-    tmp_path, checkpoint, says
+    tmp_path, checkpoint, says, monkeypatch
 ):
     says(VocabularyConfig(), *NOTE)
+    monkeypatch.setattr(ffmpeg, "find_decoder", lambda: None)
     record(tmp_path / "in" / "song.wav")
     for name in ("a b.m4a", "c.WMA", "._song.wav", ".hidden.m4a", "notes.txt"):
         (tmp_path / "in" / name).write_bytes(b"\x00\x05\x16\x07")
@@ -318,8 +321,8 @@ def test_what_a_folder_holds_that_cannot_be_read_is_said_and_leftovers_are_not_r
     first = tmp_path / "in" / "a b.m4a"
     assert done.stderr.startswith("skipped 2: ") and ".hidden.m4a (hidden)" in done.stderr
     assert done.stderr.endswith(
-        f"{tmp_path / 'in'}: passed over 2 files of formats that libsndfile does not read, the first "
-        f"is {first}; try `ffmpeg -i '{first}' converted.wav`\n"
+        f"{tmp_path / 'in'}: passed over 2 files of other formats, the first is {first}; "
+        f"{ffmpeg.missing_decoder_hint()}\n"
     )
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["song.mid"]
 
@@ -403,7 +406,7 @@ def test_an_interrupted_folder_keeps_what_is_written(tmp_path, checkpoint, says,
         (["song.wav", "-o", "in", "-o", "in/song.mid"], "both become in/song.mid"),
         (["song.wav", "no.wav", "-o", "out"], "no.wav: no such file; expected an audio file"),
         (["https://a.org/b.mp3", "-o", "a.mid"], "https://a.org/b.mp3: a web address;"),
-        (["phone", "-o", "out"], "phone holds no recordings; 2 files of formats that libsndfile"),
+        (["phone", "-o", "out"], "phone holds no recordings; 2 files of other formats"),
         (["song.wav", "-o", "song.wav/out.html"], "cannot be made"),
         (["song.wav", "-o", "/proc/a.html"], "/proc"),
         (["song.wav", "-o", "taken"], "taken/song.mid is a folder; choose another -o"),
@@ -427,6 +430,7 @@ def test_a_mistake_takes_one_line_and_exits_with_2(
     for folder in ("empty", "taken/song.mid", "taken/song.html"):
         (tmp_path / folder).mkdir(parents=True)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ffmpeg, "find_decoder", lambda: None)
     done = run("--checkpoint", checkpoint, *words)
     assert done.exit_code == 2, done.output
     start = ("song", "nowhere", "skipped")
@@ -482,3 +486,24 @@ def test_every_instrument_gets_a_file_of_its_own(tmp_path, checkpoint, says):
     (tmp_path / "out" / "song-church-organ.mid").write_bytes(b"the user's own")
     done = run(*words, "-o", tmp_path / "out")  # before the work, whatever it would find
     assert done.exit_code == 2 and "song-church-organ.mid exists and was not written" in done.stderr
+
+
+def test_the_sound_of_a_video_and_of_standard_input_is_transcribed(tmp_path, checkpoint, says):
+    pytest.importorskip("av", reason="PyAV writes the video (extra video)")
+    says(VocabularyConfig(), *NOTE)
+    (tmp_path / "in").mkdir()
+    video = write_media(tmp_path / "in" / "clip.mp4", "aac", video="mpeg4")
+    write_media(tmp_path / "in" / "song.m4a", "aac")
+    record(tmp_path / "in" / "song.wav")  # from which the .m4a was made
+    (tmp_path / "in" / "broken.webm").write_bytes(b"this is no video")
+    words = ["--checkpoint", checkpoint]
+    done = run(tmp_path / "in", *words, "-o", tmp_path / "out")
+    assert done.exit_code == 1 and "1 of 3 recordings could not be transcribed" in done.stderr
+    assert (
+        f"1 file beside audio files of their names, the first is {tmp_path / 'in' / 'song.m4a'}"
+        in done.stderr
+    )
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["clip.mid", "song.mid"]
+    piped = ["transcribe", "-", "-o", "-", *map(str, words)]
+    done = CliRunner().invoke(main, piped, input=video.read_bytes())
+    assert done.stdout_bytes == (tmp_path / "out" / "clip.mid").read_bytes()
