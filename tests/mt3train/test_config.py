@@ -34,6 +34,7 @@ OWN = {  # parameters, and velocity bins of the vocabulary
     "small.toml": (8_001_024, 1),
     "demo_weights.toml": (3_787_968, 1),
     "varied.toml": (3_787_968, 1),
+    "piano.toml": (3_787_968, 1),
 }
 
 
