@@ -21,15 +21,13 @@ from typing import Any
 
 import click
 
-from mt3data.errors import UserError
+from mt3data.errors import UserError, printable, shortened
 
 # Errors that the user can mend by another path. A missing file is not among them.
 _PATH_ERRORS = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT, errno.ENOTDIR, errno.EISDIR,
     errno.EEXIST, errno.ENAMETOOLONG, errno.EFBIG, errno.ELOOP, errno.ENXIO,
 )  # fmt: skip
-# Control characters, but for line break and tab; characters that reorder text; broken UTF-8.
-_UNPRINTABLE = re.compile("[\0-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 LINE_EVERY_SECONDS = 10.0  # between progress lines where stderr is no terminal
 EXIT_CODES = (
     "Exit codes: 0 done; 1 done, with faults that are listed; 2 a mistake, described in one line; "
@@ -140,15 +138,6 @@ def require_working_directory() -> None:
         ) from None
 
 
-def printable(text: str) -> str:
-    """Returns text whose control characters are written as escapes: "\\u001b[2J".
-
-    Names and messages come from files that anybody may have made. Unescaped they could clear the
-    terminal or change other lines. The escapes are those of JSON.
-    """
-    return _UNPRINTABLE.sub(lambda found: f"\\u{ord(found[0]):04x}", text)
-
-
 def echo(text: object = "", err: bool = False, nl: bool = True) -> None:
     """Prints a line; see `printable`.
 
@@ -175,15 +164,15 @@ def path_error_message(error: OSError) -> str:
 
     where = f"{error.filename}: " if error.filename else ""  # an open file has no name here
     if error.errno == errno.EEXIST and error.filename:
-        return printable(
+        return one_line(
             f"{where}{kind_of(Path(error.filename))}, where a folder should be; choose another path"
         )
-    return printable(f"{where}{error.strerror}; choose another path, or make room there")
+    return one_line(f"{where}{error.strerror}; choose another path, or make room there")
 
 
 def one_line(text: str) -> str:
-    """Returns text without line breaks and unprintable characters."""
-    return printable(" ".join(text.split()))
+    """Returns a message without line breaks and unprintable characters, shortened."""
+    return shortened(printable(re.sub(r"\s*[\r\n]\s*", " ", text.strip())))
 
 
 def plural(n: int, noun: str) -> str:

@@ -22,6 +22,16 @@ from typing import Any
 if not __package__:  # run by path: import the packages of this checkout, not an installed copy
     sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
+if __name__ == "__main__":  # torch cannot be loaded in a folder that was deleted
+    from mt3data.errors import UserError
+    from mt3data.terminal import require_working_directory
+
+    try:
+        require_working_directory()
+    except UserError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        sys.exit(2)
+
 import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel

@@ -24,6 +24,7 @@ from mt3data.shards.windows import Cut, Window, WindowConfig, cut, label, n_vari
 CORRECTIONS = ("shift", "dtw")  # of WindowConfig.align: those that move labels
 # Labels beyond these limits belong to another recording, or to another time base.
 MAX_LATE_SHARE, MAX_LATE_SECONDS = 0.05, 60.0
+SHORTEST_SECONDS = 0.01  # of a note, a time step of the tokens
 
 
 class TrackFailure(Exception):
@@ -83,10 +84,12 @@ class TrackExamples:
         if n_late:
             n_notes = sum(map(len, notes))
             problems.append(f"{n_late} of {n_notes} notes begin after the end of the audio")
-        if n_long := sum(int((each.offset > seconds + MAX_LATE_SECONDS).sum()) for each in notes):
+        if n_long := sum(int(_is_too_long(each, seconds).sum()) for each in notes):
             problems.append(
-                f"{n_long} notes last until more than {MAX_LATE_SECONDS:g} s after the end of the audio"
+                f"{n_long} notes last until more than {MAX_LATE_SECONDS:g} s after the end of the audio; "
+                "cut there"
             )
+            notes = [_cut_too_long(each, seconds) for each in notes]
         records, aligned = 0, []
         for cuts, of_variant in zip(_cuts(track, audio, config), notes, strict=True):
             aligned.append((yield from self._variant(cuts, of_variant)))
@@ -169,6 +172,17 @@ def _count_late(notes: Notes, seconds: float) -> int:
             "Check that the labels belong to this recording"
         )
     return len(late)
+
+
+def _is_too_long(notes: Notes, seconds: float) -> np.ndarray:
+    """Finds notes that end long after the end of the audio: bool, shape (n,)."""
+    return notes.offset > seconds + MAX_LATE_SECONDS
+
+
+def _cut_too_long(notes: Notes, seconds: float) -> Notes:
+    """Ends such notes where the audio ends, or at once if they begin later."""
+    end = np.maximum(seconds, notes.onset + SHORTEST_SECONDS)
+    return replace(notes, offset=np.where(_is_too_long(notes, seconds), end, notes.offset))
 
 
 def _cuts(track: Track, audio: list[np.ndarray], config: WindowConfig) -> Iterator[list[Cut]]:

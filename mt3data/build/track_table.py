@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from mt3data.datasets.track import Track
-from mt3data.errors import UserError
+from mt3data.errors import UserError, printable, shortened
 
 UNKNOWN = (
     "seconds", "frames", "notes", "notes_after_audio", "lag", "drift", "align_confidence",
@@ -26,11 +26,11 @@ def failed_row(track: Track, stage: str, error: Exception | str) -> dict[str, An
     text = str(error)
     if isinstance(error, Exception) and not isinstance(error, UserError):
         text = f"{type(error).__name__}: {text}"
+    text = printable(text)
     # The bytes of a build must not depend on where the dataset lies.
     for path in sorted(track.source_files, key=lambda path: -len(str(path))):
-        text = text.replace(str(path), path.name)
-    text = text.encode("utf-8", "backslashreplace").decode()
-    return track_row(track, status="quarantined", stage=stage, error=text)
+        text = text.replace(printable(str(path)), printable(path.name))
+    return track_row(track, status="quarantined", stage=stage, error=shortened(text))
 
 
 def read_exclusions(path: Path) -> dict[str, tuple[str, str]]:

@@ -28,7 +28,7 @@ from mt3data.files import (
     walk,
     write_output,
 )
-from mt3data.terminal import OUTPUT, echo, path_error_message, plural, progress
+from mt3data.terminal import OUTPUT, echo, one_line, path_error_message, plural, progress
 from mt3train.cli.scores import BATCH, CHECKPOINT, DEVICE, PRECISION, load_checkpoint
 
 if TYPE_CHECKING:
@@ -153,12 +153,11 @@ def transcribe(
             if alone:
                 raise
             failed += 1
+            text = str(error)
             if not isinstance(error, UserError):  # a bug; the other recordings are transcribed
                 echo(traceback.format_exc(), err=True)
-            echo(
-                f"Error: {error if isinstance(error, UserError) else f'{file}: {error!r}'}",
-                err=True,
-            )
+                text = f"{file}: {error!r}"
+            echo(f"Error: {one_line(text)}", err=True)
     if failed:
         tried = plural(len(recordings), "recording")
         echo(f"{failed} of {tried} could not be transcribed", err=True)

@@ -25,7 +25,7 @@ import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
 from mt3data.errors import UserError
-from mt3data.terminal import is_path_error, one_line, path_error_message, printable
+from mt3data.terminal import is_path_error, one_line, path_error_message
 from mt3train.config import Config
 from mt3train.data.loader import MicroBatch, Prefetcher
 from mt3train.device import choose_device
@@ -206,9 +206,9 @@ def print_error(error: Exception) -> int:
 
 def _user_message(error: Exception) -> str | None:
     if isinstance(error, UserError):
-        return printable(one_line(str(error)))
+        return one_line(str(error))
     if isinstance(error, OSError) and is_path_error(error):
-        return printable(path_error_message(error))
+        return path_error_message(error)
     return None
 
 

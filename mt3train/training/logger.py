@@ -24,8 +24,8 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from mt3data.errors import printable
 from mt3data.files import write_atomically
-from mt3data.terminal import printable
 from mt3train.config import Config
 from mt3train.data.builds import TrainingData
 

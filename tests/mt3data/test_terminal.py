@@ -2,15 +2,19 @@
 
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from events import HANG_SECONDS
 
 from mt3data import terminal
+from mt3data.cli.main import main
+from mt3data.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -67,6 +71,34 @@ def test_characters_that_steer_a_terminal_are_printed_as_escapes(
 ) -> None:
     terminal.echo(text)
     assert capsys.readouterr().out == shown + "\n"
+
+
+def test_an_error_of_the_python_interface_holds_no_characters_that_steer_a_terminal() -> None:
+    error = UserError("a\x1b[2J\udce9.wav: no audio")
+    assert str(error) == "a\\u001b[2J\\udce9.wav: no audio"
+    assert str(pickle.loads(pickle.dumps(error))) == str(error)
+
+
+@pytest.mark.parametrize("value", ["v" * 100_000, "v " * 50_000, "v " * 500 + "v" * 1000])
+def test_a_long_value_in_a_message_is_shortened_and_the_rest_of_it_stays(value: str) -> None:
+    message = f"config.toml: run is {value}; expected a folder"
+    text = terminal.one_line(message)
+    assert len(text) <= 2000 and "..." in text
+    assert text.startswith(f"config.toml: run is {value[:100]}")
+    assert text.endswith("; expected a folder")
+
+
+@pytest.mark.parametrize("length", [1, 399])
+def test_messages_of_usual_length_stay_as_they_are(length: int) -> None:
+    message = f"{'p' * length}  {'q' * 394}.wav: no such file"
+    assert str(UserError(message)) == terminal.one_line(message) == message
+
+
+def test_a_mistake_on_the_command_line_is_printed_shortened() -> None:
+    for words in (["info", "n" * 9000], ["list", "--" + "n" * 9000], ["list", "n" * 9000]):
+        done = CliRunner().invoke(main, words)
+        assert done.exit_code == 2 and 20 < len(done.stderr) < 2100, done.stderr
+        assert done.stderr.count("\n") == 1 and "nnn..." in done.stderr
 
 
 def test_json_with_such_characters_stays_the_same_json(capsys: pytest.CaptureFixture[str]) -> None:

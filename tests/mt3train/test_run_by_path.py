@@ -67,3 +67,15 @@ def test_without_a_path_the_installed_copy_is_used(copies: Path, tmp_path: Path)
     )  # fmt: skip
     assert "make one with" in done.stderr
     assert "PLACES" not in done.stdout
+
+
+@pytest.mark.parametrize("words", [[ROOT / "mt3train" / "train.py"], ["-m", "mt3train.train"]])
+def test_in_a_deleted_folder_one_line_is_printed(words: list[object], tmp_path: Path) -> None:
+    line = 'mkdir gone; cd gone; rmdir ../gone; exec "$0" "$@"'
+    done = subprocess.run(
+        ["sh", "-c", line, sys.executable, *words],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=HANG_SECONDS, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert "working directory does not exist" in done.stderr and done.stderr.count("\n") == 1

@@ -15,6 +15,7 @@ from mt3data.build.executor import run
 from mt3data.build.plan import BuildConfig, make_plan
 from mt3data.build.run import Summary, build
 from mt3data.errors import UserError
+from mt3data.music.notes import Notes
 from mt3data.shards.check import check
 from mt3data.shards.format import read_npy
 from mt3data.shards.index import ShardSet, track_rows
@@ -112,12 +113,24 @@ def test_labels_after_the_end_of_the_audio_are_reported(root: Path) -> None:
     assert (rows["one.wav"]["notes_after_audio"], rows["one.wav"]["problems"]) == (0, [])
 
 
-def test_notes_that_last_long_after_the_end_of_the_audio_are_reported(root: Path) -> None:
-    song(root, "two", [*NOTES, (1.0, 64.0, 90, 80)])
-    rows = {row["name"]: row for row in track_rows(built(root).folder)}
-    assert rows["two.wav"]["problems"] == [
-        "1 notes last until more than 60 s after the end of the audio"
-    ]
+@pytest.mark.parametrize("onset", [1.0, 3.5])
+def test_notes_that_last_long_after_the_end_of_the_audio_are_cut_and_reported(
+    root: Path, onset: float
+) -> None:
+    song(root, "two", [*NOTES * 3, (onset, 3600.0, 90, 80), (2.5, 5.0, 91, 80)])
+    summary = built(root)
+    rows = {row["name"]: row for row in track_rows(summary.folder)}
+    told = "1 notes last until more than 60 s after the end of the audio; cut there"
+    assert told in rows["two.wav"]["problems"]
+    assert max(split["max_tokens"] for split in summary.manifest["splits"].values()) < 150
+    ends = {}
+    for split in summary.manifest["splits"]:
+        source = ShardSet(summary.folder, split)
+        for row in range(len(source)):
+            notes = Notes.from_array(read_npy(source.member(row, "notes")))
+            ends |= dict(zip(notes.pitch.tolist(), notes.offset.tolist(), strict=True))
+    assert ends[90] == pytest.approx(max(3.0, onset + 0.01))
+    assert ends[91] == pytest.approx(5.0)  # a usual end is kept
 
 
 @pytest.mark.parametrize(

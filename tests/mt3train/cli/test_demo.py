@@ -72,7 +72,10 @@ def test_scores_of_equal_files_are_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["transcribe", "GOOD", "--checkpoint", "nowhere", "-o", "a.mid"], "no checkpoint nowhere"),
+        (
+            ["transcribe", "GOOD", "--checkpoint", "nowhere", "-o", "a.mid"],
+            "nowhere: no such file; expected",
+        ),
         (["transcribe", "GOOD", "--checkpoint", "GOOD", "-o", "a.mid"], "no .safetensors file"),
         (["transcribe", "gone.wav", "--checkpoint", "WEIGHTS", "-o", "a.mid"], "no such file"),
         (

@@ -125,7 +125,7 @@ def test_a_checkpoint_without_the_progress_of_a_run_is_one_line(tmp_path, progre
     ({}, {"vocabulary": VocabularyConfig(127)}, "vocabulary.num_velocity_bins 1, the shards have 127"),
     ({"model": dataclasses.replace(MODEL, emb_dim=16)}, {},
      "model.emb_dim=8, this run 16; start it with model.emb_dim=8"),
-    ({"init_checkpoint": "nowhere"}, {}, "no checkpoint nowhere; expected"),
+    ({"init_checkpoint": "nowhere"}, {}, "nowhere: no such file; expected"),
 ])  # fmt: skip
 def test_weights_that_do_not_fit_are_refused_with_what_would(tmp_path, changes, made, message):
     train(config(tmp_path / "first", steps=1), Made())

@@ -211,7 +211,7 @@ def test_a_transcriber_returns_the_notes_of_a_recording(tmp_path, says):
 
 def test_a_transcriber_without_a_checkpoint_has_the_weights_of_the_package():
     assert mt3train.Transcriber.from_pretrained().model.config.emb_dim == 192
-    with pytest.raises(UserError, match="no checkpoint nowhere"):
+    with pytest.raises(UserError, match="nowhere: no such file"):
         mt3train.Transcriber.from_pretrained("nowhere")
 
 
