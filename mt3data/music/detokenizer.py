@@ -89,14 +89,30 @@ class NoteDecoder:
 
     def finish(self) -> Notes:
         """Ends all open notes and returns all notes in the order of their ends."""
+        self.end_open_notes()
+        notes = self.pop_notes()
+        return notes if self.config.encoding == "onsets" else assign_instruments(notes)
+
+    def end_open_notes(self) -> None:
+        """Ends all open notes at the last time that was decoded."""
         for onset, _ in self._open.values():
             self._time = max(self._time, onset + MIN_NOTE_SECONDS)
         for key in list(self._open):
             self._close(key, self._time)
-        if not self._rows:
-            return Notes.empty()
-        notes = Notes.from_array(np.array([(*row, 0) for row in self._rows], dtype=np.float64))
-        return notes if self.config.encoding == "onsets" else assign_instruments(notes)
+
+    def pop_notes(self) -> Notes:
+        """Returns the notes that ended since the last call, in the order of their ends.
+
+        Their instruments are not numbered.
+        """
+        rows = np.array([(*row, 0) for row in self._rows], dtype=np.float64).reshape(-1, 7)
+        self._rows.clear()
+        return Notes.from_array(rows)
+
+    def open_onset(self, program: int, pitch: int) -> float | None:
+        """Returns the onset of an open note in seconds; None if there is none."""
+        note = self._open.get((program, pitch))
+        return note[0] if note else None
 
     def _accept(self, event: Event, time: float) -> bool:
         """Applies one event that is no shift. Returns whether it is allowed here."""

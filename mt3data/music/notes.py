@@ -195,12 +195,16 @@ def separate_equal_pitches(notes: Notes) -> Notes:
     return replace(notes, offset=offset)[kept]
 
 
-def assign_instruments(notes: Notes) -> Notes:
+def assign_instruments(notes: Notes, numbers: dict[int, int] | None = None) -> Notes:
     """Numbers the instruments by the first appearance of each program. Drums alone get number 9.
+
+    Args:
+        notes: a track, or the next part of one.
+        numbers: of the programs in earlier parts of the track, by program. It gets the new ones.
 
     Source: mt3/note_sequences.py assign_instruments.
     """
-    numbers: dict[int, int] = {}
+    numbers = {} if numbers is None else numbers
     instrument = np.full(len(notes), DRUM_INSTRUMENT)
     for i in np.flatnonzero(~notes.is_drum):
         number = len(numbers) + (len(numbers) >= DRUM_INSTRUMENT)

@@ -7,11 +7,12 @@ import re
 import shutil
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -333,21 +334,61 @@ def _transcribe_file(job: TranscriptionJob, file: Path, targets: Sequence[Target
     for kind, target in targets:
         if kind == "html":
             _announce(file, target)
+    if [kind for kind, _ in targets] == ["jsonl"]:
+        return _stream_lines(job, file, targets[0][1])
+    with _segments_bar(file) as report:
+        result = job.transcriber.transcribe(file, report)
+    written = []
+    for kind, target in targets:
+        with _writing(target):
+            written += _write_notes(job, file, result, kind, target)
+    n_instruments = len(set(result.notes.instrument.tolist()))
+    return f"{' and '.join(written)}: {_summary(len(result.notes), n_instruments, result)}"
+
+
+def _stream_lines(job: TranscriptionJob, file: Path, target: Path) -> str:
+    """Writes notes as JSON lines when they are known, so that memory does not grow with the length."""
+    from mt3train.transcription.note_files import HEADINGS, encode_notes_as
+    from mt3train.transcription.transcribe import stream
+
+    transcriber, counts = job.transcriber, dict[str, Any](n_notes=0, instruments=set())
+
+    def lines() -> Iterator[bytes]:
+        with _segments_bar(file) as report:
+            for notes, counts["result"] in stream(
+                transcriber.model, transcriber.info, file, transcriber.decoding, on_progress=report
+            ):
+                counts["n_notes"] += len(notes)
+                counts["instruments"].update(notes.instrument.tolist())
+                yield encode_notes_as("jsonl", notes, job.has_velocity, 0.0)
+
+    with _writing(target):
+        write_output(target, lines(), COMMAND, job.force, HEADINGS["jsonl"])
+    return f"{target}: {_summary(counts['n_notes'], len(counts['instruments']), counts['result'])}"
+
+
+@contextmanager
+def _writing(target: Path) -> Iterator[None]:
+    """Converts the errors of writing a file to a UserError."""
+    try:
+        yield
+    except BrokenPipeError:  # `... -o - | head -1`
+        raise
+    except OSError as error:
+        where = path_error_message(error) if error.filename else f"{target}: {error.strerror}"
+        raise UserError(where) from error
+
+
+@contextmanager
+def _segments_bar(file: Path) -> Iterator[Callable[[int, int], None]]:
+    """Yields a function that shows (segments done, total) on stderr."""
     with progress(1, file.name, "segments") as bar:
 
         def report(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        result = job.transcriber.transcribe(file, report)
-    written = []
-    for kind, target in targets:
-        try:
-            written += _write_notes(job, file, result, kind, target)
-        except OSError as error:
-            where = path_error_message(error) if error.filename else f"{target}: {error.strerror}"
-            raise UserError(where) from error
-    return f"{' and '.join(written)}: {_summary(result)}"
+        yield report
 
 
 def _files_of(checkpoint: str | Path | None) -> list[Path]:
@@ -387,11 +428,10 @@ def _instrument_file(path: Path, name: str) -> Path:
     return path.with_name(f"{path.stem}-{name}{path.suffix}")
 
 
-def _summary(result: Transcription) -> str:
+def _summary(n_notes: int, n_instruments: int, result: Transcription) -> str:
     """Counts notes, instruments, segments and ignored outputs."""
-    notes = result.notes
-    instruments = plural(len(set(notes.instrument.tolist())), "instrument")
-    found = f"{plural(len(notes), 'note')} of {instruments}" if len(notes) else "no notes found"
+    found = f"{plural(n_notes, 'note')} of {plural(n_instruments, 'instrument')}"
+    found = found if n_notes else "no notes found"
     ignored = (
         f"; ignored {plural(result.invalid, 'invalid model output')}" if result.invalid else ""
     )

@@ -1,11 +1,11 @@
 """Transcribes recordings: cuts them into segments, decodes the segments and joins the notes.
 
 A recording is read in blocks and its segments are transformed when the decoder needs them. Memory
-does not grow with the length of the recording, except for the tokens (2 kB per segment). Frames are
-computed as in the checkpoint's training data. With right_context "zeros" the audio is cut into
-segments, which are then transformed. With right_context "audio" the spectrogram of the whole
-recording is cut (mt3data.audio.spectrogram). The tie section of a segment continues the notes of the
-segment before it (mt3data.music.detokenizer).
+does not grow with the length of the recording, except for its notes. Frames are computed as in the
+checkpoint's training data. With right_context "zeros" the audio is cut into segments, which are then
+transformed. With right_context "audio" the spectrogram of the whole recording is cut
+(mt3data.audio.spectrogram). The tie section of a segment continues the notes of the segment before it
+(mt3data.music.detokenizer).
 
 As in MT3, frames missing in the last segment are 0.0 in the log-mel domain, which the model knows
 from its training and which is not silence. A recording whose length is a whole number of hops has
@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain, count
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -34,17 +34,15 @@ from mt3data.audio.spectrogram import (
 )
 from mt3data.errors import UserError
 from mt3data.music.detokenizer import decode_segments
-from mt3data.music.notes import Notes, separate_equal_pitches
+from mt3data.music.notes import Notes
 from mt3data.music.tokenizer import segment_start
 from mt3data.music.vocabulary import VocabularyConfig
 from mt3train.device import choose_device
 from mt3train.model import MT3
-from mt3train.transcription.decode import DecodingConfig, SegmentDecoder
+from mt3train.transcription.decode import DecodedSegment, DecodingConfig, SegmentDecoder
+from mt3train.transcription.note_stream import REPEAT_SECONDS, ROUNDING, NoteStream
 from mt3train.weights.checkpoint import CheckpointInfo, load_model
 from mt3train.weights.pretrained import demo_weights
-
-REPEAT_SECONDS = 0.05  # no player repeats a pitch faster; of onsets in labels 1.4 % are that close
-MIN_SECONDS = 0.001  # shortest note that a MIDI file holds
 
 Progress = Callable[[int, int], None]
 
@@ -114,6 +112,23 @@ class Transcriber:
         """Returns the notes of a recording; see `transcribe`."""
         return self.transcribe(audio).notes
 
+    def stream(self, audio: str | Path | np.ndarray) -> Iterator[Notes]:
+        """Yields the notes of a recording as its segments are decoded.
+
+            for notes in transcriber.stream("song.wav"):
+                print(notes.onset, notes.pitch)
+
+        Memory does not grow with the length of the recording. All notes together, sorted, are those
+        of `transcribe`. Each part is in order of onset, and is never empty. A note comes when it has
+        ended and nothing can change it, so a long one comes after others that began later.
+
+        Raises:
+            UserError: see `transcribe`. A fault behind the beginning of a file is raised at its place.
+        """
+        for notes, _ in stream(self.model, self.info, audio, self.decoding):
+            if len(notes):
+                yield notes
+
     def transcribe(
         self, audio: str | Path | np.ndarray, on_progress: Progress | None = None
     ) -> Transcription:
@@ -140,13 +155,36 @@ def transcribe(
         info: its spectrogram, right_context, frames and vocabulary.
         audio: an audio file (see mt3data.audio.load), or mono samples at info's sample rate, shape (n,),
             floating point in [-1, 1].
-        decoding: how segments are decoded, see `transcribe_segments`.
+        decoding: how segments are decoded.
         max_length: largest number of tokens per segment; None: the longest target of the training.
         on_progress: called after each segment with (segments done, total).
     Raises:
         UserError: the audio is missing, unreadable or empty, or holds NaN.
     """
-    spectrogram, n_read = info.spectrogram, 0
+    found = stream(model, info, audio, decoding, max_length=max_length, on_progress=on_progress)
+    parts, counts = zip(*found, strict=True)
+    return replace(counts[-1], notes=Notes.concat(parts).sorted())
+
+
+def stream(
+    model: MT3,
+    info: CheckpointInfo,
+    audio: str | Path | np.ndarray,
+    decoding: DecodingConfig = DecodingConfig(),
+    *,
+    max_length: int | None = None,
+    on_progress: Progress | None = None,
+) -> Iterator[tuple[Notes, Transcription]]:
+    """Transcribes a recording and yields its notes as its segments are decoded.
+
+    Memory does not grow with the length of the recording. Arguments and errors are those of
+    `transcribe`, which returns the same notes.
+
+    Yields:
+        The notes that became known, in order of onset. A note that was held long comes after others
+        that began later. With them the counts so far, without notes; `seconds` is 0.0 before the end.
+    """
+    spectrogram, n_read, n_queued = info.spectrogram, 0, 0
     if isinstance(audio, np.ndarray):
         n_samples, blocks = len(audio), _array_blocks(audio, spectrogram.sample_rate)
     else:
@@ -160,16 +198,37 @@ def transcribe(
             n_read += len(block)
             yield block
 
+    def counted_mels() -> Iterator[np.ndarray]:
+        nonlocal n_queued
+        for mel in segment_mels(counted_blocks(), spectrogram, info.right_context, info.frames):
+            n_queued += 1
+            yield mel
+
+    def pushed(index: int, is_last: bool) -> Notes:
+        start, after = (segment_start(k * info.frames, info.vocabulary) for k in (index, index + 1))
+        return joiner.push(waiting.pop(index), start, None if is_last else after)
+
+    def counts(seconds: float = 0.0) -> Transcription:
+        return Transcription(
+            Notes.empty(), joiner.n_segments, joiner.invalid, joiner.dropped, seconds
+        )
+
     total = -(-count_frames(n_samples, spectrogram.hop) // info.frames)
-    mels = segment_mels(counted_blocks(), spectrogram, info.right_context, info.frames)
-    report = (lambda done: on_progress(done, max(done, total))) if on_progress else None
-    result = transcribe_segments(
-        model, info.vocabulary, zip(count(0, info.frames), mels, strict=False), decoding,
-        max_length=max_length or info.max_target_length, on_segment=report,
-    )  # fmt: skip
-    notes = merge_repeats(result.notes, MIN_SECONDS)
+    joiner = NoteStream(info.vocabulary, decoding)
+    waiting: dict[int, np.ndarray] = {}  # tokens of segments that ended before an earlier one
+    for segment in _decode(
+        model, info.vocabulary, counted_mels(), decoding, max_length or info.max_target_length
+    ):
+        waiting[segment.index] = segment.tokens
+        if on_progress:
+            n_done = joiner.n_segments + len(waiting)
+            on_progress(n_done, max(n_done, total))
+        while joiner.n_segments in waiting and joiner.n_segments + 1 < n_queued:
+            yield pushed(joiner.n_segments, is_last=False), counts()
+    for index in sorted(waiting):
+        yield pushed(index, is_last=index + 1 == n_queued), counts()
     seconds = n_read / spectrogram.sample_rate
-    return replace(result, notes=cut_notes(separate_equal_pitches(notes), seconds), seconds=seconds)
+    yield joiner.finish(seconds), counts(seconds)
 
 
 def merge_repeats(notes: Notes, seconds: float) -> Notes:
@@ -185,20 +244,12 @@ def merge_repeats(notes: Notes, seconds: float) -> Notes:
     keys = zip(notes.pitch.tolist(), notes.program.tolist(), notes.is_drum.tolist(), strict=True)
     for i, key in enumerate(keys):
         earlier = first.get(key)
-        if (
-            earlier is not None and notes.onset[i] - notes.onset[earlier] <= seconds + 1e-6
-        ):  # of rounding
+        if earlier is not None and notes.onset[i] - notes.onset[earlier] <= seconds + ROUNDING:
             offset[earlier] = max(offset[earlier], offset[i])
         else:
             first[key] = i
             kept.append(i)
     return replace(notes, offset=offset)[np.array(kept, np.int64)]
-
-
-def cut_notes(notes: Notes, end: float) -> Notes:
-    """Removes notes that begin after `end` seconds, and ends those there that end later."""
-    cut = replace(notes, offset=np.minimum(notes.offset, end))
-    return cut[cut.offset - cut.onset >= MIN_SECONDS]
 
 
 def transcribe_segments(
@@ -229,23 +280,12 @@ def transcribe_segments(
             starts.append(start_frame)
             yield mel
 
-    remaining = mels()
-    first = next(remaining, None)
-    if first is None:
-        return Transcription(Notes.empty(), 0, 0, 0)
-    was_training = model.training
-    decoder = SegmentDecoder(
-        model, vocabulary, decoding, n_frames=len(first), max_length=max_length
-    )
     decoded: list[tuple[float, np.ndarray]] = []
-    try:
-        for segment in decoder.decode(chain([first], remaining)):
-            start = segment_start(starts[segment.index], vocabulary)
-            decoded.append((start, segment.tokens.astype(np.int16)))
-            if on_segment:
-                on_segment(len(decoded))
-    finally:
-        model.train(was_training)
+    for segment in _decode(model, vocabulary, mels(), decoding, max_length):
+        start = segment_start(starts[segment.index], vocabulary)
+        decoded.append((start, segment.tokens.astype(np.int16)))
+        if on_segment:
+            on_segment(len(decoded))
     result = decode_segments(decoded, vocabulary)
     notes = result.notes
     if decoding.programs:
@@ -254,6 +294,24 @@ def transcribe_segments(
     if decoding.constrained:
         notes = merge_repeats(notes, REPEAT_SECONDS)
     return Transcription(notes, len(decoded), result.invalid, result.dropped)
+
+
+def _decode(
+    model: MT3, vocabulary: VocabularyConfig, mels: Iterator[np.ndarray], decoding: DecodingConfig,
+    max_length: int,
+) -> Iterator[DecodedSegment]:  # fmt: skip
+    """Decodes segments of one length. The model is in evaluation mode meanwhile."""
+    first = next(mels, None)
+    if first is None:
+        return
+    was_training = model.training
+    try:
+        decoder = SegmentDecoder(
+            model, vocabulary, decoding, n_frames=len(first), max_length=max_length
+        )
+        yield from decoder.decode(chain([first], mels))
+    finally:
+        model.train(was_training)
 
 
 def segment_mels(

@@ -17,11 +17,13 @@ from recordings import record, save_model
 from videos import write_media
 
 from mt3data import files as disk
+from mt3data import terminal
 from mt3data.audio import ffmpeg
 from mt3data.music.midi import read_midi
 from mt3data.music.vocabulary import EOS_ID, Event, VocabularyConfig, get_codec
 from mt3train.cli import transcribe as cli_transcribe
 from mt3train.cli.main import main
+from mt3train.transcription import note_files
 from mt3train.transcription.decode import DecodedSegment, SegmentDecoder
 
 
@@ -507,3 +509,27 @@ def test_the_sound_of_a_video_and_of_standard_input_is_transcribed(tmp_path, che
     piped = ["transcribe", "-", "-o", "-", *map(str, words)]
     done = CliRunner().invoke(main, piped, input=video.read_bytes())
     assert done.stdout_bytes == (tmp_path / "out" / "clip.mid").read_bytes()
+
+
+def test_json_lines_alone_are_written_while_the_recording_is_transcribed(
+    tmp_path, checkpoint, says, monkeypatch
+):
+    says(VocabularyConfig(), *NOTE)
+    song, words = record(tmp_path / "song.wav", 9.0), ["--checkpoint", checkpoint]
+    assert run(song, *words, "-o", tmp_path / "a.json").exit_code == 0
+    notes = json.loads((tmp_path / "a.json").read_text())["notes"]
+    shown: list[int] = []  # lines on standard output when each segment is done
+    monkeypatch.setattr(terminal.ProgressLines, "update", lambda bar, n: shown.append(len(written)))
+    written: list[bytes] = []
+    encode = note_files.encode_notes_as
+
+    def watch(*given: object) -> bytes:
+        written.append(encode(*given))
+        return written[-1]
+
+    monkeypatch.setattr(note_files, "encode_notes_as", watch)
+    done = run(song, *words, "-o", "-", "--format", "jsonl")
+    assert done.exit_code == 0 and "8 notes of 2 instruments in 5 segments" in done.stderr
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert sorted(lines, key=lambda note: note["onset"]) == notes and len(notes) == 8
+    assert shown == sorted(shown) and shown[0] < shown[-1]
