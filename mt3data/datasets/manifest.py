@@ -224,6 +224,19 @@ class DatasetManifest:
         name = self.program_to_class.get(program)
         return None if name is None else self.classes[name][0]
 
+    def layout_names(self, key: str) -> tuple[str, ...]:
+        """Returns a list of names from the layout, each a path below the dataset's folder.
+
+        Raises:
+            UserError: there is no such list, or a name is unsafe.
+        """
+        names, where = self.layout.get(key), f"manifest {self.name}.toml: layout.{key}"
+        if not isinstance(names, (list, tuple)):
+            raise UserError(f"{where} is {str(names)[:80]!r}; expected a list of names")
+        for name in names:
+            _require_inside(name, where)
+        return tuple(names)
+
     def scheme(self, name: str | None = None) -> SplitScheme:
         """Returns the split scheme of this name, or the default one.
 

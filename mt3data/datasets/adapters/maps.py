@@ -75,11 +75,11 @@ def _track(stem: Path, manifest: DatasetManifest, scheme: str) -> Track:
     assert match is not None  # tracks() looked
     piece, piano = match.groups()
     split = "train"
-    if piano in manifest.layout["test_pianos"]:
+    if piano in manifest.layout_names("test_pianos"):
         split = "test"
-    elif piece in manifest.layout["test_pieces"]:
+    elif piece in manifest.layout_names("test_pieces"):
         split = ""
-    elif scheme != "published" and piece in manifest.layout["validation_pieces"]:
+    elif scheme != "published" and piece in manifest.layout_names("validation_pieces"):
         split = "validation"
     audio, labels = stem.with_name(f"{stem.name}.wav"), stem.with_name(f"{stem.name}.txt")
     absent = [path.name for path in (audio, labels) if not path.is_file()]

@@ -50,12 +50,12 @@ def tracks(
 
 def _track_folders(root: Path, manifest: DatasetManifest) -> list[Path]:
     """Returns the track folders of the first base folder that has any, sorted by name."""
-    top_folders = manifest.layout["folders"]
+    top_folders = manifest.layout_names("folders")
     bases = [
         base / folder for base in (root, root / manifest.folder) for folder in ("", *top_folders)
     ]
     for base in bases:
-        groups = [base, *(base / split for split in manifest.layout["split_folders"])]
+        groups = [base, *(base / split for split in manifest.layout_names("split_folders"))]
         found = sorted(
             (path for group in groups for path in _tracks_in(group)), key=lambda p: p.name
         )
@@ -66,7 +66,7 @@ def _track_folders(root: Path, manifest: DatasetManifest) -> list[Path]:
                 )
         if found:
             return found
-    splits = ",".join(manifest.layout["split_folders"])
+    splits = ",".join(manifest.layout_names("split_folders"))
     looked_for = f"TrackNNNNN or {{{splits}}}/TrackNNNNN in {root}"
     if top_folders:
         looked_for += f" or in its folders {', '.join(top_folders)}"
@@ -97,12 +97,12 @@ def _track(folder: Path, manifest: DatasetManifest, scheme: SplitScheme) -> Trac
     stems: tuple[Stem, ...]
     problems: list[str] = []
     split, failure = _split(folder, manifest, scheme)
-    mixes = [folder / mix for mix in manifest.layout["mix"]]
-    audio, stems = mixes[0], ()
+    mixes = [folder / mix for mix in manifest.layout_names("mix")]
+    audio, stems = mixes[0] if mixes else folder, ()
     try:
         audio = next((path for path in mixes if path.is_file()), audio)
         if not audio.is_file():
-            failure = failure or f"no mix, expected {' or '.join(manifest.layout['mix'])}"
+            failure = failure or f"no mix, expected {' or '.join(manifest.layout_names('mix'))}"
         described = _read_metadata(folder / "metadata.yaml")
         stems, problems = _stems(folder, manifest, described)
         if not stems:
@@ -112,7 +112,7 @@ def _track(folder: Path, manifest: DatasetManifest, scheme: SplitScheme) -> Trac
     except OSError as error:  # of a folder without permission, for example
         failure = failure or f"its folder cannot be read ({error.strerror})"
     for entry in manifest.rows.get(name, {}).get("problem_stems", "").split():
-        stem_id, fault = entry.split(":")
+        stem_id, _, fault = entry.partition(":")
         problems.append(
             f"{stem_id}: listed as a problem stem ({fault}); kept where its files exist"
         )
@@ -131,7 +131,7 @@ def _split(folder: Path, manifest: DatasetManifest, scheme: SplitScheme) -> tupl
         split = next((s for s, first, last in scheme.ranges if first <= number <= last), "")
     else:
         name = folder.parent.name
-        split = name if name in manifest.layout["split_folders"] else ""
+        split = name if name in manifest.layout_names("split_folders") else ""
     return split, "" if split else f"in no split of the scheme {scheme.name!r}"
 
 
@@ -151,7 +151,7 @@ def _stems(
     folder: Path, manifest: DatasetManifest, described: dict[str, Any]
 ) -> tuple[tuple[Stem, ...], list[str]]:
     """Returns the stems that have a label, and the problems of the others."""
-    suffixes = {Path(pattern).suffix for pattern in manifest.layout["stem_audio"]}
+    suffixes = {Path(pattern).suffix for pattern in manifest.layout_names("stem_audio")}
     audio = {p.stem: p for p in sorted(folder.glob("stems/S*")) if p.suffix in suffixes}
     midi = {p.stem: p for p in sorted(folder.glob("MIDI/S*.mid"))}
     stems, problems = [], []

@@ -1,6 +1,9 @@
 """mt3data.datasets.documents and what adapters make of damaged metadata of publishers."""
 
 import json
+import re
+import shutil
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ from mt3data.datasets.adapters.guitarset import JamsLabels
 from mt3data.datasets.adapters.musicnet import CsvLabels
 from mt3data.datasets.adapters.urmp import PartLabels
 from mt3data.datasets.documents import read_csv, read_json, read_text, read_yaml
+from mt3data.datasets.listing import text
 from mt3data.errors import UserError
 
 FUZZ = settings(
@@ -210,3 +214,94 @@ def test_a_damaged_table_of_maestro_is_one_line_or_a_table(tmp_path, data):
         assert one_line(error, "maestro-v3.0.0.json")
     else:
         assert all(isinstance(text, str) for pair in found.items() for text in pair)
+
+
+# --- manifests of datasets -----------------------------------------------------------------------
+
+SMALL = ("guitarset", "urmp", "musicnet_em", "demo", "folder")  # with short tables, or with none
+
+
+def to_toml(value: Any) -> str:
+    """Writes a value in one line of TOML, which has no null."""
+    if isinstance(value, dict):
+        pairs = (f"{json.dumps(k)} = {to_toml(v)}" for k, v in value.items() if v is not None)
+        return "{" + ", ".join(pairs) + "}"
+    if isinstance(value, list):
+        return "[" + ", ".join(to_toml(one) for one in value if one is not None) + "]"
+    if isinstance(value, float):
+        return repr(value)  # nan and inf are TOML, too
+    return json.dumps(value).replace("\x7f", "\\u007f")
+
+
+@pytest.fixture
+def manifests(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of the manifests, which the package reads from now on."""
+    shutil.copytree(manifest._folder(), tmp_path / "manifests")
+    monkeypatch.setattr(manifest, "_folder", lambda: tmp_path / "manifests")
+    return tmp_path / "manifests"
+
+
+@pytest.fixture(scope="module")
+def demo_piece(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return slakh_tree(tmp_path_factory.mktemp("demo"), "demo", {"Track00001": "train"}, seconds=0.2)
+
+
+def use(name: str, songs: Path) -> None:
+    """Reads all that commands read of a manifest; a UserError is one line that names a file."""
+    try:
+        found = manifest.load(name)
+        assert text(found)
+        if name == "demo":
+            assert all(track.id == "Track00001" for track in slakh.tracks(songs, found))
+        assert len(found.rows) < 1000
+        found.scheme()
+        found.open_questions()
+        assert found.label_program(0) is None or 0 <= found.label_program(0) < 128
+        assert 0 <= found.hours < 1e7
+        for source in found.sources:
+            assert source.urls and manifest.safe_name(source.id, "") == source.id
+    except UserError as error:
+        assert "\n" not in str(error) and len(str(error)) < 2000
+        assert re.search(r"\.(toml|csv): |no dataset '|holds no .* tracks", str(error))
+
+
+@settings(FUZZ, max_examples=1000)
+@given(data=st.data(), name=st.sampled_from(SMALL))
+def test_any_manifest_of_a_dataset_is_read_or_refused_in_one_line(
+    manifests, demo_piece, data, name
+):
+    path = manifests / f"{name}.toml"
+    whole = path.read_text()
+    try:
+        changed = data.draw(damaged(tomllib.loads(whole)))
+        lines = changed.items() if isinstance(changed, dict) else [("x", changed)]
+        text = "".join(f"{json.dumps(k)} = {to_toml(v)}\n" for k, v in lines if v is not None)
+        path.write_text(text, encoding="utf-8", errors="replace")
+        use(name, demo_piece)
+    finally:
+        path.write_text(whole)
+
+
+@settings(FUZZ, max_examples=500)
+@given(
+    data=st.data(),
+    name=st.sampled_from([f"{n}.toml" for n in SMALL] + ["guitarset.csv", "urmp.csv"]),
+)
+def test_a_manifest_or_table_with_changed_bytes_is_read_or_refused_in_one_line(
+    manifests, demo_piece, data, name
+):
+    path = manifests / name
+    whole = path.read_bytes()
+    content = bytearray(whole[: data.draw(st.integers(0, len(whole)) | st.just(len(whole)))])
+    for place, byte in data.draw(
+        st.lists(
+            st.tuples(st.integers(0, len(whole)), st.sampled_from(b'\0"\n,[]{}=;./\\\xff\x1b9')),
+            max_size=3,
+        )
+    ):
+        content[place : place + 1] = bytes([byte])
+    try:
+        path.write_bytes(content)
+        use(Path(name).stem, demo_piece)
+    finally:
+        path.write_bytes(whole)
