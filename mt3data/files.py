@@ -9,15 +9,15 @@ import secrets
 import shutil
 import stat
 import sys
-import time
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, BinaryIO, TextIO
+from typing import Any, BinaryIO
 
+from mt3data import system
 from mt3data.errors import UserError
 from mt3data.terminal import echo
 
@@ -304,19 +304,15 @@ def sync_and_rename(file: BinaryIO, part: Path, path: Path) -> None:
     file.flush()
     os.fsync(file.fileno())
     file.close()
-    part.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    system.replace(part, path)
+    system.sync_folder(path.parent)
 
 
 def remove_atomically(folder: Path) -> None:
     """Removes a folder; other processes see it whole or not at all."""
     gone = temp_path(folder)
     with suppress(FileNotFoundError):
-        folder.rename(gone)
+        system.replace(folder, gone)
         shutil.rmtree(gone, ignore_errors=True)
 
 
@@ -337,8 +333,8 @@ def format_bytes(n_bytes: float) -> str:
 def file_lock(path: Path, busy: str = "") -> Iterator[None]:
     """Holds a lock file while the body runs.
 
-    The system frees the lock when the process ends, also after a crash. On NFS the lock holds
-    between hosts too, because Linux makes it a byte-range lock there.
+    The system frees the lock when the process ends, also after a crash. The file stays. On NFS the
+    lock holds between hosts too, because Linux makes it a byte-range lock there.
 
     Args:
         path: of the lock file.
@@ -347,35 +343,26 @@ def file_lock(path: Path, busy: str = "") -> Iterator[None]:
     Raises:
         UserError: another process holds the lock, or the file system has no locks.
     """
-    import fcntl
+    from filelock import FileLock, Timeout
 
-    with path.open("w") as file:
-        try:
-            _lock(file, 0.0 if busy else WAIT_SILENTLY_SECONDS)
-        except BlockingIOError as error:
-            if busy:
-                raise UserError(f"{busy}; wait for it or stop it") from error
-            echo(f"{path.parent}: another run uses this folder; waiting for it to end", err=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            raise UserError(
-                f"{path} cannot be locked ({error.strerror}); choose a folder on another file system"
-            ) from error
+    lock = FileLock(path)
+    try:
+        lock.acquire(0.0 if busy else WAIT_SILENTLY_SECONDS)
+    except Timeout as error:
+        if busy:
+            raise UserError(f"{busy}; wait for it or stop it") from error
+        echo(f"{path.parent}: another run uses this folder; waiting for it to end", err=True)
+        lock.acquire()
+    except OSError as error:
+        if error.filename is not None:  # the file cannot be made
+            raise
+        raise UserError(
+            f"{path} cannot be locked ({error.strerror}); choose a folder on another file system"
+        ) from error
+    try:
         yield
-
-
-def _lock(file: TextIO, seconds: float) -> None:
-    """Locks a file; raises BlockingIOError if another process still holds it after `seconds`."""
-    import fcntl
-
-    end = time.monotonic() + seconds
-    while True:
-        try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() >= end:
-                raise
-            time.sleep(0.05)
+    finally:
+        lock.release()
 
 
 def canonical_json(value: Any) -> bytes:

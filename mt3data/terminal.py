@@ -21,6 +21,7 @@ from typing import Any
 
 import click
 
+from mt3data import system
 from mt3data.errors import UserError, printable, shortened
 
 # Errors that the user can mend by another path. A missing file is not among them.
@@ -68,6 +69,7 @@ class CommandGroup(click.Group):
     def main(self, *args: Any, **extra: Any) -> Any:
         """Runs a command line and exits; never returns."""
         open_missing_streams()
+        system.use_utf8_streams()
         try:
             code = super().main(*args, **extra | {"standalone_mode": False})
         except click.ClickException as error:
@@ -153,9 +155,10 @@ def echo(text: object = "", err: bool = False, nl: bool = True) -> None:
 def is_path_error(error: OSError) -> bool:
     """Checks that an error concerns a path and that another path or more space mends it."""
     folder = Path(error.filename or "").parent
-    # /proc refuses new files by "no such file".
-    in_proc = error.errno == errno.ENOENT and folder.is_dir() and not os.statvfs(folder).f_blocks
-    return error.errno in _PATH_ERRORS or in_proc
+    # /proc refuses new files by "no such file", Windows some names as an invalid argument.
+    is_virtual = error.errno == errno.ENOENT and system.holds_no_files(folder)
+    is_bad_name = error.errno == errno.EINVAL and error.filename is not None
+    return error.errno in _PATH_ERRORS or is_virtual or is_bad_name
 
 
 def path_error_message(error: OSError) -> str:

@@ -9,20 +9,20 @@ any split of the input (tests/mt3data/audio/test_audio.py).
 
 import os
 import re
-import shlex
-import shutil
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
 import soxr
 
+from mt3data import system
 from mt3data.audio import ffmpeg
 from mt3data.audio.containers import (
+    OpenEnd,
     Part,
     Section,
     find_parts,
@@ -79,7 +79,7 @@ def audio_info(path: str | Path) -> AudioInfo:
             rate, channels = own_rate, n_channels
         return AudioInfo(n_samples, rate, channels)
     for file in _open_parts(path):
-        if file.frames >= _UNKNOWN:
+        if isinstance(file.name, OpenEnd):
             n_samples += sum(map(len, _decode(file, path, BLOCK_SECONDS)))
         else:
             n_samples += file.frames
@@ -129,8 +129,10 @@ def _source_blocks(path: str | Path, block_seconds: float) -> Iterator[tuple[int
             )
         for block in _decode(file, path, block_seconds):
             yield file.samplerate, block
-        if file.format == "FLAC" and isinstance(file.name, int):  # a file descriptor
-            unread = Path(path).stat().st_size - os.lseek(file.name, 0, os.SEEK_CUR)
+        if file.format == "FLAC":
+            is_descriptor = isinstance(file.name, int)
+            place = os.lseek(file.name, 0, os.SEEK_CUR) if is_descriptor else file.name.tell()
+            unread = Path(path).stat().st_size - place
             if unread > MAX_UNREAD:
                 raise UserError(
                     f"{path}: {unread:,} bytes follow the samples that its header describes; expected "
@@ -175,8 +177,8 @@ def require_finite(samples: np.ndarray, name: str, rate: int, first: int = 0) ->
 
 def require_file(path: Path) -> None:
     """Raises a UserError that names what is there, unless a path is that of a file."""
-    if re.match(r"(https?|ftp):/", str(path)):
-        address = str(path).replace(":/", "://", 1)  # Path removes one slash
+    if re.match(r"(https?|ftp):/", path.as_posix()):
+        address = path.as_posix().replace(":/", "://", 1)  # Path removes one slash
         raise UserError(f"{address}: a web address; expected a file on this machine; download it")
     if not path.is_file():
         raise UserError(
@@ -202,7 +204,7 @@ def needs_ffmpeg(path: str | Path) -> bool:
 
 def conversion(path: Path) -> str:
     """Returns a command that converts a file to WAV."""
-    return f"`ffmpeg -i {shlex.quote(str(path))} converted.wav`"
+    return f"`ffmpeg -i {system.quote(path)} converted.wav`"
 
 
 def _open_parts(path: str | Path) -> Iterator[soundfile.SoundFile]:
@@ -224,16 +226,20 @@ def _open_parts(path: str | Path) -> Iterator[soundfile.SoundFile]:
 
 @contextmanager
 def _open_part(path: Path, part: Part, n_parts: int) -> Iterator[soundfile.SoundFile]:
-    if not part.knows_length:
-        with _streamed(path, part) as file:
+    with ExitStack() as stack:
+        with _as_user_error(path):
+            if not part.knows_length:
+                source: Any = stack.enter_context(OpenEnd(path, part.start, part.end))
+            elif part.start or n_parts > 1:
+                source = stack.enter_context(Section(path, part.start, part.end))
+            else:
+                source = system.open_for_c_library(path)
+                if not isinstance(source, int):
+                    stack.enter_context(source)
+            file = stack.enter_context(soundfile.SoundFile(source, closefd=True))
+        if not part.knows_length:
             yield file
-        return
-    with _as_user_error(path):
-        if part.start or n_parts > 1:
-            file = soundfile.SoundFile(Section(path, part.start, part.end))
-        else:
-            file = soundfile.SoundFile(os.open(path, os.O_RDONLY), closefd=True)
-    with file:
+            return
         if file.frames == 0:
             raise UserError(f"{path}: 0 samples of audio; record or download the file again")
         if file.frames >= _UNKNOWN:
@@ -273,36 +279,6 @@ def _as_user_error(path: Path) -> Iterator[None]:
         raise UserError(f"{path}: cannot be opened ({error.strerror}); expected audio") from error
 
 
-@contextmanager
-def _streamed(path: Path, part: Part) -> Iterator[soundfile.SoundFile]:
-    """Opens an MP3 stream as libsndfile reads it from a pipe: to its end, with `frames` unknown.
-
-    Where an MP3 file does not state its length, libsndfile estimates it from the bit rate of the
-    first frames and reads no further: it ended a recording of 20 s after 5 s
-    (tests/mt3data/audio/test_audio.py).
-    """
-    reader, writer = os.pipe()
-
-    def feed() -> None:
-        with (
-            suppress(BrokenPipeError),
-            os.fdopen(writer, "wb") as pipe,
-            Section(path, part.start, part.end) as section,
-        ):
-            shutil.copyfileobj(section, pipe)
-
-    thread = threading.Thread(target=feed, daemon=True)
-    thread.start()
-    try:
-        with _as_user_error(path):
-            opened = soundfile.SoundFile(reader, closefd=False)
-        with opened as file:
-            yield file
-    finally:
-        os.close(reader)
-        thread.join()
-
-
 def _decode(
     file: soundfile.SoundFile, path: str | Path, block_seconds: float
 ) -> Iterator[np.ndarray]:
@@ -326,7 +302,7 @@ def _decode(
         yield block
     if done == 0:
         raise UserError(f"{path}: 0 samples of audio; record or download the file again")
-    if done < file.frames < _UNKNOWN:
+    if done < file.frames and not isinstance(file.name, OpenEnd):
         stated, got = file.frames / file.samplerate, done / file.samplerate
         raise UserError(
             f"{path}: ends after {got:.2f} s, its header gives {stated:.2f} s; download it again"

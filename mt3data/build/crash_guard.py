@@ -30,7 +30,7 @@ from mt3data.files import remove_atomically
 
 # A track takes about a hundredth of its length.
 LEAST_LIMIT_SECONDS, LIMIT_PER_SECOND = 600.0, 2.0
-MOST_LIMIT_SECONDS = 1e9  # that a system's timer accepts
+MOST_LIMIT_SECONDS = 4e6  # that the timers of all systems accept: 46 days
 MAX_CRASHES = 2
 
 
@@ -100,7 +100,7 @@ class Run:
         marker = self._new_marker(planned.track.id)
         limit = limit_seconds(planned, self.track_timeout)
         try:
-            with marker.open("w") as file:
+            with marker.open("w", encoding="utf-8") as file:
                 # A thread of C does it, so it works where Python is blocked in a library.
                 faulthandler.dump_traceback_later(limit, exit=True, file=file)
                 try:

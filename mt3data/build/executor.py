@@ -21,15 +21,14 @@ from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Future, wait
 from contextlib import contextmanager
 from itertools import islice
-from multiprocessing import resource_tracker
 from typing import Any
 
+from mt3data import system
 from mt3data.errors import UserError, install_hint
 
 LOCAL = "local"
 ADDRESS = re.compile(r"((tcp|tls|ucx|wss?)://)?[^/\s]+:[0-9]+/?")
 IDLE_SECONDS = 300  # after which a local worker ends; the next build in this process may use it
-FOLLOW_SECONDS = 1.0
 CONNECT_SECONDS = 10
 WORKERLESS_SECONDS = 600.0  # a cluster's queue may be slow, but a driver should not wait for ever
 POLL_SECONDS = 5.0
@@ -89,14 +88,14 @@ def _run_here(
 
     workers = min(workers, len(jobs))
     pool = get_memmapping_executor(
-        workers, timeout=IDLE_SECONDS, initializer=exit_with_parent, initargs=(os.getpid(),)
+        workers, timeout=IDLE_SECONDS, initializer=prepare_worker, initargs=(os.getpid(),)
     )
     left, waiting = iter(jobs), set[Future[Any]]()
     try:
         while True:
             # No more at a time: loky fails at its end if it has jobs that it did not queue yet.
             room = 2 * workers - len(waiting)
-            with _sigint_waits():
+            with system.interrupts_delayed():
                 waiting |= {pool.submit(task, *job) for job in islice(left, room)}
             if not waiting:
                 return
@@ -111,32 +110,18 @@ def _run_here(
         raise
 
 
-@contextmanager
-def _sigint_waits() -> Iterator[None]:
-    """Delays Ctrl-C during the body. Processes that start in the body never receive it.
-
-    A terminal sends Ctrl-C to all processes, and workers that are starting would print tracebacks.
-    """
-    resource_tracker.ensure_running()  # else the first process starts it, which lets signals in
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def exit_with_parent(driver: int) -> None:
-    """Ends this worker soon after its driver ends.
+def prepare_worker(driver: int) -> None:
+    """Makes this worker ignore Ctrl-C, which its driver handles, and end soon after its driver.
 
     After kill -9 of the driver, loky's workers would wait for more work for ever.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all processes
 
-    def watch() -> None:
-        while os.getppid() == driver:
-            time.sleep(FOLLOW_SECONDS)
+    def follow() -> None:
+        system.wait_for_parent(driver)
         os._exit(1)
 
-    threading.Thread(target=watch, daemon=True).start()
+    threading.Thread(target=follow, daemon=True).start()
 
 
 def _run_on_cluster(

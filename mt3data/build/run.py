@@ -150,7 +150,7 @@ def _shards(
         except WorkerCrashed as crash:
             left = {path: hung for path, hung in run.markers().items() if path not in known}
             build_folder.log("death", tracks=sorted(map(track_of, left)), reason=str(crash),
-                             dumps=[p.read_text() for p, hung in left.items() if hung])  # fmt: skip
+                             dumps=[p.read_text("utf-8") for p, hung in left.items() if hung])  # fmt: skip
             unexplained += not left
             if unexplained >= MAX_UNEXPLAINED:
                 raise UserError(

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
 
+from mt3data import system
 from mt3data.datasets.manifest import Source, safe_name
 from mt3data.download.http import RETRY_POLICY, RemoteFile, RetryPolicy
 from mt3data.download.unpack import Readable
@@ -125,7 +126,7 @@ def fetch(source: Source, target: Path, retry_policy: RetryPolicy = RETRY_POLICY
         _note(part).unlink()
         sums = file_checksums(part)
         if not checksum_mismatch(source, sums):
-            part.replace(target)
+            system.replace(part, target)
             return sums
         faults.append(f"{used}: {_put_aside(part, target, checksum_mismatch(source, sums))}")
         urls = urls[urls.index(used) + 1 :]
@@ -135,7 +136,7 @@ def fetch(source: Source, target: Path, retry_policy: RetryPolicy = RETRY_POLICY
 
 def _put_aside(path: Path, target: Path, fault: str) -> str:
     bad = target.with_name(target.name + ".bad")
-    path.replace(bad)
+    system.replace(path, bad)
     return f"{fault}; kept as {bad}"
 
 

@@ -22,6 +22,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, BinaryIO, Protocol, cast
 
+from mt3data import system
 from mt3data.download.state import ExtractionLog
 from mt3data.errors import UserError
 from mt3data.files import file_has_size, require_space
@@ -213,7 +214,7 @@ def write_file(content: IO[bytes], target: Path, bar: Any = None) -> tuple[int, 
         written = _copy_and_hash(content, file, bar)
         file.flush()
         os.fsync(file.fileno())
-    part.replace(target)
+    system.replace(part, target)
     return written
 
 

@@ -8,8 +8,7 @@ stay in arrow's buffers: a set of a million records opens in milliseconds.
 from __future__ import annotations
 
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,6 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from mt3data import system
 from mt3data.errors import UserError
 from mt3data.music.notes import Notes, validate
 from mt3data.shards.format import (
@@ -166,26 +166,16 @@ class ShardKey(NamedTuple):
     mtime_ns: int
 
 
-class ShardFile:
-    """A shard that is open for reading until nothing refers to it any more."""
-
-    def __init__(self, path: str | Path) -> None:
-        try:
-            self.descriptor = os.open(path, os.O_RDONLY)
-        except OSError as error:
-            raise UserError(
-                f"{path} cannot be opened ({error.strerror}); run `mt3data check {Path(path).parent}`"
-            ) from error
-
-    def __del__(self, close: Callable[[int], None] = os.close) -> None:
-        if hasattr(self, "descriptor"):  # `os` may be gone when the interpreter ends
-            close(self.descriptor)
-
-
 @lru_cache(MAX_OPEN_SHARDS)
-def open_shard(shard: ShardKey) -> ShardFile:
+def open_shard(shard: ShardKey) -> system.SharedFile:
     """Opens a shard, or returns it if it is among the shards that were used last."""
-    return ShardFile(shard.path)
+    try:
+        return system.SharedFile(shard.path)
+    except OSError as error:
+        raise UserError(
+            f"{shard.path} cannot be opened ({error.strerror}); run `mt3data check "
+            f"{Path(shard.path).parent}`"
+        ) from error
 
 
 class PendingRead(NamedTuple):
@@ -202,8 +192,7 @@ class PendingRead(NamedTuple):
         Raises:
             UserError: the shard cannot be opened, or ends too early.
         """
-        file = open_shard(self.shard)
-        if os.preadv(file.descriptor, [self.into], self.offset) != len(self.into):
+        if open_shard(self.shard).read_into(self.into, self.offset) != len(self.into):
             shard_set, row = self.record
             raise UserError(
                 f"{self.shard.path}: ends inside record {shard_set.index['key'][row]}; run "

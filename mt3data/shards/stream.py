@@ -131,7 +131,7 @@ def is_address(build: str | Path) -> bool:
     Raises:
         UserError: another kind of address, or a command ("pipe:").
     """
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", str(build))
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", str(build))  # one letter is a drive
     if scheme and scheme[1].lower() not in ("http", "https", "file"):
         raise UserError(
             f"{build}: {scheme[1]}: is not read; expected a folder, or an address that begins with "

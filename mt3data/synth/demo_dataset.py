@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from mt3data import system
 from mt3data.errors import UserError, install_hint
 from mt3data.files import file_lock, walk, write_atomically
 from mt3data.music.midi import MIDI_SUFFIXES, read_midi
@@ -278,7 +279,7 @@ def _render_piece(job: _Job) -> Rendered:
         except Exception as error:  # whatever a broken file makes parsers and renderer raise
             shutil.rmtree(part, ignore_errors=True)
             return Rendered(job.track, str(job.source), error=_reason(job.source, error))
-    part.replace(job.folder)
+    system.replace(part, job.folder)
     return result
 
 

@@ -343,4 +343,4 @@ def _write_metadata(
     }
     if effects:
         content["effects"] = describe(effects)
-    (folder / "metadata.yaml").write_text(yaml.safe_dump(content), encoding="utf-8")
+    (folder / "metadata.yaml").write_bytes(yaml.safe_dump(content).encode())

@@ -14,7 +14,6 @@ drum scores of tracks without drums.
 
 import math
 import os
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import BrokenExecutor
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ import numpy as np
 import torch
 from joblib import Parallel, delayed
 
-from mt3data.build.executor import exit_with_parent
+from mt3data.build.executor import prepare_worker
 from mt3data.errors import UserError
 from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import VocabularyConfig
@@ -209,7 +208,7 @@ def _score_in_processes(
     pool = Parallel(
         workers, return_as="generator", batch_size=1, pre_dispatch=workers + 1,
         inner_max_num_threads=max(1, (os.cpu_count() or 1) // workers),
-        initializer=_start_worker, initargs=(os.getpid(),),
+        initializer=prepare_worker, initargs=(os.getpid(),),
     )  # fmt: skip
     score = delayed(_score_in_worker)
     try:
@@ -221,11 +220,6 @@ def _score_in_processes(
             "a worker process crashed, perhaps because memory ran out; try fewer --workers or a "
             "smaller --batch"
         ) from error
-
-
-def _start_worker(parent: int) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends Ctrl-C to the parent as well
-    exit_with_parent(parent)
 
 
 def _score_in_worker(

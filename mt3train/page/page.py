@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator
 from importlib import resources
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 import soundfile
@@ -173,11 +173,11 @@ def colour_class(number: int, program: int | None) -> str:
     return f"voice{number % COLOURS}" + (" hollow" if number // COLOURS % 2 else "")
 
 
-def _encode(recording: Path, mp3: BinaryIO, on_seconds: Callable[[float], object]) -> None:
+def _encode(recording: Path, mp3: IO[bytes], on_seconds: Callable[[float], object]) -> None:
     """Writes a recording as MP3."""
     try:
         with soundfile.SoundFile(
-            mp3.fileno(), "w", RATE, 1, "MPEG_LAYER_III", format="MP3", closefd=False,
+            mp3, "w", RATE, 1, "MPEG_LAYER_III", format="MP3",
             bitrate_mode="CONSTANT", compression_level=COMPRESSION,
         ) as file:  # fmt: skip
             for block in read_blocks(recording, RATE):

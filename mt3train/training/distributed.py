@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
+from mt3data import system
 from mt3data.errors import UserError
 from mt3data.terminal import is_path_error, one_line, path_error_message
 from mt3train.config import Config
@@ -34,8 +35,6 @@ from mt3train.training.logger import SafeStderr
 # Longer than a step, a checkpoint, a compilation or the transcription of a track takes. It need not
 # be short: the closed connection of a process that crashed is noticed at once.
 TIMEOUT = timedelta(minutes=30)
-# Clusters announce the end of a job with SIGTERM or SIGUSR1, a closed terminal with SIGHUP.
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 MAX_VALUES = 5  # numbers of an all-reduce; a fixed size, so that a rank that failed can join any
 
 
@@ -168,8 +167,9 @@ def connected(config: Config) -> Iterator[Ranks]:
         torch.use_deterministic_algorithms(True)
     previous = {}
     if threading.current_thread() is threading.main_thread():  # no other may set handlers
-        for number in SIGNALS:
-            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+        for number in system.STOP_SIGNALS:
+            is_hang_up = number == getattr(signal, "SIGHUP", None)
+            if is_hang_up and signal.getsignal(number) == signal.SIG_IGN:
                 continue  # started by nohup
             previous[number] = signal.signal(number, lambda n, _frame: ranks.signals.append(n))
     try:

@@ -4,8 +4,8 @@ A line of metrics.jsonl is one JSON object. Every log_every steps: step (updates
 accuracy per target token over the steps since the last line (accuracy with the true tokens before
 as input), lr, gradient_norm of the last step, tokens, skipped (segments with too long targets),
 overflows (updates that fp16 left out), segments_per_second, data_wait (share of the time in which
-this process waited for its next batch), memory_gb (largest so far: of the GPU, or of the process),
-seconds. Every eval_every and transcribe_every steps: step, and eval_loss, eval_accuracy or the F1 scores.
+this process waited for its next batch), memory_gb (largest so far: of the GPU, or of the process;
+null on Windows without a GPU), seconds. Every eval_every and transcribe_every steps: step, and eval_loss, eval_accuracy or the F1 scores.
 
 TensorBoard, where it is installed, gets the same numbers in the folder tensorboard/.
 """
@@ -17,6 +17,7 @@ import math
 import os
 import sys
 import time
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from mt3data import system
 from mt3data.errors import printable
 from mt3data.files import write_atomically
 from mt3train.config import Config
@@ -38,7 +40,7 @@ class SafeStderr(io.TextIOBase):
 
     def __init__(self) -> None:
         if sys.stderr is None:  # it was closed; another file must not get its descriptor
-            sys.stderr = Path(os.devnull).open("w")  # noqa: SIM115
+            sys.stderr = Path(os.devnull).open("w", encoding="utf-8")  # noqa: SIM115
         self._stream = sys.stderr
 
     def write(self, text: str) -> int:
@@ -132,14 +134,15 @@ class Log:
             sums: over these steps and all ranks, of loss, correct, tokens, skipped and overflows.
             lr, norm: learning rate and norm of the gradient at the last step.
         """
-        now = time.monotonic()
+        now, memory = time.monotonic(), self._memory()
         seconds, tokens = now - self.logged_at, max(1.0, sums["tokens"])
-        line = {
+        line: dict[str, float | None] = {
             "loss": sums["loss"] / tokens, "accuracy": sums["correct"] / tokens, "lr": lr,
             "gradient_norm": norm, "tokens": int(sums["tokens"]), "skipped": int(sums["skipped"]),
             "overflows": int(sums["overflows"]),
             "segments_per_second": round((done - self.logged) * self.config.batch / seconds, 2),
-            "data_wait": round(self.waited / seconds, 4), "memory_gb": round(self._memory(), 3),
+            "data_wait": round(self.waited / seconds, 4),
+            "memory_gb": None if memory is None else round(memory, 3),
             "seconds": round(now - self.begin, 1),
         }  # fmt: skip
         minutes = (self.config.steps - done) * seconds / (done - self.logged) / 60
@@ -151,7 +154,7 @@ class Log:
         self.say(
             f"step {steps}  loss {line['loss']:.4f}  accuracy {line['accuracy']:.3f}"
             f"  lr {lr:.2e}  gradient {norm:.3g}  {line['segments_per_second']:.1f} segments/s"
-            f"  data wait {line['data_wait']:.0%}  {line['memory_gb']:.1f} GB{left}"
+            f"  data wait {line['data_wait']:.0%}{'' if memory is None else f'  {memory:.1f} GB'}{left}"
         )
         self.logged, self.logged_at, self.waited = done, now, 0.0
 
@@ -167,20 +170,19 @@ class Log:
         if self.is_writer and self.board:
             self.board.close()
 
-    def _memory(self) -> float:
+    def _memory(self) -> float | None:
         if self.device.type == "cuda":
             return torch.cuda.max_memory_allocated(self.device) / 1e9
-        import resource
+        return system.peak_memory_gb()
 
-        largest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return largest * (1 if sys.platform == "darwin" else 1024) / 1e9
-
-    def _line(self, step: int, values: dict[str, float]) -> None:
+    def _line(self, step: int, values: Mapping[str, float | None]) -> None:
         if not self.is_writer:
             return
         # JSON has no infinity: the norm of an update that fp16 left out is null.
-        finite = {key: value if math.isfinite(value) else None for key, value in values.items()}
-        with self.path.open("a") as file:
+        finite = {
+            key: value if math.isfinite(value or 0) else None for key, value in values.items()
+        }
+        with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **finite}) + "\n")
         for name, value in finite.items():
             if self.board and value is not None:

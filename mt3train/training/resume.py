@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from mt3data import system
 from mt3data.errors import UserError
 from mt3data.music.vocabulary import num_embeddings
 from mt3train.config import Config
@@ -178,7 +179,7 @@ def _set_aside(file: Path) -> None:
     """Renames the files of a damaged checkpoint, so that it neither counts nor is lost."""
     for path in (file, optimizer_file(file)):
         if path.is_file():
-            path.replace(path.with_name(path.name + ".damaged"))
+            system.replace(path, path.with_name(path.name + ".damaged"))
 
 
 def init_from_checkpoint(model: MT3, path: str | Path, info: CheckpointInfo) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from mt3data import system
 from mt3data.errors import UserError
 from mt3data.files import file_lock, write_atomically
 from mt3train.config import Config
@@ -99,7 +100,7 @@ def save_if_best(run: Path, model: MT3, info: CheckpointInfo, scores: dict[str, 
     facts, path = _read_facts(run), run / BEST
     if not path.is_file() or is_better(scores, facts["best"]):
         if path.is_file() and facts["best"] is None:  # how good it is cannot be known
-            path.replace(run / f"{path.stem}-before{path.suffix}")
+            system.replace(path, run / f"{path.stem}-before{path.suffix}")
         checkpoint.save_weights(path, model, info)
         _write_facts(run, facts | {"best": scores})
 

@@ -29,6 +29,7 @@ from urllib.parse import quote, urlencode, urlsplit
 
 import click
 
+from mt3data import system
 from mt3data.datasets.manifest import Source, safe_name
 from mt3data.errors import UserError
 from mt3data.files import (
@@ -274,7 +275,7 @@ def _make(weights: PublishedWeights, path: Path) -> None:
             if source != weights.sources[-1]:
                 echo(f"{error}; trying the next source", err=True)
             continue
-        (parts / path.name).replace(path)
+        system.replace(parts / path.name, path)
         shutil.rmtree(parts, ignore_errors=True)
         return
     raise UserError(f"no source gives {weights.name}: {'; '.join(faults)}")

@@ -1,6 +1,8 @@
 """Input files below folders, output files that are never lost, and one run at a time in a folder."""
 
 import os
+import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -24,34 +26,53 @@ def test_a_second_run_is_refused_in_one_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("silently", [0.0, HANG_SECONDS])
 def test_a_run_that_waits_long_prints_a_line(
-    silently: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
-    monkeypatch.setattr(files, "WAIT_SILENTLY_SECONDS", silently)
-    trying, got = threading.Event(), threading.Event()
-    flock = files._lock
+    silently: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lines, printed, got = list[str](), threading.Event(), threading.Event()
 
-    def tried(*arguments: object) -> None:
-        try:
-            flock(*arguments)  # type: ignore[arg-type]
-        finally:
-            trying.set()
+    def echo(line: str, err: bool) -> None:
+        lines.append(line)
+        printed.set()
 
     def second() -> None:
         with files.file_lock(tmp_path / "lock"):
             got.set()
 
+    monkeypatch.setattr(files, "WAIT_SILENTLY_SECONDS", silently)
+    monkeypatch.setattr(files, "echo", echo)
     thread = threading.Thread(target=second)
     with files.file_lock(tmp_path / "lock"):
-        monkeypatch.setattr(files, "_lock", tried)
         thread.start()
-        if not silently:
-            assert trying.wait(HANG_SECONDS)
+        assert silently or printed.wait(HANG_SECONDS)
         assert not got.is_set()
     thread.join(HANG_SECONDS)
     assert got.is_set()
-    line = f"{tmp_path}: another run uses this folder; waiting for it to end\n"
-    assert capsys.readouterr().err == ("" if silently else line)
+    line = f"{tmp_path}: another run uses this folder; waiting for it to end"
+    assert lines == ([] if silently else [line])
+
+
+HOLD = """
+import sys
+from pathlib import Path
+from mt3data.files import file_lock
+with file_lock(Path(sys.argv[1])):
+    print("locked", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_killed_process_leaves_no_lock(tmp_path: Path) -> None:
+    words = [sys.executable, "-c", HOLD, str(tmp_path / "lock")]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
+        assert other.stdout is not None and other.stdout.readline().strip() == b"locked"
+        with (
+            pytest.raises(UserError, match="^at work there"),
+            files.file_lock(tmp_path / "lock", "at work there"),
+        ):
+            pass
+        other.kill()
+    with files.file_lock(tmp_path / "lock", "at work there"):
+        pass
 
 
 REPORT = "mt3data report"

@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 # A module imports only its own room and rooms before it. `errors`, `files` and others that are
 # modules of the package itself count as rooms.
 ROOMS = [
-    *(f"mt3data.{room}" for room in "errors terminal files schema".split()),
+    *(f"mt3data.{room}" for room in "system errors terminal files schema".split()),
     *(f"mt3data.{room}" for room in "music audio datasets synth align download shards".split()),
     *(f"mt3data.{room}" for room in "build report cli".split()),
     *(f"mt3train.{room}" for room in "device model weights config data transcription".split()),
