@@ -2,6 +2,7 @@
 
     OMP_WAIT_POLICY=PASSIVE python benchmarks/decode.py    # under 4 minutes; needs the extra [bench]
     python benchmarks/decode.py --hours 2        # memory of a long recording, a small model
+    taskset -c 1 python benchmarks/decode.py --bf16 data/demo    # bf16 against float32, made by `mt3data synth`
 
 The model has MT3's sizes and random weights. 128 tokens are forced in every segment. Tokens per
 CPU-second are counted in process time on one thread, without encoding, as the best of two alternating
@@ -23,11 +24,12 @@ import soundfile
 import torch
 from torch import Tensor
 
+from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import EOS_ID, NUM_SPECIAL_IDS, VocabularyConfig, get_codec
 from mt3train.model import MT3, ModelConfig
 from mt3train.transcription.constraint import TokenConstraint
 from mt3train.transcription.decode import DecodingConfig, SegmentDecoder
-from mt3train.transcription.transcribe import transcribe
+from mt3train.transcription.transcribe import Transcriber, transcribe
 from mt3train.weights.checkpoint import CheckpointInfo
 
 AIMS = {1: 50, 8: 200, 32: 280}  # tokens per CPU-second by batch, of greedy decoding
@@ -189,11 +191,71 @@ def transcribe_noise(
     )
 
 
+def compare_precisions(pieces: Path) -> None:
+    """Prints CPU-seconds in bf16 and float32: the package's weights on pieces, and MT3's size."""
+    torch.set_num_threads(1)
+    print(f"bf16 instructions: {torch.cpu._is_avx512_bf16_supported()}")
+    one, total = Transcriber.from_pretrained(), {"float32": 0.0, "bf16": 0.0}
+    shared = n_notes = n_other = n_same = n_pieces = 0
+    for path in sorted(pieces.rglob("mix.flac")):
+        found: dict[str, Notes] = {}
+        best = dict.fromkeys(total, np.inf)
+        for _ in range(ROUNDS):
+            for precision in total:
+                decoding = DecodingConfig(constrained=True, precision=precision)
+                started = time.process_time()
+                found[precision] = transcribe(one.model, one.info, path, decoding).notes
+                best[precision] = min(best[precision], time.process_time() - started)
+        total = {precision: total[precision] + best[precision] for precision in total}
+        rows, others = (set(map(tuple, notes.to_array().tolist())) for notes in found.values())
+        shared, n_notes = shared + len(rows & others), n_notes + len(rows)
+        n_other, n_pieces, n_same = n_other + len(others), n_pieces + 1, n_same + (rows == others)
+    print(
+        f"package's weights, {n_pieces} pieces: float32 {total['float32']:.1f} CPU-s, bf16 {total['bf16']:.1f} "
+        f"({total['float32'] / total['bf16']:.2f} times as fast); {n_notes} and {n_other} notes, {shared} "
+        f"the same; {n_same} pieces the same"
+    )
+    model, mels = random_model(ModelConfig()), torch.randn(16, FRAMES, 512)
+    for batch in (1, 16):
+        best = dict.fromkeys(total, np.inf)
+        decoders = {
+            precision: SegmentDecoder(
+                model, VocabularyConfig(), DecodingConfig(batch, precision=precision),
+                n_frames=FRAMES, max_length=TOKENS,
+            )
+            for precision in total
+        }  # fmt: skip
+        encoding = dict(best)
+        for _ in range(ROUNDS):
+            for precision, decoder in decoders.items():
+                seconds = cpu_seconds(lambda d=decoder, m=mels[:batch]: list(d.decode(m)))
+                best[precision] = min(best[precision], seconds)
+                with torch.inference_mode():
+                    seconds = cpu_seconds(
+                        lambda d=decoder, m=mels[:batch]: [d.encode([x]) for x in m]
+                    )
+                encoding[precision] = min(encoding[precision], seconds)
+        for what, seconds in (("whole", best), ("encoding", encoding)):
+            print(
+                f"MT3's size, batch {batch}, {what}: float32 {seconds['float32']:.2f} CPU-s, bf16 "
+                f"{seconds['bf16']:.2f} ({seconds['float32'] / seconds['bf16']:.2f} times as fast)"
+            )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--hours", type=float, help="only transcribe a recording of that length")
     parser.add_argument("--threads", type=int, default=2, help="for transcribing")
+    parser.add_argument(
+        "--bf16",
+        type=Path,
+        metavar="PIECES",
+        help="only compare bf16 with float32, on these pieces",
+    )
     given = parser.parse_args()
+    if given.bf16:
+        compare_precisions(given.bf16)
+        return
     hours, threads = given.hours, given.threads
     if hours:
         transcribe_noise(SMALL, 3600 * hours, 16, 8, threads)
