@@ -189,9 +189,9 @@ def find_recordings(files: Sequence[Path]) -> list[tuple[Path, Path]]:
             echo(below.message, err=True)
         plain = [path for path in below.files if path.suffix.lower() in SNDFILE_SUFFIXES]
         stems = {path.with_suffix("") for path in plain}
-        others = [path for path in below.files if path not in plain]
-        beside = [path for path in others if path.with_suffix("") in stems]
-        others = [path for path in others if path not in beside]
+        rest = [path for path in below.files if path.suffix.lower() not in SNDFILE_SUFFIXES]
+        beside = [path for path in rest if path.with_suffix("") in stems]
+        others = [path for path in rest if path.with_suffix("") not in stems]
         if beside:  # an .mp4 beside the .wav that was made from it
             n = plural(len(beside), "file")
             echo(f"{file}: passed over {n} beside audio files of their names, the first is {beside[0]}",
