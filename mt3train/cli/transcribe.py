@@ -455,7 +455,7 @@ def _announce(file: Path, page: Path) -> None:
 def _write_notes(
     job: TranscriptionJob, file: Path, result: Transcription, kind: str, target: Path
 ) -> list[str]:
-    """Writes the notes of a recording in one format. Returns the names of the files, for a message."""
+    """Writes the notes of a recording in one format. Returns what was written, for a message."""
     from mt3train.page.page import write_page
     from mt3train.transcription.note_files import HEADINGS, encode_notes_as, split_by_instrument
 
@@ -474,4 +474,5 @@ def _write_notes(
     for path, notes in parts.items():
         data = encode_notes_as(kind, notes, job.has_velocity, result.seconds)
         write_output(path, data, COMMAND, job.force, HEADINGS.get(kind))
-    return [str(path) for path in parts]
+    more = f" and {plural(len(parts) - 1, 'file')} of single instruments" if len(parts) > 1 else ""
+    return [f"{target}{more}"]

@@ -194,7 +194,7 @@ def test_a_device_is_written_into(tmp_path, checkpoint, says, kind):
 @pytest.mark.parametrize("name", ["song.wav", "other.wav", "run/checkpoint-00000000.safetensors"])
 def test_an_input_is_not_replaced_even_by_force(tmp_path, checkpoint, says, link, name):
     says(VocabularyConfig(), *NOTE)
-    recordings = record(tmp_path / "song.wav"), record(tmp_path / "other.wav", 1.0)
+    recordings = record(tmp_path / "song.wav"), record(tmp_path / "other.wav", 2.5)
     for folder in ("run", "out"):
         (tmp_path / folder).mkdir()
     weights = tmp_path / "run/checkpoint-00000000.safetensors"
@@ -480,7 +480,10 @@ def test_every_instrument_gets_a_file_of_its_own(tmp_path, checkpoint, says):
     says(VocabularyConfig(), *NOTE)
     words = [record(tmp_path / "song.wav"), "--checkpoint", checkpoint, "--per-instrument"]
     (tmp_path / "out").mkdir()
-    assert run(*words, "-o", tmp_path / "out").exit_code == 0
+    done = run(*words, "-o", tmp_path / "out")
+    assert (
+        done.exit_code == 0 and "song.mid and 2 files of single instruments: 2 notes" in done.stdout
+    )
     found = {path.name: read_midi(path)[0] for path in (tmp_path / "out").iterdir()}
     assert {name: notes.pitch.tolist() for name, notes in found.items()} == {
         "song.mid": [40, 36], "song-electric-bass-finger.mid": [40], "song-drums.mid": [36],
