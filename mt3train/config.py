@@ -1,12 +1,13 @@
 """Defines every setting of a training run.
 
 Defaults are in frozen dataclasses. A TOML file overrides them, and key=value overrides the file. A key
-is `steps` or `section.key`, such as `optim.lr`. The sections are `model`, `data`, `augment` and `optim`.
+is `steps` or `section.key`, such as `optim.lr`. The sections are `model`, `data`, `augment`, `optim` and `log`.
 An unknown key or a value of another type is an error that names what was expected.
 """
 
 import dataclasses
 import difflib
+import importlib.util
 import math
 import os
 import tomllib
@@ -27,7 +28,7 @@ RANGES: dict[str, tuple[float, float]] = {  # smallest and largest value, both a
     "seed": (0, 2**32 - 1), "steps": (1, COUNT), "hours": (0, INFINITY), "batch": (1, 10**6), "micro_batch": (1, 10**6),
     "threads": (0, os.cpu_count() or 1), "log_every": (1, COUNT), "save_every": (1, COUNT),
     "keep_checkpoints": (1, COUNT), "eval_every": (0, COUNT), "eval_segments": (1, COUNT),
-    "transcribe_every": (0, COUNT), "transcribe_tracks": (1, COUNT),
+    "transcribe_every": (0, COUNT), "transcribe_tracks": (1, COUNT), "patience": (0, COUNT),
     "model.emb_dim": (4, 2**15), "model.num_heads": (1, 2**10), "model.head_dim": (1, 2**12),
     "model.num_encoder_layers": (1, 2**10), "model.num_decoder_layers": (1, 2**10),
     "model.mlp_dim": (1, 2**17), "data.frames": (1, MAX_POSITIONS),
@@ -123,6 +124,17 @@ class OptimConfig:
     )
     z_loss: float = 1e-4  # weight of log(Z)^2 in the loss
     label_smoothing: float = 0.0  # share of the target that all other tokens get
+    ema: float = (
+        0.0  # decay of an exponential moving average of the weights, such as 0.999; 0: none
+    )
+
+
+@dataclass(frozen=True)
+class LogConfig:
+    """Where metrics go besides the run's folder and TensorBoard."""
+
+    wandb: bool = False  # needs the package wandb
+    project: str = "mt3kit"  # of wandb
 
 
 @dataclass(frozen=True)
@@ -150,10 +162,12 @@ class Config:
     eval_segments: int = 5120
     transcribe_every: int = 0  # steps between transcriptions of evaluation tracks; 0: never
     transcribe_tracks: int = 8  # of every build
+    patience: int = 0  # evaluations in a row without a better score that end the run; 0: never
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     augment: AugmentConfig = field(default_factory=AugmentConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    log: LogConfig = field(default_factory=LogConfig)
 
     def __post_init__(self) -> None:
         _one_of("device", self.device, DEVICES)
@@ -172,7 +186,7 @@ class Config:
             if not low <= values[key] <= high or math.isinf(values[key]):
                 expected = f"at least {low:g}" if math.isinf(high) else f"{low:g} to {high:.12g}"
                 raise UserError(f"{key}={values[key]}; expected {expected}")
-        for key in ("model.dropout_rate", "optim.label_smoothing"):
+        for key in ("model.dropout_rate", "optim.label_smoothing", "optim.ema"):
             if not 0.0 <= values[key] < 1.0:
                 raise UserError(f"{key}={values[key]}; expected 0 to below 1")
         for name in AUGMENTATIONS:
@@ -195,6 +209,10 @@ class Config:
         for build, weight in self.data.weights.items():
             if type(weight) not in (int, float) or not 0 < weight < math.inf:
                 raise UserError(f"data.weights: {build} = {weight!r}; expected a number above 0")
+        if self.log.wandb and not importlib.util.find_spec("wandb"):
+            raise UserError("log.wandb=true needs the package wandb; run pip install wandb")
+        if self.patience and not (self.eval_every or self.transcribe_every):
+            raise UserError("patience counts evaluations; set eval_every or transcribe_every")
         if self.model.emb_dim % 2:
             raise UserError(f"model.emb_dim={self.model.emb_dim}; expected an even number")
 
@@ -244,7 +262,7 @@ def _build(values: dict[str, tuple[Any, str]]) -> Config:
     defaults = Config()
     known = {k: v for k, v in _flatten(dataclasses.asdict(defaults)) if k not in FROM_SHARDS}
     parts: dict[str, dict[str, Any]] = {
-        "": {}, "model": {}, "data": {}, "augment": {}, "optim": {},
+        "": {}, "model": {}, "data": {}, "augment": {}, "optim": {}, "log": {},
     }  # fmt: skip
     for key, (value, origin) in values.items():
         if key in FROM_SHARDS:

@@ -35,6 +35,7 @@ if __name__ == "__main__":  # torch cannot be loaded in a folder that was delete
 import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mt3data.errors import UserError
 from mt3train.config import Config, load_config
@@ -101,10 +102,16 @@ def train_on(
 
     # Optimizer
     optimizer = make_optimizer(model, optim.name, optim.lr, optim.weight_decay, precision == "bf16")
+    average = None
+    if optim.ema:
+        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(optim.ema))
+    averaged: Any = average.module if average else None  # what is evaluated and saved as weights
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
     # Resume
-    progress, messages = resume(config, model_info, data, model, optimizer, scaler, ranks.rank)
+    progress, messages = resume(
+        config, model_info, data, model, optimizer, scaler, ranks.rank, average
+    )
     ranks.require_same(progress.step, f"checkpoints in {run}; share this folder")
     network: Any = model
     if config.compile:
@@ -125,13 +132,16 @@ def train_on(
     while True:
         # Evaluate and save. A run that was stopped before an evaluation was complete repeats it.
         model_info = dataclasses.replace(model_info, step=progress.step)
-        evaluate_if_due(progress, model, model_info, validation, config, ranks, autocast, log)
-        is_end = ranks.stop or progress.step >= total_steps(config, progress)
+        evaluate_if_due(
+            progress, averaged or model, model_info, validation, config, ranks, autocast, log
+        )
+        is_early = 0 < config.patience <= progress.not_better
+        is_end = ranks.stop or is_early or progress.step >= total_steps(config, progress)
         is_due = progress.step > 0 and progress.step % config.save_every == 0
         if progress.step > saved and (is_end or is_due):
             saved = progress.step
             if ranks.rank == 0:
-                save_checkpoint(config, model, model_info, optimizer, scaler, progress)
+                save_checkpoint(config, model, model_info, optimizer, scaler, progress, averaged)
         if is_end:
             break
 
@@ -185,6 +195,8 @@ def train_on(
             torch.nn.utils.clip_grads_with_norm_(parameters, optim.clip_norm, total_norm)
         scaler.step(optimizer)  # not after an overflow, which fp16 has now and then
         scaler.update()
+        if average:
+            average.update_parameters(model)
         progress.step += 1
 
         # Log
@@ -195,7 +207,10 @@ def train_on(
             log.write(progress.step, progress.sums, lr, norm)
             progress.sums = dict.fromkeys(SUMS, 0.0)
     batches.close()
-    log.close("stopped; run again to resume" if ranks.stop else "done", weights_path(run, saved))
+    outcome = "stopped; run again to resume" if ranks.stop else "done"
+    if is_early:
+        outcome = f"ended by patience={config.patience}: no better score in {progress.not_better} evaluations"
+    log.close(outcome, weights_path(run, saved))
     return weights_path(run, saved)
 
 

@@ -7,7 +7,8 @@ overflows (updates that fp16 left out), segments_per_second, data_wait (share of
 this process waited for its next batch), memory_gb (largest so far: of the GPU, or of the process;
 null on Windows without a GPU), seconds. Every eval_every and transcribe_every steps: step, and eval_loss, eval_accuracy or the F1 scores.
 
-TensorBoard, where it is installed, gets the same numbers in the folder tensorboard/.
+TensorBoard, where it is installed, gets the same numbers in the folder tensorboard/. With log.wandb=true,
+Weights & Biases gets them too. A resumed run goes on in the same run there, whose id is in wandb-id.
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ import io
 import json
 import math
 import os
+import secrets
 import sys
 import time
 from collections.abc import Mapping
@@ -90,6 +92,7 @@ class Log:
         kept = [json.dumps(line) + "\n" for line in read_metrics(self.path) if line["step"] <= done]
         write_atomically(self.path, "".join(kept).encode())
         self.board = _tensorboard(run / "tensorboard", done)
+        self.wandb = _wandb(config) if config.log.wandb else None
 
     def start(
         self, data: TrainingData, validation: TrainingData | None, n_parameters: int,
@@ -169,6 +172,8 @@ class Log:
         self.say(f"{checkpoint}: {outcome}")
         if self.is_writer and self.board:
             self.board.close()
+        if self.is_writer and self.wandb:
+            self.wandb.finish()
 
     def _memory(self) -> float | None:
         if self.device.type == "cuda":
@@ -184,9 +189,11 @@ class Log:
         }
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps({"step": step, **finite}) + "\n")
-        for name, value in finite.items():
-            if self.board and value is not None:
-                self.board.add_scalar(name, value, step)
+        finite = {name: value for name, value in finite.items() if value is not None}
+        for name, value in finite.items() if self.board else ():
+            self.board.add_scalar(name, value, step)
+        if self.wandb:
+            self.wandb.log(finite, step=step)
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -215,3 +222,16 @@ def _tensorboard(folder: Path, done: int) -> Any:
     except ImportError:
         return None
     return SummaryWriter(folder, purge_step=done + 1)
+
+
+def _wandb(config: Config) -> Any:
+    import wandb
+
+    run = Path(config.run)
+    path = run / "wandb-id"
+    if not path.is_file():
+        write_atomically(path, secrets.token_hex(8).encode())
+    return wandb.init(
+        project=config.log.project, name=run.name, dir=config.run, config=dataclasses.asdict(config),
+        id=path.read_text(encoding="ascii"), resume="allow",
+    )  # fmt: skip

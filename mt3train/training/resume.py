@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.optim.swa_utils import AveragedModel
 
 from mt3data import system
 from mt3data.errors import UserError
@@ -15,6 +16,7 @@ from mt3train.data.builds import TrainingData, data_order
 from mt3train.model import MT3
 from mt3train.weights.checkpoint import (
     NAME,
+    TRAINED,
     CheckpointInfo,
     Damaged,
     checkpoints,
@@ -27,6 +29,7 @@ from mt3train.weights.checkpoint import (
 )
 
 INPUT_AND_OUTPUT = ("vocabulary", "spectrogram", "right_context")  # what weights cannot do without
+ADDED_SETTINGS = {"optim.ema": 0.0}  # settings that checkpoints of earlier versions do not state
 SUMS = ("loss", "tokens", "correct", "skipped", "overflows")  # of the steps since the last line
 
 
@@ -56,6 +59,7 @@ class Progress:
         step: number of updates done.
         seconds: with config.hours, the duration of the training over all runs; otherwise 0.
         evaluated: the step of the last evaluation.
+        not_better: the number of evaluations since the one with the best score.
         sums: of the steps since the last line of metrics.jsonl.
         scaler: state of the loss scale in fp16; otherwise empty.
     """
@@ -66,6 +70,7 @@ class Progress:
     step: int = 0
     seconds: float = 0.0
     evaluated: int = 0
+    not_better: int = 0
     sums: dict[str, float] = dataclasses.field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
     scaler: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -78,6 +83,7 @@ def resume(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     rank: int = 0,
+    average: AveragedModel | None = None,
 ) -> tuple[Progress, list[str]]:
     """Loads the newest whole checkpoint of a run, or else the weights of config.init_checkpoint.
 
@@ -86,6 +92,7 @@ def resume(
         data: of the training.
         model, optimizer, scaler: filled in place.
         rank: rank 0 renames damaged checkpoints.
+        average: of the weights, filled in place.
     Returns:
         How far the run is, and messages about damaged checkpoints and changed data.
     Raises:
@@ -93,7 +100,9 @@ def resume(
             config.init_checkpoint does not fit.
     """
     run = Path(config.run)
-    settings = {"optim.name": config.optim.name, "freeze": config.freeze}
+    settings = {
+        "optim.name": config.optim.name, "freeze": config.freeze, "optim.ema": config.optim.ema
+    }  # fmt: skip
     now = Progress(settings, data_order(config, data), config.init_checkpoint)
     damaged: list[tuple[Path, str]] = []
     whole = checkpoints(run)
@@ -112,14 +121,20 @@ def resume(
         before = _progress(file, metadata)
         differ = _difference(found, info, *INPUT_AND_OUTPUT, "frames", "max_target_length", "model")
         for name, value in settings.items():
-            if before.settings.get(name) != value:
-                differ = differ or (name, before.settings.get(name), value)
+            if (old := before.settings.get(name, ADDED_SETTINGS.get(name))) != value:
+                differ = differ or (name, old, value)
         if differ:
             raise UserError(
                 f"{run} was trained with {differ[0]} {differ[1]!r}, now asked for is {differ[2]!r};"
                 " choose another folder with run=DIR"
             )
         require_arrays(file, model, weights)
+        if average is not None:
+            average.module.load_state_dict(weights)
+            average.n_averaged.fill_(before.step)
+            if lost := [name for name in weights if f"{name}/{TRAINED}" not in state]:
+                raise UserError(f"{optimizer_file(file)} lacks {lost[0]}/{TRAINED}; copy it again")
+            weights = {name: state.pop(f"{name}/{TRAINED}") for name in weights}
         model.load_state_dict(weights)
         _fill(optimizer, trainable(model), state)
         if before.scaler:  # empty in other precisions than fp16
@@ -142,7 +157,7 @@ def _progress(file: Path, metadata: dict[str, Any]) -> Progress:
     try:
         progress = Progress(**metadata)
         progress.sums = {name: float(progress.sums[name]) for name in SUMS}
-        whole = progress.step, progress.evaluated
+        whole = progress.step, progress.evaluated, progress.not_better
         tables = progress.settings, progress.order, progress.scaler
         if not all(type(n) is int and n >= 0 for n in whole):
             raise TypeError("steps are whole numbers")

@@ -73,6 +73,7 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
     progress: Progress,
+    average: MT3 | None = None,
 ) -> None:
     """Writes the checkpoint of info.step and removes the oldest of the run's own ones.
 
@@ -85,7 +86,7 @@ def save_checkpoint(
     facts["writing"] = info.step  # a process that is killed now leaves files that are the run's own
     _write_facts(run, facts)
     state = dataclasses.asdict(progress) | {"scaler": scaler.state_dict()}
-    checkpoint.save(run, model, info, optimizer, state)
+    checkpoint.save(run, model, info, optimizer, state, average)
     steps = sorted({*listed, info.step})
     whole = [step for step in steps if weights_path(run, step).is_file()]
     facts["checkpoints"] = whole[-config.keep_checkpoints :]
@@ -95,14 +96,24 @@ def save_checkpoint(
     _write_facts(run, facts | {"writing": None})
 
 
-def save_if_best(run: Path, model: MT3, info: CheckpointInfo, scores: dict[str, float]) -> None:
-    """Writes best.safetensors unless the one that is there has better scores, or equal ones."""
+def save_if_best(run: Path, model: MT3, info: CheckpointInfo, scores: dict[str, float]) -> bool:
+    """Writes best.safetensors unless the one that is there has better scores, or equal ones.
+
+    Returns:
+        Whether these weights are the best now, also if they were saved before a run was resumed, or the
+        deciding score was not measured.
+    """
     facts, path = _read_facts(run), run / BEST
-    if not path.is_file() or is_better(scores, facts["best"]):
+    better = not path.is_file() or is_better(scores, facts["best"])
+    if better:
         if path.is_file() and facts["best"] is None:  # how good it is cannot be known
             system.replace(path, run / f"{path.stem}-before{path.suffix}")
         checkpoint.save_weights(path, model, info)
-        _write_facts(run, facts | {"best": scores})
+        _write_facts(run, facts | {"best": scores, "best_step": info.step})
+    was_best = facts["best_step"] == info.step
+    return (
+        better or was_best or (FINAL_SCORE in (facts["best"] or {}) and FINAL_SCORE not in scores)
+    )
 
 
 def is_better(scores: dict[str, float], best: dict[str, float] | None) -> bool:
@@ -126,7 +137,7 @@ def _require_checkpoints(run: Path) -> None:
 
 
 def _read_facts(run: Path) -> dict[str, Any]:
-    facts: dict[str, Any] = {"checkpoints": [], "writing": None, "best": None}
+    facts: dict[str, Any] = {"checkpoints": [], "writing": None, "best": None, "best_step": None}
     path = run / FACTS
     if not path.is_file():
         return facts

@@ -57,9 +57,13 @@ def evaluate_if_due(
         scores |= note_scores(model, info, data.builds if data else [], config, ranks)
     if ranks.stop:
         return
-    if scores and ranks.rank == 0:
-        log.write_evaluation(progress.step, scores)
-        save_if_best(Path(config.run), model, info, scores)
+    if scores:
+        is_worse = 0
+        if ranks.rank == 0:
+            log.write_evaluation(progress.step, scores)
+            is_worse = not save_if_best(Path(config.run), model, info, scores)
+        (n_worse,) = ranks.all_reduce(is_worse)  # rank 0 decides for all
+        progress.not_better = progress.not_better + 1 if n_worse else 0
     progress.evaluated = progress.step
 
 

@@ -38,6 +38,7 @@ SCHEMA = 1  # of the metadata
 METADATA_KEY = "mt3kit"
 WEIGHTS, OPTIMIZER = ".safetensors", ".optimizer.safetensors"
 BEST = "best.safetensors"
+TRAINED = "trained"  # key of a weight in the optimizer file, where the checkpoint holds the average
 # Checkpoints written before version 0.2 have the key "edge" with these values.
 RIGHT_CONTEXT_OF_EDGE = {"segment": "zeros", "track": "audio"}
 NAME = re.compile(r"checkpoint-(\d{8,})\.safetensors")  # of the weights of a run
@@ -141,10 +142,13 @@ def save(
     info: CheckpointInfo,
     optimizer: torch.optim.Optimizer,
     progress: dict[str, Any],
+    average: MT3 | None = None,
 ) -> Path:
     """Writes the checkpoint of info.step into a run's folder.
 
     Args:
+        average: the average of the weights over the run, if it is kept. It is written as the weights
+            of the checkpoint, and the model's own weights beside the optimizer's state.
         optimizer: over those of model.parameters() that require gradients, in their order.
         progress: whatever else the run needs to go on, as JSON can hold it.
     Returns:
@@ -159,8 +163,10 @@ def save(
         for index, values in optimizer.state_dict()["state"].items()
         for key, value in values.items()
     }
+    if average is not None:
+        state |= {f"{name}/{TRAINED}": p.detach() for name, p in model.named_parameters()}
     _write(optimizer_file(path), state, {"progress": progress})
-    save_weights(path, model, info)
+    save_weights(path, average or model, info)
     return path
 
 

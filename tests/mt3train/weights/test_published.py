@@ -430,8 +430,9 @@ def test_a_killed_download_of_the_bucket_requests_only_what_is_missing(
     assert len(done) > 140
     web.requests.clear()
     assert sha256_of(get(one_source(Bucket), yes=True)) == fake.sha256
-    missing = [f"/mt3/{PREFIX}{name}" for name in fake.objects.keys() - done]
-    assert sorted(asked(web)) == sorted([page(0), page(1), page(2), *missing])
+    missing = {f"/mt3/{PREFIX}{name}" for name in fake.objects.keys() - done}
+    # A set: the server may answer requests of the killed process after the list was cleared.
+    assert set(asked(web)) == {page(0), page(1), page(2), *missing}
 
 
 def test_a_process_waits_for_another_one_that_downloads_the_same_weights(
