@@ -311,9 +311,15 @@ def sync_and_rename(file: BinaryIO, part: Path, path: Path) -> None:
 def remove_atomically(folder: Path) -> None:
     """Removes a folder; other processes see it whole or not at all."""
     gone = temp_path(folder)
-    with suppress(FileNotFoundError):
-        system.replace(folder, gone)
-        shutil.rmtree(gone, ignore_errors=True)
+    try:
+        folder.rename(gone)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        if not system.is_in_use(error):
+            raise
+        gone = folder  # Windows refuses it while a file in the folder is open
+    shutil.rmtree(gone, ignore_errors=True)
 
 
 def file_has_size(path: Path, n_bytes: int) -> bool:

@@ -114,9 +114,14 @@ def replace(source: Path, target: Path) -> None:
             source.replace(target)
             return
         except OSError as error:
-            if getattr(error, "winerror", None) not in _IN_USE or time.monotonic() >= end:
+            if not is_in_use(error) or time.monotonic() >= end:
                 raise
             time.sleep(0.05)
+
+
+def is_in_use(error: OSError) -> bool:
+    """Checks whether Windows refused to change a file because a program has it open."""
+    return getattr(error, "winerror", None) in _IN_USE
 
 
 def peak_memory_gb() -> float | None:
@@ -178,6 +183,15 @@ def is_portable_name(name: str) -> bool:
         or name.endswith((".", " "))
         or _WINDOWS_RESERVED.fullmatch(name)
     )
+
+
+def ignores_case(folder: Path) -> bool:
+    """Checks whether an existing folder is found by its name in the other case, as on macOS and Windows."""
+    other = Path(str(folder.resolve()).swapcase())
+    try:
+        return other.samefile(folder)
+    except OSError:
+        return False
 
 
 def quote(path: Path) -> str:

@@ -58,15 +58,19 @@ class BuildFolder:
         """
         self.require_same_build()
         self._plan_file.parent.mkdir(parents=True, exist_ok=True)
-        with file_lock(
-            self._plan_file.with_name("lock"), f"{self.folder}: another build is at work there"
-        ):
+        lock = self._plan_file.with_name("lock")
+        with file_lock(lock, f"{self.folder}: another build is at work there"):
             self.require_same_build()  # another run may have written there meanwhile
             _sweep(self.folder)
             try:
                 yield
             finally:
                 _sweep(self.folder)
+            is_left = lock.is_file() and not self._plan_file.is_file()
+        if is_left:  # the build is complete, and Windows kept the open file
+            with suppress(OSError):
+                lock.unlink(missing_ok=True)
+                lock.parent.rmdir()
 
     def begin(self) -> None:
         """Writes the plan of an unfinished build, if there is none yet."""

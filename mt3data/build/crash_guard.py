@@ -112,7 +112,7 @@ class Run:
 
     def _new_marker(self, track: str) -> Path:
         for number in itertools.count(1):
-            marker = self.folder / f"{track}.{number}"
+            marker = self.folder / f"{number}.{track}"  # on Windows, "aux.1" would be a device
             try:
                 marker.touch(exist_ok=False)
             except FileExistsError:
@@ -133,7 +133,7 @@ class Run:
 
 def track_of(marker: Path) -> str:
     """Returns the id of the track of a marker."""
-    return marker.stem
+    return marker.name.partition(".")[2]
 
 
 @contextmanager

@@ -80,6 +80,8 @@ class Placement:
                 "it was not written. This is not the published file"
             )
         kept = parts[min(self.strip, len(parts) - 1) :]
+        if system.WINDOWS and not all(map(system.is_portable_name, kept)):
+            raise UserError(f"the archive names a member {name!r}, which Windows cannot store")
         return str(PurePosixPath(self.into, *kept))
 
     def selects(self, path: str) -> bool:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mt3data import system
 from mt3data.errors import UserError
 from mt3data.files import (
     MAX_NAME_BYTES,
@@ -249,15 +250,18 @@ def _all_targets(
     if len(written_into) > len(set(written_into)):
         where = "standard output" if written_into[0] == STDOUT else kind_of(written_into[0])
         raise UserError(f"-o {written_into[0]} is {where}, for one format; name one in --format")
-    first: dict[Path, Path] = {}
+    first: dict[str, Path] = {}
     for (file, _), of_recording in zip(recordings, targets, strict=True):
         for _, target in of_recording:
-            if target in first:
+            name = str(target)
+            if system.ignores_case(target.parent):
+                name = name.casefold()
+            if name in first:
                 raise UserError(
-                    f"{first[target]} and {file} would both become {target}; rename one, or use two "
+                    f"{first[name]} and {file} would both become {target}; rename one, or use two "
                     "folders"
                 )
-            first[target] = file
+            first[name] = file
     return targets
 
 

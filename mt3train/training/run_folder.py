@@ -62,7 +62,7 @@ def locked_run(config: Config, rank: int) -> Iterator[None]:
             if {path.name for path in run.iterdir()} == {lock.name, FACTS}:
                 with suppress(OSError):
                     (run / FACTS).unlink()
-                    lock.unlink()
+                    lock.unlink()  # Windows refuses it; the empty file then stays
                     run.rmdir()
 
 

@@ -106,7 +106,7 @@ ONLY_BAD_IS_TIMED = f"""
 import faulthandler
 limit = faulthandler.dump_traceback_later
 def limit_bad(seconds, file, **options):
-    if pathlib.Path(file.name).name.startswith("{BAD}."):
+    if pathlib.Path(file.name).name.endswith(".{BAD}"):
         limit(seconds, file=file, **options)
 faulthandler.dump_traceback_later = limit_bad
 """
