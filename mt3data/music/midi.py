@@ -28,6 +28,7 @@ import numpy as np
 
 from mt3data.errors import UserError
 from mt3data.files import write_atomically
+from mt3data.music.beats import GRID, Beats
 from mt3data.music.notes import Notes, separate_equal_pitches
 
 MIDI_SUFFIXES = (".mid", ".midi", ".kar")  # .kar: karaoke, a MIDI file with lyrics
@@ -36,6 +37,7 @@ MAX_BYTES = 1 << 24  # of a file; the largest in the datasets has 1 MB
 MAX_PEDALS = 1_000_000  # changes of sustain pedals, counted for every instrument
 TEMPO_BPM = 120.0
 TICKS_PER_BEAT = (500, 250, 100, 50)  # ticks of 1, 2, 5 and 10 ms at TEMPO_BPM
+TICKS_PER_QUARTER = (1920, 960, 480, 240, 96, GRID)  # of files with bars; multiples of GRID
 MAX_TICKS = 9_000_000  # pretty_midi refuses files with events after 10 million ticks
 SUSTAIN = 64  # number of the pedal's controller
 DRUM_CHANNEL = 9  # counted from 0
@@ -338,24 +340,30 @@ def apply_sustain(notes: Notes, control_changes: Iterable[tuple[float, int, int,
     return replace(notes, offset=offset)[kept]
 
 
-def write_midi(notes: Notes, path: str | Path) -> None:
+def write_midi(notes: Notes, path: str | Path, beats: Beats | None = None) -> None:
     """Writes notes as a MIDI file, which appears under its name only when it is complete.
 
     Args:
         notes: in any order; see `midi_bytes`.
         path: of the file; an existing one is replaced.
+        beats: see `midi_bytes`.
     Raises:
         UserError: see `midi_bytes`.
         OSError: the file cannot be written.
     """
-    write_atomically(Path(path), midi_bytes(notes))
+    write_atomically(Path(path), midi_bytes(notes, beats=beats))
 
 
-def midi_bytes(notes: Notes, text: str = "", seconds: float = 0.0) -> bytes:
+def midi_bytes(
+    notes: Notes, text: str = "", seconds: float = 0.0, beats: Beats | None = None
+) -> bytes:
     """Encodes notes as a MIDI file, one track per instrument, named after its program.
 
     Times are rounded to 1 ms, and a shorter note lasts 1 ms. Pieces longer than 2.5 hours have
-    ticks of 2, 5 or 10 ms, because many readers refuse files of more than 10 million ticks. A MIDI
+    ticks of 2, 5 or 10 ms, because many readers refuse files of more than 10 million ticks. With
+    `beats` a tick is 1/1920 of a quarter note (in long pieces 1/960 to 1/48), the tempo changes at
+    every beat, and time signatures put bar lines at those of `beats`. The time of each beat is exact
+    to 1 microsecond. A MIDI
     track cannot hold two sounding notes of one pitch, so these are separated as by
     `separate_equal_pitches`. A MIDI port has channels for 15 instruments and drums. More instruments
     are written for further ports: every track then begins with the number of its port. All drums are
@@ -365,34 +373,38 @@ def midi_bytes(notes: Notes, text: str = "", seconds: float = 0.0) -> bytes:
         notes: in any order.
         text: of a text event at the beginning, such as the name of the command; none if empty.
         seconds: where the file ends, unless a note ends later.
+        beats: beats and bars of the recording; None: a constant TEMPO_BPM in 4/4.
     Raises:
         UserError: a note ends after MAX_SECONDS.
     """
     import mido
 
-    beat = 60 / TEMPO_BPM
     last = max(float(notes.offset.max(initial=0.0)), seconds)
     if not last <= MAX_SECONDS:
         raise UserError(
             f"a note ends after {last:,.0f} s; MIDI files are written for at most a day "
             f"({MAX_SECONDS:,.0f} s); split the recording"
         )
-    resolution = next(ticks for ticks in TICKS_PER_BEAT if last / beat * ticks <= MAX_TICKS)
-    onset, offset = (np.rint(time / beat * resolution) for time in (notes.onset, notes.offset))
+    resolutions = TICKS_PER_BEAT if beats is None else TICKS_PER_QUARTER
+    beats = beats or Beats(np.array([0.0, 240 / TEMPO_BPM]), np.array([0, 1]), units=4)
+    quarters = float(beats.to_quarters(np.array(last)))
+    resolution = next((t for t in resolutions if quarters * t <= MAX_TICKS), resolutions[-1])
+    onset, offset = (
+        np.rint(beats.to_quarters(time) * resolution) for time in (notes.onset, notes.offset)
+    )
     ticks = separate_equal_pitches(
         replace(notes, onset=onset, offset=np.maximum(offset, onset + 1))
     )
-    end = max(round(seconds / beat * resolution), int(ticks.offset.max(initial=0)))
+    end = round(float(beats.to_quarters(np.array(seconds))) * resolution)
+    end = max(end, int(ticks.offset.max(initial=0)))
     voices = np.stack([ticks.instrument, ticks.program, ticks.is_drum], axis=1)
     parts = np.unique(voices, axis=0).tolist()
     ports = _ports_and_channels([bool(is_drum) for _, _, is_drum in parts])
     midi = mido.MidiFile(type=1, ticks_per_beat=resolution)
-    timing = [
-        mido.MetaMessage("set_tempo", tempo=mido.bpm2tempo(TEMPO_BPM)),
-        mido.MetaMessage("time_signature", numerator=4, denominator=4),
-    ]
-    timing += [mido.MetaMessage("text", text=text)] if text else []
-    midi.tracks.append(_timed([(0, event) for event in timing], end))
+    timing = _tempos_and_signatures(beats, resolution)
+    timing += [(0, mido.MetaMessage("text", text=text))] if text else []
+    timing = sorted((event for event in timing if event[0] <= end), key=lambda event: event[0])
+    midi.tracks.append(_timed(timing, end))
     for (instrument, program, is_drum), (port, channel) in zip(parts, ports, strict=True):
         name = instrument_name(DRUMS if is_drum else program)
         first = [mido.MetaMessage("track_name", name=name)]
@@ -412,6 +424,33 @@ def midi_bytes(notes: Notes, text: str = "", seconds: float = 0.0) -> bytes:
     file = io.BytesIO()
     midi.save(file=file)
     return file.getvalue()
+
+
+def _tempos_and_signatures(beats: Beats, resolution: int) -> list[tuple[int, Any]]:
+    """Returns (tick, event): the tempos of the beats, where they change, and the time signatures.
+
+    Each tempo is rounded to a microsecond per quarter note, so that the next beat is closest to its
+    time. Errors do not accumulate.
+    """
+    import mido
+
+    events, now, last = list[tuple[int, Any]](), 0.0, 0
+    ticks = beats.beat_grid * resolution // GRID  # of a beat
+    for k, following in enumerate(beats.times[1:].tolist()):
+        tempo = round((following - now) * 1e6 / beats.quarters)
+        now += tempo * beats.quarters / 1e6
+        if tempo != last:
+            events.append((k * ticks, mido.MetaMessage("set_tempo", tempo=tempo)))
+        last = tempo
+    clicks, before = 96 // beats.denominator * (3 if beats.units == 3 else 1), 0
+    for line, numerator in zip(beats.bars.tolist(), beats.numerators.tolist(), strict=False):
+        if numerator != before:
+            signature = mido.MetaMessage(
+                "time_signature", numerator=numerator, denominator=beats.denominator, clocks_per_click=clicks
+            )  # fmt: skip
+            events.append((line * ticks, signature))
+        before = numerator
+    return events
 
 
 def _ports_and_channels(is_drum: Sequence[bool]) -> list[tuple[int, int]]:

@@ -33,6 +33,7 @@ from mt3data import __version__
 from mt3data.audio.load import read_blocks
 from mt3data.errors import UserError
 from mt3data.files import is_device, mark, write_output
+from mt3data.music.beats import Beats
 from mt3data.music.midi import DRUMS, instrument_name, midi_bytes
 from mt3data.music.notes import Notes
 from mt3data.report.page import style_sheet, templates
@@ -57,6 +58,7 @@ def page_bytes(seconds: float) -> int:
 def write_page(
     path: Path, recording: Path, notes: Notes, seconds: float, about: str, has_velocity: bool,
     on_seconds: Callable[[float], object] = lambda seconds: None, force: bool = False,
+    beats: Beats | None = None,
 ) -> None:  # fmt: skip
     """Writes the page of one recording. It appears when it is complete.
 
@@ -69,12 +71,14 @@ def write_page(
         has_velocity: whether the model transcribes velocities. If not, none are shown.
         on_seconds: called with the length of each block of the recording that was encoded.
         force: replace any file.
+        beats: beats and bars of the MIDI file in the page; None: a nominal tempo without bars.
     Raises:
         UserError: the recording is missing, unreadable or empty, or path is another file.
         OSError: the page cannot be written.
     """
     name = os.fsencode(recording.name).decode(errors="replace")  # names need not be UTF-8
-    before, after = _document(name, notes.sorted(), seconds, about, has_velocity).split(AUDIO_HERE)
+    document = _document(name, notes.sorted(), seconds, about, has_velocity, beats)
+    before, after = document.split(AUDIO_HERE)
 
     def pieces() -> Iterator[bytes]:
         yield before.encode()
@@ -139,7 +143,9 @@ def clock(seconds: float) -> str:
 # --- the parts of the page -----------------------------------------------------------------------
 
 
-def _document(name: str, notes: Notes, seconds: float, about: str, has_velocity: bool) -> str:
+def _document(
+    name: str, notes: Notes, seconds: float, about: str, has_velocity: bool, beats: Beats | None
+) -> str:
     """Returns the whole page without the recording, whose place is marked."""
     files = resources.files("mt3train.page")
     data = note_data(notes, seconds, has_velocity)
@@ -159,7 +165,8 @@ def _document(name: str, notes: Notes, seconds: float, about: str, has_velocity:
         title=f"{name} · notes", name=name, about=about, version=__version__, policy=policy, style=style,
         script=script, mark=mark(COMMAND), voices=voices,
         facts=f"{clock(seconds)} · {found if len(notes) else 'no notes were found'}",
-        midi=base64.b64encode(midi_bytes(notes, mark(COMMAND), seconds)).decode(),
+        midi=base64.b64encode(midi_bytes(notes, mark(COMMAND), seconds, beats)).decode(),
+        has_beats=beats is not None,
         midi_name=Path(name).with_suffix(".mid").name,
         # "<" could end the element that holds it
         data=json.dumps(data, separators=(",", ":")).replace("<", "\\u003c"),

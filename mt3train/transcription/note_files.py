@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from mt3data.files import mark
+from mt3data.music.beats import Beats
 from mt3data.music.midi import DRUMS, instrument_name, midi_bytes
 from mt3data.music.notes import COLUMNS, Notes
 
@@ -30,7 +31,9 @@ INSTRUMENT_NAMES = tuple(
 )
 
 
-def encode_notes_as(kind: str, notes: Notes, has_velocity: bool, seconds: float) -> bytes:
+def encode_notes_as(
+    kind: str, notes: Notes, has_velocity: bool, seconds: float, beats: Beats | None = None
+) -> bytes:
     """Returns the content of a file of notes.
 
     JSON is {"made_by": ..., "notes": [{onset, offset, pitch, ...}, ...]}. JSON lines have one such
@@ -41,9 +44,10 @@ def encode_notes_as(kind: str, notes: Notes, has_velocity: bool, seconds: float)
         notes: in the order in which they are written.
         has_velocity: whether the model transcribes velocities. If not, JSON and CSV have none.
         seconds: length of the recording, at which MIDI ends.
+        beats: beats and bars of MIDI; None: a nominal tempo without bars.
     """
     if kind == "mid":
-        return midi_bytes(notes, mark(COMMAND), seconds)
+        return midi_bytes(notes, mark(COMMAND), seconds, beats)
     rows = _rows(notes, has_velocity)
     if kind == "jsonl":
         return "".join(f"{json.dumps(row)}\n" for row in rows).encode()
