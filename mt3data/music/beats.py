@@ -27,6 +27,7 @@ GRID = 48  # positions in a quarter note: 1/64 and 1/48 notes are whole numbers 
 MIN_BPM, MAX_BPM = 4, 1000  # MIDI holds no tempo below 3.58
 MAX_QUARTER = 16.777215  # seconds; MIDI holds a quarter note as 24 bits of microseconds
 MIN_BEAT = 60 / MAX_BPM
+FAR = 1 << 40  # a position after any recording
 MIN_LEAD = 1e-4  # seconds before the first beat that are worth a beat of their own
 MAX_BAR = 16  # beats; longer bars come from lost downbeats and are divided
 MAX_BYTES = 1 << 24  # of a file of beats
@@ -67,6 +68,13 @@ class Beats:
     def numerators(self) -> np.ndarray:
         """Numerator of the time signature of every bar, int64."""
         return np.asarray(np.diff(self.bars) * self.units)
+
+    def describe(self) -> str:
+        """Describes bars, time signature and tempo in a few words."""
+        n, usual = len(self.numerators), int(np.bincount(self.numerators).argmax())
+        bpm = 60 / float(np.median(np.diff(self.times)))
+        bars = f"{n:,} bar{'' if n == 1 else 's'}"
+        return f"{bars} of {usual}/{self.denominator} at about {bpm:.0f} bpm"
 
     def to_quarters(self, seconds: np.ndarray) -> np.ndarray:
         """Returns positions in quarter notes. Outside of `times` the nearest tempo continues."""
@@ -155,7 +163,7 @@ def read_beats(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         names = [name.lower() for name in rows.pop(0)[1]]
         place = next((names.index(name) for name in TIME_COLUMNS if name in names), 0)
         label = next((names.index(name) for name in NUMBER_COLUMNS if name in names), len(names))
-    times, labels = [], []
+    times, labels = list[float](), list[str]()
     for number, row in rows:
         time = _number(row[place]) if place < len(row) else None
         if time is None or not 0 <= time < np.inf:
@@ -174,8 +182,8 @@ def read_beats(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
     numbers = [_number(text) for text in labels]
     if all(number is None for number in numbers):
         return np.array(times), None
-    for (line, _), number, text in zip(rows, numbers, labels, strict=True):
-        if number is None or number != int(number) or not 0 <= number <= 99:
+    for (line, _), value, text in zip(rows, numbers, labels, strict=True):
+        if value is None or not 0 <= value <= 99 or value % 1:
             raise UserError(
                 f"{path} line {line}: {text!r} behind the time; expected the number of the beat in its bar"
             )
@@ -357,20 +365,19 @@ def quantize(notes: Notes, beats: Beats, step: int) -> Notes:
     Returns:
         Notes in seconds, in order of onset.
     """
-    lines = beats.bars * beats.beat_grid
+    lines = np.append(beats.bars * beats.beat_grid, FAR)  # no bar ends after the last
 
     def bar_of(position: np.ndarray) -> np.ndarray:
-        return np.clip(np.searchsorted(lines, position, "right") - 1, 0, len(lines) - 2)
+        return np.searchsorted(lines, position, "right") - 1
 
     def snap(seconds: np.ndarray) -> np.ndarray:
         position = beats.to_quarters(seconds) * GRID
         bar = bar_of(position)
         moved = lines[bar] + np.rint((position - lines[bar]) / step).astype(np.int64) * step
-        return np.where(position < lines[-1], np.minimum(moved, lines[bar + 1]), moved)
+        return np.minimum(moved, lines[bar + 1])
 
     onset = snap(notes.onset)
-    following = np.where(onset < lines[-1], lines[bar_of(onset) + 1], onset + step)
-    offset = np.maximum(snap(notes.offset), np.minimum(onset + step, following))
+    offset = np.maximum(snap(notes.offset), np.minimum(onset + step, lines[bar_of(onset) + 1]))
     moved = replace(notes, onset=onset, offset=offset)
     # Of equal onsets trim_overlapping keeps the last, so the longest goes last.
     moved = trim_overlapping(moved[np.argsort(moved.offset, kind="stable")]).sorted()

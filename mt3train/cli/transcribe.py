@@ -9,7 +9,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -34,6 +34,8 @@ from mt3data.terminal import OUTPUT, echo, one_line, path_error_message, plural,
 from mt3train.cli.scores import BATCH, CHECKPOINT, DEVICE, PRECISION, load_checkpoint
 
 if TYPE_CHECKING:
+    from mt3data.music.beats import Beats, Meter
+    from mt3data.music.notes import Notes
     from mt3train.transcription.transcribe import Transcriber, Transcription
 
 FORMATS = {  # format: endings of its files
@@ -51,6 +53,34 @@ Target = tuple[str, Path]  # format and file
 
 
 @dataclass(frozen=True)
+class BarOptions:
+    """Describes how bars are found, see `find_beats`.
+
+    Attributes:
+        source: "auto", a file of beats, or None: a constant tempo.
+        bpm: of --bpm.
+        first_beat: of --first-beat.
+        meter: of --meter.
+        step: of --quantize, in positions of the grid; None: notes are not moved.
+    """
+
+    source: str | Path | None
+    bpm: float | None
+    first_beat: float
+    meter: Meter | None
+    step: int | None
+
+    def find(self, file: Path, notes: Notes, seconds: float) -> Beats:
+        """Returns the beats of a recording."""
+        from mt3train.transcription.beat_tracking import find_beats
+
+        return find_beats(
+            file, notes, seconds, self.source,
+            bpm=self.bpm, first_beat=self.first_beat, meter=self.meter,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
 class TranscriptionJob:
     """Describes what is done with every recording.
 
@@ -60,6 +90,7 @@ class TranscriptionJob:
         per_instrument: write a MIDI file for each instrument beside every MIDI file.
         force: replace files that this command did not write.
         inputs: the recordings and the checkpoint, see `files.inputs_of`.
+        bars: how bars are found; None: MIDI has none.
     """
 
     transcriber: Transcriber
@@ -67,11 +98,65 @@ class TranscriptionJob:
     per_instrument: bool
     force: bool
     inputs: Mapping[tuple[int, int], Path]
+    bars: BarOptions | None
 
     @property
     def has_velocity(self) -> bool:
         """Whether the model transcribes velocities."""
         return self.transcriber.info.vocabulary.num_velocity_bins > 1
+
+
+def _bar_options(
+    beats: str | None,
+    bpm: float | None,
+    first_beat: float | None,
+    meter: str | None,
+    step: str | None,
+) -> BarOptions | None:
+    """Returns the bars that the options ask for; None: no bars."""
+    from mt3data.music.beats import MAX_BPM, MIN_BPM, parse_meter, parse_step
+
+    if beats is None and bpm is None:
+        for option, value in (
+            ("--first-beat", first_beat),
+            ("--meter", meter),
+            ("--quantize", step),
+        ):
+            if value is not None:
+                raise UserError(
+                    f"{option} needs bars; expected --beats auto, --beats FILE or --bpm N"
+                )
+        return None
+    if beats is not None and first_beat is not None:
+        raise UserError(f"--first-beat is for --bpm alone, not for --beats {beats}; leave one out")
+    if beats not in (None, "auto") and bpm is not None:
+        raise UserError(f"--bpm and --beats {beats}: the file holds the tempo; leave one out")
+    if bpm is not None and not MIN_BPM <= bpm <= MAX_BPM:
+        raise UserError(f"--bpm {bpm:g}; expected {MIN_BPM} to {MAX_BPM:,}")
+    source = Path(beats) if beats not in (None, "auto") else beats
+    return BarOptions(
+        source, bpm, first_beat or 0.0, parse_meter(meter) if meter else None,
+        parse_step(step) if step else None,
+    )  # fmt: skip
+
+
+def _require_use_of_bars(
+    bars: BarOptions, recordings: Sequence[tuple[Path, Path]], kinds: set[str]
+) -> None:
+    """Checks that bars can be found for the recordings, and that an output has them."""
+    if not bars.step and not kinds & {"mid", "html"}:
+        raise UserError(
+            "--beats and --bpm are for MIDI and pages, or need --quantize; expected -o song.mid or so"
+        )
+    if isinstance(bars.source, Path) and len(recordings) > 1:
+        raise UserError(
+            f"--beats {bars.source} holds the beats of one recording, not of {len(recordings)}; "
+            "transcribe them one by one, or use --beats auto"
+        )
+    if bars.source == "auto":
+        from mt3train.transcription.beat_tracking import require_librosa
+
+        require_librosa()
 
 
 def _parse_formats(ctx: click.Context, param: click.Parameter, text: str | None) -> list[str]:
@@ -88,7 +173,8 @@ def _parse_formats(ctx: click.Context, param: click.Parameter, text: str | None)
 @click.option(
     "-o", "--out", "outs", type=OUTPUT, multiple=True,
     help="A file, whose ending gives its format (.mid, .json, .jsonl, .csv, .html); a folder; or - for standard "
-    "output. May be repeated. MIDI is in seconds, at a nominal 120 bpm: its bars mean nothing in notation software.",
+    "output. May be repeated. Without --beats or --bpm, MIDI is in seconds, at a nominal 120 bpm: its bars mean nothing in "
+    "notation software.",
 )  # fmt: skip
 @click.option(
     "--format", "kinds", callback=_parse_formats, metavar="LIST",
@@ -97,6 +183,13 @@ def _parse_formats(ctx: click.Context, param: click.Parameter, text: str | None)
 )  # fmt: skip
 @click.option("--per-instrument", is_flag=True,
               help="Beside each MIDI file, also one for each instrument: song-drums.mid, song-church-organ.mid.")  # fmt: skip
+@click.option("--beats", metavar="auto|FILE",
+              help="Bars for MIDI: auto estimates beats (librosa); FILE lists them: a time in seconds per line and, after "
+              "a tab, the number of the beat in its bar.")  # fmt: skip
+@click.option("--bpm", type=float, help="Bars for MIDI at a constant tempo; with --beats auto: about this tempo.")  # fmt: skip
+@click.option("--first-beat", type=float, metavar="SECONDS", help="With --bpm: time of a downbeat (default 0).")  # fmt: skip
+@click.option("--meter", metavar="N/D", help="Time signature of bars (default 4/4). Beats of 6/8 are dotted quarters.")  # fmt: skip
+@click.option("--quantize", metavar="1/N", help="Move notes to a grid: 1/8, 1/16, or 1/8T for triplets.")  # fmt: skip
 @BATCH
 @DEVICE
 @PRECISION
@@ -110,7 +203,8 @@ def _parse_formats(ctx: click.Context, param: click.Parameter, text: str | None)
 @click.option("--force", is_flag=True, help="Replace files that this command did not write.")
 def transcribe(
     files: tuple[Path, ...], checkpoint: str | Path | None, outs: tuple[Path, ...], kinds: list[str],
-    per_instrument: bool, batch: int, device: str, precision: str, programs: str | None, plain: bool,
+    per_instrument: bool, beats: str | None, bpm: float | None, first_beat: float | None,
+    meter: str | None, quantize: str | None, batch: int, device: str, precision: str, programs: str | None, plain: bool,
     compiled: bool, force: bool,
 ) -> None:  # fmt: skip
     """Writes the notes of recordings: MIDI, JSON, CSV, or a page.
@@ -129,7 +223,11 @@ def transcribe(
     all_targets = _all_targets(recordings, alone, outs, kinds)
     if per_instrument and not any(_is_midi_file(target) for target in all_targets[0]):
         raise UserError("--per-instrument is for MIDI files; expected -o song.mid or a folder")
-    inputs = inputs_of([*(file for file, _ in recordings), *_files_of(checkpoint)])
+    bars = _bar_options(beats, bpm, first_beat, meter, quantize)
+    if bars:
+        _require_use_of_bars(bars, recordings, {kind for kind, _ in all_targets[0]})
+    lists = [bars.source] if bars and isinstance(bars.source, Path) else []
+    inputs = inputs_of([*(file for file, _ in recordings), *lists, *_files_of(checkpoint)])
     if alone:
         _require_outputs(all_targets[0], per_instrument, force, inputs)
     from mt3train.transcription.decode import DecodingConfig
@@ -143,7 +241,7 @@ def transcribe(
         only.forbidden(info.vocabulary)  # raises before any work if the model has no programs
     transcriber = Transcriber(model, info, decoding)
     about = _about(checkpoint, transcriber, programs)
-    job = TranscriptionJob(transcriber, about, per_instrument, force, inputs)
+    job = TranscriptionJob(transcriber, about, per_instrument, force, inputs, bars)
     failed = 0
     for (file, _), targets in zip(recordings, all_targets, strict=True):
         try:
@@ -338,16 +436,28 @@ def _transcribe_file(job: TranscriptionJob, file: Path, targets: Sequence[Target
     for kind, target in targets:
         if kind == "html":
             _announce(file, target)
-    if [kind for kind, _ in targets] == ["jsonl"]:
+    from mt3data.audio.load import audio_info
+    from mt3data.music.beats import quantize
+    from mt3data.music.notes import Notes
+
+    bars, beats, found = job.bars, None, ""
+    if [kind for kind, _ in targets] == ["jsonl"] and not bars:
         return _stream_lines(job, file, targets[0][1])
+    if bars and bars.source != "auto":  # mistakes are reported before the work
+        bars.find(file, Notes.empty(), audio_info(file).seconds)
     with _segments_bar(file) as report:
         result = job.transcriber.transcribe(file, report)
+    if bars:
+        beats = bars.find(file, result.notes, result.seconds)
+        found = f"; {beats.describe()}" + (", estimated" if bars.source == "auto" else "")
+        if bars.step:
+            result = replace(result, notes=quantize(result.notes, beats, bars.step))
     written = []
     for kind, target in targets:
         with _writing(target):
-            written += _write_notes(job, file, result, kind, target)
+            written += _write_notes(job, file, result, beats, kind, target)
     n_instruments = len(set(result.notes.instrument.tolist()))
-    return f"{' and '.join(written)}: {_summary(len(result.notes), n_instruments, result)}"
+    return f"{' and '.join(written)}: {_summary(len(result.notes), n_instruments, result)}{found}"
 
 
 def _stream_lines(job: TranscriptionJob, file: Path, target: Path) -> str:
@@ -457,8 +567,8 @@ def _announce(file: Path, page: Path) -> None:
 
 
 def _write_notes(
-    job: TranscriptionJob, file: Path, result: Transcription, kind: str, target: Path
-) -> list[str]:
+    job: TranscriptionJob, file: Path, result: Transcription, beats: Beats | None, kind: str, target: Path,
+) -> list[str]:  # fmt: skip
     """Writes the notes of a recording in one format. Returns what was written, for a message."""
     from mt3train.page.page import write_page
     from mt3train.transcription.note_files import HEADINGS, encode_notes_as, split_by_instrument
@@ -467,7 +577,7 @@ def _write_notes(
         with progress(result.seconds, target.name, "s") as bar:
             write_page(
                 target, file, result.notes, result.seconds, job.about, job.has_velocity, bar.update,
-                force=job.force,
+                force=job.force, beats=beats,
             )  # fmt: skip
         size = f" ({format_bytes(target.stat().st_size)})" if target.is_file() else ""
         return [f"{target}{size}"]
@@ -476,7 +586,7 @@ def _write_notes(
         by_name = split_by_instrument(result.notes)
         parts |= {_instrument_file(target, name): notes for name, notes in by_name.items()}
     for path, notes in parts.items():
-        data = encode_notes_as(kind, notes, job.has_velocity, result.seconds)
+        data = encode_notes_as(kind, notes, job.has_velocity, result.seconds, beats)
         write_output(path, data, COMMAND, job.force, HEADINGS.get(kind))
     more = f" and {plural(len(parts) - 1, 'file')} of single instruments" if len(parts) > 1 else ""
     return [f"{target}{more}"]
