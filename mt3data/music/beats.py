@@ -71,7 +71,8 @@ class Beats:
 
     def describe(self) -> str:
         """Describes bars, time signature and tempo in a few words."""
-        n, usual = len(self.numerators), int(np.bincount(self.numerators).argmax())
+        n, counts = len(self.numerators), np.bincount(self.numerators)
+        usual = int(np.flatnonzero(counts == counts.max())[-1])  # not the pickup
         bpm = 60 / float(np.median(np.diff(self.times)))
         bars = f"{n:,} bar{'' if n == 1 else 's'}"
         return f"{bars} of {usual}/{self.denominator} at about {bpm:.0f} bpm"

@@ -36,6 +36,7 @@ PRINTED = {  # by the blocks of Python in README.md
     "IndexedShards": "(8, 256, 512)",
     "hashlib": "shards are whole",
     "pyarrow": "Track00001 ",
+    "find_beats": "2 bars of 4/4 at about ",
 }
 
 
@@ -71,10 +72,12 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def own_files(folder: Path) -> None:
-    """Writes a recording with a reference, two more with MIDI files, and a model in runs/mine."""
+    """Writes a recording with a reference and beats, two more with MIDI files, and a model in runs/mine."""
     noise = np.random.default_rng(0).uniform(-0.1, 0.1, 40000)
     notes = Notes([0.1, 0.8], [0.5, 1.5], [60, 40], [80, 80], [0, 33], [False, False], [0, 1])
     soundfile.write(folder / "song.wav", noise, 16000)
+    beats = "0.31\t3\n0.80\t4\n1.29\t1\n1.80\t2\n2.28\t3\n"
+    (folder / "song.beats").write_text(beats)
     write_midi(notes, folder / "reference.mid")
     (folder / "recordings").mkdir()
     for name in ("one", "two"):
