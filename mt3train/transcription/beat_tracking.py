@@ -35,7 +35,8 @@ from mt3data.music.beats import (
 from mt3data.music.notes import Notes
 
 FRAMES = SpectrogramConfig(hop=320, fft_size=1024, n_mels=64)  # 50 frames per second
-DELAY = 0.042  # seconds from a frame to its rise; measured: 0.034 in rendered music, 0.055 with clicks
+# Seconds from a frame to the rise it shows. Measured: 0.034 in rendered music, 0.055 with clicks.
+DELAY = 0.042
 FLOOR = np.log(1e-3)  # quieter bands count as silence
 TEMPO_FRAMES = 30_000  # 10 minutes; the tempogram of one block takes 200 MB
 DEFAULT_BPM = 120.0  # what librosa prefers where tempos are equally strong
