@@ -88,10 +88,10 @@ def read_csv(path: Path, columns: Collection[str]) -> Iterator[tuple[int, dict[s
             if any(row[column] is None for column in columns):
                 raise UserError(
                     f"{path}: row {reader.line_num} ends early; expected {','.join(columns)}; "
-                    "download the file again"
+                    "mend it or download it again"
                 )
             yield reader.line_num, row
     except csv.Error as error:
         raise UserError(
-            f"{path}: row {reader.line_num + 1} is not valid CSV ({error}); download the file again"
+            f"{path}: row {reader.line_num + 1} is not valid CSV ({error}); mend it or download it again"
         ) from error

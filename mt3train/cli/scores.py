@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mt3data.errors import UserError
+from mt3data.files import inputs_of, require_output
 from mt3data.terminal import (
     AT_LEAST_1,
     PATH,
@@ -108,8 +109,8 @@ def evaluate(
 
     if as_json and as_csv:
         raise UserError("--json and --csv: expected one of them")
-    if out is not None and (out.is_dir() or not out.parent.is_dir()):
-        raise UserError(f"--out {out}: expected a file, in a folder that exists")
+    if out is not None:  # `ResultsFile` refuses what other commands wrote
+        require_output(out, "mt3train evaluate", force=True, inputs=inputs_of([folder]))
     manifests = {build: read_build_manifest(build) for build in find_builds(folder)}
     model, info = load_checkpoint(checkpoint, device)
     decoding = DecodingConfig(batch, constrained, precision=precision)

@@ -232,6 +232,7 @@ class ResultsFile:
             with self.path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry) + "\n")
                 file.flush()
-                os.fsync(file.fileno())
+                if self.path.is_file():  # devices do not sync
+                    os.fsync(file.fileno())
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(self.path)) from error

@@ -53,7 +53,9 @@ def evaluate_if_due(
     if data is not None and config.eval_every and progress.step % config.eval_every == 0:
         with autocast:
             scores |= evaluation_loss(model, data, config, ranks)
-    if config.transcribe_every and progress.step % config.transcribe_every == 0 and not ranks.stop:
+    has_tracks = data is not None or config.data.validation_folder
+    is_due = config.transcribe_every and progress.step % config.transcribe_every == 0
+    if has_tracks and is_due and not ranks.stop:
         scores |= note_scores(model, info, data.builds if data else [], config, ranks)
     if ranks.stop:
         return

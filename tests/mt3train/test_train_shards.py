@@ -205,10 +205,11 @@ def test_evaluation_shards_of_other_settings_are_refused_at_once(
 def test_a_validation_split_without_tracks_is_said_and_training_goes_on(tmp_path, capsys, shards):
     """Its only track was quarantined. Beside a build that has one, that one is used."""
     empty = built(tmp_path, WindowConfig(256), damaged="Track00003")
-    options = [*TINY, "eval_every=3", "eval_segments=1"]
+    options = [*TINY, "eval_every=3", "eval_segments=1", "transcribe_every=3"]
     train(load_config([*options, f"data.train={empty}", f"run={tmp_path}/a"]))
     assert "no build has tracks in split 'validation'" in capsys.readouterr().err
-    assert [line["step"] for line in metrics(tmp_path / "a")] == [1, 2, 3]
+    assert [line["step"] for line in metrics(tmp_path / "a")] == [1, 2, 3]  # no scores of nothing
+    assert not (tmp_path / "a" / "best.safetensors").exists()
     train(load_config([*options, f"data.train={empty},{shards}", f"run={tmp_path}/b"]))
     assert "no build has tracks" not in capsys.readouterr().err
     assert "eval_loss" in metrics(tmp_path / "b")[-1]

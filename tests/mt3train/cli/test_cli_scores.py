@@ -132,6 +132,13 @@ def test_a_foreign_file_is_refused_before_anything_is_decoded(made: Path, tmp_pa
     assert out.read_text() == "dear diary"
 
 
+def test_results_go_into_a_device_too(made: Path) -> None:
+    done = evaluate(made, "--out", "/dev/null", "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout) == json.loads(evaluate(made, "--json").stdout)
+    assert Path("/dev/null").is_char_device()
+
+
 def test_files_of_very_different_length_are_warned_of(made: Path) -> None:
     result = run("score", made / "there.mid", made / "short.mid")
     assert result.exit_code == 0
@@ -212,14 +219,17 @@ def test_a_killed_evaluation_leaves_no_process_and_goes_on(made: Path, tmp_path:
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        (["--out", "SHARDS"], "expected a file, in a folder that exists"),
+        (["--out", "SHARDS"], "is a folder; name a file in it"),
         (["--out", "-"], "expected the name of a file or folder, not '-'"),
-        (["--out", "none/a.jsonl"], "expected a file, in a folder that exists"),
+        (["--out", "none/a.jsonl"], "none does not exist; make it first"),
+        (["--out", "MANIFEST"], "manifest.json is a file in the input"),
         (["--split", "tset"], "no split 'tset'"),
     ],
 )
 def test_a_mistake_of_evaluate_is_one_line(made: Path, words: list[str], complaint: str) -> None:
-    result = evaluate(made, *(str(made / "shards") if w == "SHARDS" else w for w in words))
+    (manifest,) = (made / "shards").rglob("manifest.json")
+    paths = {"SHARDS": made / "shards", "MANIFEST": manifest}
+    result = evaluate(made, *(paths.get(word, word) for word in words))
     assert (result.exit_code, complaint in result.stderr) == (2, True), result.output
     assert result.stderr.count("Error") == 1
 
