@@ -14,6 +14,7 @@ import math
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -96,6 +97,28 @@ def save_checkpoint(
     _write_facts(run, facts | {"writing": None})
 
 
+def set_aside_best(run: Path, evaluated: dict[str, Any]) -> str:
+    """Renames best.safetensors if its scores were measured on other data, or are unknown.
+
+    Args:
+        evaluated: what scores are measured on from now on. Other scores cannot be compared with them.
+    Returns:
+        A message if it was renamed, else "".
+    """
+    facts, path, message = _read_facts(run), run / BEST, ""
+    is_comparable = facts["best"] and facts.get("evaluated", evaluated) == evaluated
+    if path.is_file() and not is_comparable:
+        names = (run / f"{path.stem}-before{n or ''}{path.suffix}" for n in count())
+        kept = next(name for name in names if not name.exists())
+        system.replace(path, kept)
+        facts |= {"best": None, "best_step": None}
+        message = (
+            f"{path.name} was measured on other data, or on unknown ones; it is now {kept.name}"
+        )
+    _write_facts(run, facts | {"evaluated": evaluated})
+    return message
+
+
 def save_if_best(run: Path, model: MT3, info: CheckpointInfo, scores: dict[str, float]) -> bool:
     """Writes best.safetensors unless the one that is there has better scores, or equal ones.
 
@@ -106,8 +129,6 @@ def save_if_best(run: Path, model: MT3, info: CheckpointInfo, scores: dict[str, 
     facts, path = _read_facts(run), run / BEST
     better = not path.is_file() or is_better(scores, facts["best"])
     if better:
-        if path.is_file() and facts["best"] is None:  # how good it is cannot be known
-            system.replace(path, run / f"{path.stem}-before{path.suffix}")
         checkpoint.save_weights(path, model, info)
         _write_facts(run, facts | {"best": scores, "best_step": info.step})
     was_best = facts["best_step"] == info.step

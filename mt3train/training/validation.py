@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
 from itertools import chain, islice
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ from mt3train.training.distributed import Ranks
 from mt3train.training.logger import Log
 from mt3train.training.loss import count_correct, loss_sum
 from mt3train.training.resume import Progress
-from mt3train.training.run_folder import save_if_best
+from mt3train.training.run_folder import save_if_best, set_aside_best
 from mt3train.weights.checkpoint import CheckpointInfo
 
 
@@ -63,10 +64,22 @@ def evaluate_if_due(
         is_worse = 0
         if ranks.rank == 0:
             log.write_evaluation(progress.step, scores)
+            if message := set_aside_best(Path(config.run), _evaluated_on(config, data)):
+                log.say(message)
             is_worse = not save_if_best(Path(config.run), model, info, scores)
         (n_worse,) = ranks.all_reduce(is_worse)  # rank 0 decides for all
         progress.not_better = progress.not_better + 1 if n_worse else 0
     progress.evaluated = progress.step
+
+
+def _evaluated_on(config: Config, data: TrainingData | None) -> dict[str, Any]:
+    """Describes the segments and tracks that are evaluated."""
+    source = config.data
+    builds = {build.name: data.n_records for build in data.builds} if data is not None else {}
+    return {
+        "builds": builds, "split": source.eval_split, "folder": source.validation_folder,
+        "segments": config.eval_segments, "tracks": config.transcribe_tracks,
+    }  # fmt: skip
 
 
 @torch.no_grad()

@@ -1,5 +1,6 @@
 """A run's folder: which files are its own, what is never lost, and that only one run trains there."""
 
+import dataclasses
 import json
 
 import pytest
@@ -90,6 +91,22 @@ def test_the_best_weights_are_kept_when_later_ones_are_worse_and_after_a_fresh_s
     train(worse, Made(), Made())
     assert metrics(tmp_path)[-1]["eval_loss"] > losses[best]
     assert load_model(tmp_path / "best.safetensors")[1].step == best
+
+
+def test_scores_on_other_data_replace_no_best_weights(tmp_path, capsys):
+    options = {"eval_every": 1, "keep_checkpoints": 1}
+    train(config(tmp_path, steps=1, **options), Made(), Made())
+    first = (tmp_path / "best.safetensors").read_bytes()
+    data = dataclasses.replace(config(tmp_path).data, eval_split="test")
+    for steps in (2, 4):
+        train(config(tmp_path, steps=steps, data=data, **options), Made(), Made())
+        assert (tmp_path / "best-before.safetensors").read_bytes() == first
+    assert capsys.readouterr().err.count("is now best-before.safetensors") == 1
+    facts = json.loads((tmp_path / "run.json").read_text())
+    assert facts["evaluated"]["split"] == "test"
+    train(config(tmp_path, steps=5, **options), Made(), Made())
+    assert (tmp_path / "best-before.safetensors").read_bytes() == first
+    assert (tmp_path / "best-before1.safetensors").is_file()
 
 
 def test_a_second_trainer_in_the_same_folder_is_refused(tmp_path):
