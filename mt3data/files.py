@@ -7,7 +7,6 @@ import os
 import re
 import secrets
 import shutil
-import stat
 import sys
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping
@@ -19,7 +18,7 @@ from typing import Any, BinaryIO
 
 from mt3data import system
 from mt3data.errors import UserError
-from mt3data.terminal import echo
+from mt3data.terminal import echo, kind_of
 
 WAIT_SILENTLY_SECONDS = 1.0  # for another run, before a message
 STDOUT = Path("-")  # as an output file: standard output
@@ -118,21 +117,6 @@ def walk(folder: Path, suffixes: Collection[str]) -> Walk:
                 raise
             skipped.append(f"{here} ({(error.strerror or str(error)).lower()})")
     return Walk(sorted(files), sorted(skipped))
-
-
-def kind_of(path: Path) -> str:
-    """Returns what there is at a path, for messages: "a folder", "a named pipe", "no such file"."""
-    try:
-        mode = path.stat().st_mode
-    except FileNotFoundError:
-        return "a broken link" if path.is_symlink() else "no such file"
-    except OSError as error:
-        return (error.strerror or str(error)).lower()
-    kinds = {
-        stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe",
-        stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
-    }  # fmt: skip
-    return kinds.get(stat.S_IFMT(mode), "no regular file")
 
 
 def is_device(path: Path) -> bool:

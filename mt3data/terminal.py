@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import re
+import stat
 import sys
 import time
 from contextlib import nullcontext, suppress
@@ -152,6 +153,21 @@ def echo(text: object = "", err: bool = False, nl: bool = True) -> None:
         click.echo(printable(str(text)), err=err, nl=nl)
 
 
+def kind_of(path: Path) -> str:
+    """Returns what there is at a path, for messages: "a folder", "a named pipe", "no such file"."""
+    try:
+        mode = path.stat().st_mode
+    except FileNotFoundError:
+        return "a broken link" if path.is_symlink() else "no such file"
+    except OSError as error:
+        return (error.strerror or str(error)).lower()
+    kinds = {
+        stat.S_IFREG: "a file", stat.S_IFDIR: "a folder", stat.S_IFIFO: "a named pipe",
+        stat.S_IFSOCK: "a socket", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device",
+    }  # fmt: skip
+    return kinds.get(stat.S_IFMT(mode), "no regular file")
+
+
 def is_path_error(error: OSError) -> bool:
     """Checks that an error concerns a path and that another path or more space mends it."""
     folder = Path(error.filename or "").parent
@@ -163,8 +179,6 @@ def is_path_error(error: OSError) -> bool:
 
 def path_error_message(error: OSError) -> str:
     """Returns one line about the path of an error; see `is_path_error`."""
-    from mt3data.files import kind_of  # files prints with this module
-
     where = f"{error.filename}: " if error.filename else ""  # an open file has no name here
     if error.errno == errno.EEXIST and error.filename:
         return one_line(

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mt3data.errors import UserError
+from mt3data.errors import UserError, install_hint
 from mt3train.device import DEVICES, PRECISIONS
 from mt3train.model import MAX_POSITIONS, ModelConfig
 
@@ -210,7 +210,7 @@ class Config:
             if type(weight) not in (int, float) or not 0 < weight < math.inf:
                 raise UserError(f"data.weights: {build} = {weight!r}; expected a number above 0")
         if self.log.wandb and not importlib.util.find_spec("wandb"):
-            raise UserError("log.wandb=true needs the package wandb; run pip install wandb")
+            raise UserError(f"log.wandb=true needs the package wandb; {install_hint('wandb')}")
         if self.patience and not (self.eval_every or self.transcribe_every):
             raise UserError("patience counts evaluations; set eval_every or transcribe_every")
         if self.model.emb_dim % 2:

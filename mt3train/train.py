@@ -35,7 +35,6 @@ if __name__ == "__main__":  # torch cannot be loaded in a folder that was delete
 import numpy as np
 import torch
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mt3data.errors import UserError
 from mt3train.config import Config, load_config
@@ -46,10 +45,10 @@ from mt3train.model import MT3
 from mt3train.training.distributed import Ranks, connected, print_error
 from mt3train.training.logger import Log, SafeStderr
 from mt3train.training.loss import count_correct, token_losses
-from mt3train.training.optimizers import freeze, make_optimizer
+from mt3train.training.optimizers import freeze, make_average, make_optimizer
 from mt3train.training.resume import SUMS, checkpoint_info, resume
 from mt3train.training.run_folder import locked_run, save_checkpoint
-from mt3train.training.schedule import learning_rate, total_steps
+from mt3train.training.schedule import learning_rate, reason_to_end
 from mt3train.training.validation import evaluate_if_due
 from mt3train.weights.checkpoint import weights_path
 
@@ -102,10 +101,8 @@ def train_on(
 
     # Optimizer
     optimizer = make_optimizer(model, optim.name, optim.lr, optim.weight_decay, precision == "bf16")
-    average = None
-    if optim.ema:
-        average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(optim.ema))
-    averaged: Any = average.module if average else None  # what is evaluated and saved as weights
+    average = make_average(model, optim.ema)
+    averaged: Any = average and average.module  # what is evaluated and saved in place of the model
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
 
     # Resume
@@ -135,14 +132,13 @@ def train_on(
         evaluate_if_due(
             progress, averaged or model, model_info, validation, config, ranks, autocast, log
         )
-        is_early = 0 < config.patience <= progress.not_better
-        is_end = ranks.stop or is_early or progress.step >= total_steps(config, progress)
+        end = reason_to_end(config, progress, ranks.stop)
         is_due = progress.step > 0 and progress.step % config.save_every == 0
-        if progress.step > saved and (is_end or is_due):
+        if progress.step > saved and (end or is_due):
             saved = progress.step
             if ranks.rank == 0:
                 save_checkpoint(config, model, model_info, optimizer, scaler, progress, averaged)
-        if is_end:
+        if end:
             break
 
         batch, n_tokens, n_skipped, waited, seconds = ranks.next_batch(batches)
@@ -207,10 +203,7 @@ def train_on(
             log.write(progress.step, progress.sums, lr, norm)
             progress.sums = dict.fromkeys(SUMS, 0.0)
     batches.close()
-    outcome = "stopped; run again to resume" if ranks.stop else "done"
-    if is_early:
-        outcome = f"ended by patience={config.patience}: no better score in {progress.not_better} evaluations"
-    log.close(outcome, weights_path(run, saved))
+    log.close(end, weights_path(run, saved))
     return weights_path(run, saved)
 
 

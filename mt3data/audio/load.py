@@ -30,7 +30,7 @@ from mt3data.audio.containers import (
     is_ffmpeg_format,
 )
 from mt3data.errors import UserError
-from mt3data.files import kind_of
+from mt3data.terminal import kind_of
 
 # Suffixes of recordings that libsndfile reads, and of those that FFmpeg decodes.
 SNDFILE_SUFFIXES = frozenset(

@@ -24,13 +24,12 @@ from mt3data.files import (
     format_bytes,
     inputs_of,
     is_device,
-    kind_of,
     require_output,
     require_space,
     walk,
     write_output,
 )
-from mt3data.terminal import OUTPUT, echo, one_line, path_error_message, plural, progress
+from mt3data.terminal import OUTPUT, echo, kind_of, one_line, path_error_message, plural, progress
 from mt3train.cli.scores import BATCH, CHECKPOINT, DEVICE, PRECISION, load_checkpoint
 
 if TYPE_CHECKING:

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mt3data.errors import UserError
 from mt3train.model import MT3
@@ -237,6 +238,13 @@ def freeze(model: nn.Module, patterns: str) -> None:
             parameters[name].requires_grad_(False)
     if not any(parameter.requires_grad for parameter in parameters.values()):
         raise UserError(f"freeze={patterns!r} leaves no parameter to train")
+
+
+def make_average(model: MT3, decay: float) -> AveragedModel | None:
+    """Makes the exponential moving average of a model's weights. None if decay is 0."""
+    if not decay:
+        return None
+    return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay))
 
 
 def make_optimizer(

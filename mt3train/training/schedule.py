@@ -21,6 +21,20 @@ def total_steps(config: Config, progress: Progress) -> int:
     )
 
 
+def reason_to_end(config: Config, progress: Progress, stop: bool) -> str:
+    """Returns why the run ends after progress.step updates; "" if it goes on.
+
+    Args:
+        stop: a rank received a signal.
+    """
+    if stop:
+        return "stopped; run again to resume"
+    if 0 < config.patience <= progress.not_better:
+        n = progress.not_better
+        return f"ended by patience={config.patience}: no better score in {n} evaluations"
+    return "done" if progress.step >= total_steps(config, progress) else ""
+
+
 def learning_rate(config: Config, progress: Progress) -> float:
     """Returns the learning rate of the next update: linear warm-up, then constant or cosine.
 

@@ -27,10 +27,11 @@ from torch import Tensor
 
 from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.errors import UserError
-from mt3data.files import kind_of, write_atomically
+from mt3data.files import write_atomically
 from mt3data.music.vocabulary import VocabularyConfig, num_embeddings
 from mt3data.schema import Limits, find_fault, parse_document
 from mt3data.shards.format import Positive, SpectrogramFields, VocabularyFields
+from mt3data.terminal import kind_of
 from mt3train.model import MAX_POSITIONS, MT3, ModelConfig
 from mt3train.weights import published
 

@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from mt3data.errors import UserError
-from mt3data.files import STDOUT, inputs_of, kind_of, mark, require_output
+from mt3data.files import STDOUT, inputs_of, mark, require_output
 from mt3data.music.vocabulary import VocabularyConfig, num_embeddings
+from mt3data.terminal import kind_of
 from mt3train.model import MT3, ModelConfig
 from mt3train.weights import checkpoint
 from mt3train.weights.checkpoint import CheckpointInfo

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from mt3data.errors import UserError
-from mt3data.files import kind_of
+from mt3data.terminal import kind_of
 
 TREE = "checkpoint"  # the msgpack file
 FLAX_ARRAYS = (1, 3)  # msgpack extension types of flax: arrays and numpy scalars

@@ -62,7 +62,7 @@ def test_no_module_beside_train_py_has_a_name_of_the_standard_library() -> None:
     assert not names & sys.stdlib_module_names
 
 
-@pytest.mark.parametrize("module, most", [("train", 220), ("model", 350)])
+@pytest.mark.parametrize("module, most", [("train", 230), ("model", 350)])
 def test_the_trainer_and_the_model_can_be_read_in_one_sitting(module: str, most: int) -> None:
     assert len((ROOT / "mt3train" / f"{module}.py").read_text().splitlines()) <= most
 

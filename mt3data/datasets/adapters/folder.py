@@ -25,9 +25,9 @@ from mt3data.datasets.documents import read_csv
 from mt3data.datasets.manifest import DatasetManifest
 from mt3data.datasets.track import Track
 from mt3data.errors import UserError
-from mt3data.files import kind_of, same_name, walk
+from mt3data.files import same_name, walk
 from mt3data.music.midi import MIDI_SUFFIXES
-from mt3data.terminal import echo
+from mt3data.terminal import echo, kind_of
 
 TABLE = "splits.csv"
 SPLITS = ("train", "validation", "test")
