@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -125,13 +124,16 @@ def start(
     """
 
     def before() -> None:
+        import resource
+
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # ignored where pytest itself runs in the back
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
 
     command = [*MT3DATA, "build", "slakh", "--root", root, "--out", out, "--window", 256,
                "--no-download", *words]  # fmt: skip
     process = subprocess.Popen(
-        [str(word) for word in command], text=True, env=hooks(pause, action, setup), preexec_fn=before,
+        [str(word) for word in command], text=True, env=hooks(pause, action, setup),
+        preexec_fn=before if os.name == "posix" else None,
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
     )  # fmt: skip
     return Build(root, out, process)
@@ -288,5 +290,5 @@ def cluster(
 def end_group(process: subprocess.Popen[Any]) -> None:
     """Kills a process that leads a group, with all of the group, at once."""
     with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+        os.killpg(process.pid, signal.SIGKILL) if os.name == "posix" else process.kill()
     process.wait()

@@ -26,7 +26,8 @@ from mt3train.model import ModelConfig
 from mt3train.training.logger import read_metrics
 from mt3train.weights.checkpoint import weights_path
 
-CONTEXT = multiprocessing.get_context("forkserver")
+METHODS = multiprocessing.get_all_start_methods()  # Windows has "spawn" alone
+CONTEXT = multiprocessing.get_context("forkserver" if "forkserver" in METHODS else "spawn")
 CONTEXT.set_forkserver_preload(
     ["mt3train.train", "mt3train.evaluation.evaluate", "torch._dynamo", "torch.utils.tensorboard"]
 )

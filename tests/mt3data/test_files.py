@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+import needs
 import pytest
 from click.testing import CliRunner
 from events import HANG_SECONDS
@@ -84,6 +85,7 @@ def names_below(folder: Path) -> list[str]:
     return [path.relative_to(folder).as_posix() for path in found.files]
 
 
+@needs.posix
 def test_every_folder_is_read_once_and_links_are_followed(tmp_path: Path) -> None:
     music, elsewhere = tmp_path / "music", tmp_path / "elsewhere"
     for path in (music / "a/one.WAV", elsewhere / "two.wav", elsewhere / "notes.txt"):
@@ -96,6 +98,7 @@ def test_every_folder_is_read_once_and_links_are_followed(tmp_path: Path) -> Non
     assert files.walk(music, {".wav"}).message == ""
 
 
+@needs.posix
 def test_what_is_skipped_is_named_and_counted(tmp_path: Path) -> None:
     for name in (".trash/old.wav", "song.wav", "._song.wav", ".DS_Store"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -163,6 +166,7 @@ def test_a_file_of_another_command_is_kept(tmp_path: Path) -> None:
         files.require_output(out, REPORT)
 
 
+@needs.posix
 def test_output_goes_through_links_and_leaves_them(tmp_path: Path) -> None:
     (tmp_path / "store").mkdir()
     link = tmp_path / "report.html"
@@ -173,6 +177,7 @@ def test_output_goes_through_links_and_leaves_them(tmp_path: Path) -> None:
         assert (tmp_path / "store/page.html").read_bytes() == OURS
 
 
+@needs.posix
 @pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
 def test_an_input_is_no_output_under_any_name(tmp_path: Path, link: Callable[..., None]) -> None:
     source = tmp_path / "song.wav"
@@ -183,6 +188,7 @@ def test_an_input_is_no_output_under_any_name(tmp_path: Path, link: Callable[...
         files.require_output(tmp_path / "out.html", REPORT, force=True, inputs=inputs)
 
 
+@needs.posix
 def test_below_an_input_folder_only_files_of_the_same_command_are_replaced(tmp_path: Path) -> None:
     build = tmp_path / "build"
     (build / "index").mkdir(parents=True)
@@ -197,6 +203,7 @@ def test_below_an_input_folder_only_files_of_the_same_command_are_replaced(tmp_p
         files.require_output(tmp_path / name, REPORT, inputs=inputs)
 
 
+@needs.posix
 def test_links_in_a_circle_are_refused_and_stay(tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")
@@ -205,6 +212,7 @@ def test_links_in_a_circle_are_refused_and_stay(tmp_path: Path) -> None:
     assert (tmp_path / "a").is_symlink()
 
 
+@needs.posix
 def test_a_pipe_is_written_into_and_not_replaced(tmp_path: Path) -> None:
     pipe, received = tmp_path / "pipe", list[bytes]()
     os.mkfifo(pipe)

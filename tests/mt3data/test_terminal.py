@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import needs
 import pytest
 from click.testing import CliRunner
 from events import HANG_SECONDS
@@ -125,6 +126,7 @@ def shell(line: str, folder: Path) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@needs.posix
 @pytest.mark.parametrize(
     ("line", "code", "complaint"),
     [

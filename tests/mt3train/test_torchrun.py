@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import fakes
+import needs
 import pytest
 from events import HANG_SECONDS, Pause, Point, environment, wait_until
 from worlds import metrics
@@ -17,6 +18,8 @@ from mt3data.build.plan import BuildConfig, make_plan
 from mt3data.build.run import build
 from mt3data.shards.windows import WindowConfig
 from mt3train.weights.checkpoint import checkpoints, load_model
+
+needs.skip_module_without_posix()
 
 SCRIPT = Path(mt3train.train.__file__)
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run"]
@@ -67,6 +70,7 @@ def workers_of(process):
     return [ranks[rank] for rank in sorted(ranks)]
 
 
+@needs.posix
 @pytest.mark.slow
 def test_ranks_that_are_killed_restart_all_from_the_last_checkpoint(shards, tmp_path):
     for name in ("whole", "killed"):
@@ -92,6 +96,7 @@ def test_ranks_that_are_killed_restart_all_from_the_last_checkpoint(shards, tmp_
     assert metrics(tmp_path / "whole") == metrics(tmp_path / "killed")
 
 
+@needs.posix
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
 def test_a_signal_to_torchrun_reaches_the_ranks_which_save(shards, tmp_path, number):

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 
+import needs
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -56,6 +57,7 @@ def test_processes_and_micro_batches_change_nothing_but_rounding(
             torch.testing.assert_close(weights[name], value, rtol=1e-9, atol=1e-12)
 
 
+@needs.posix
 @pytest.mark.parametrize("optimizer", ["adafactor", "adamw", "muon"])
 def test_a_run_that_was_stopped_ends_with_the_same_weights_and_metrics(tmp_path, optimizer):
     optim = OptimConfig(name=optimizer, lr=1e-2, decay="cosine")
@@ -72,6 +74,7 @@ def test_a_run_that_was_stopped_ends_with_the_same_weights_and_metrics(tmp_path,
     assert metrics(tmp_path / "cut") == metrics(tmp_path / "whole")
 
 
+@needs.posix
 @pytest.mark.parametrize("at", [0, 1, 2, 4, 5])
 def test_stopping_at_any_step_and_going_on_is_never_having_stopped(stopless, tmp_path, at):
     """Evaluation and checkpoints fall on some of these steps; all that is written is the same."""

@@ -5,6 +5,7 @@ import os
 import signal
 import threading
 
+import needs
 import pytest
 from events import HANG_SECONDS
 from worlds import (
@@ -21,6 +22,8 @@ from worlds import (
 )
 
 from mt3train.weights.checkpoint import checkpoints
+
+needs.skip_module_without_posix()
 
 
 @pytest.fixture(scope="module")
@@ -52,6 +55,7 @@ def signalled(rank, run, number, at):
     return config(run), Made(at_step=send), None
 
 
+@needs.posix
 @pytest.mark.parametrize("number, at, code", [
     (signal.SIGTERM, 3, 0), (signal.SIGUSR1, 0, 0), (signal.SIGHUP, 2, 0), (signal.SIGINT, 5, 130),
 ])  # fmt: skip
@@ -76,6 +80,7 @@ def blocked(rank, run, started):
     return config(run), Made(at_step=wait), None
 
 
+@needs.posix
 def test_a_signal_stops_a_rank_that_waits_for_the_disk_of_another(whole, tmp_path):
     started = CONTEXT.Manager().Event()
     world = World(tmp_path, 2, blocked, tmp_path / "run", started)
@@ -99,6 +104,7 @@ def stopped_in_evaluation(rank, run, number):
     return config(run, eval_every=2, eval_segments=6), Made(), Made(at_step=at_step)
 
 
+@needs.posix
 def test_a_run_stopped_during_an_evaluation_begins_with_it_again(tmp_path):
     cut, uncut = tmp_path / "cut", tmp_path / "uncut"
     codes, said = ended(tmp_path, stopped_in_evaluation, cut, signal.SIGTERM)
@@ -113,6 +119,7 @@ def test_a_run_stopped_during_an_evaluation_begins_with_it_again(tmp_path):
         assert (cut / name).read_bytes() == (uncut / name).read_bytes()
 
 
+@needs.posix
 @pytest.mark.parametrize("part", [after(4), after(4).replace(".s", ".optimizer.s")])
 def test_a_rank_killed_while_it_writes_a_checkpoint_leaves_the_one_before(whole, tmp_path, part):
     run = tmp_path / "run"

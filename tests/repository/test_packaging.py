@@ -4,7 +4,6 @@ import email
 import importlib.util
 import json
 import re
-import resource
 import subprocess
 import sys
 import tarfile
@@ -13,6 +12,7 @@ import zipfile
 from email.message import Message
 from pathlib import Path, PurePosixPath
 
+import needs
 import pytest
 from packages import MODULE_OF, PACKAGES, PROJECT, ROOT, imported
 
@@ -129,12 +129,15 @@ COMMANDS = [
 
 def cpu_seconds(*words: str) -> float:
     """Runs Python with these arguments. Returns the processor time that it took."""
+    import resource
+
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, *words], check=True, capture_output=True)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
+@needs.posix
 @pytest.mark.parametrize(("program", "command"), COMMANDS)
 def test_help_takes_little_more_time_than_python_and_click(program: str, command: str) -> None:
     # The limit is 0.25 s where Python starts in 0.05 s. To import torch takes 30 times as long.

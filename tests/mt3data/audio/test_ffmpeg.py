@@ -5,6 +5,7 @@ import shutil
 import tracemalloc
 from pathlib import Path
 
+import needs
 import numpy as np
 import pytest
 from videos import CLICKS, click_times, clicks, write_media
@@ -129,6 +130,7 @@ def test_a_video_without_sound_is_one_line(tmp_path, decoder):
         audio_info(path)
 
 
+@needs.posix
 def test_without_a_decoder_the_message_names_both(tmp_path, monkeypatch):
     path = write_media(tmp_path / "a.m4a", "aac")
     real = builtins.__import__

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import fakes
+import needs
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -103,6 +104,7 @@ def test_an_unfinished_build_goes_on_and_ends_with_the_same_bytes(
     assert digests(plan.folder) == digests(built)
 
 
+@needs.posix
 def test_a_build_killed_before_its_shard_has_its_name_goes_on(
     source: Path, built: Path, tmp_path: Path
 ) -> None:

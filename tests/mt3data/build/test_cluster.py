@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import needs
 import pytest
 from builds import (
     BAD,
@@ -28,6 +29,8 @@ from mt3data.build.crash_guard import Run, environment
 from mt3data.build.executor import require_engine
 from mt3data.build.executor import run as run_tasks
 from mt3data.errors import UserError
+
+pytestmark = needs.proc
 
 A_TRACK_IS_BEGUN = Point("open", r"/S00\.mid$", "worker")
 A_SHARD_IS_WRITTEN = Point("os.rename", r"\.tar$", "worker")

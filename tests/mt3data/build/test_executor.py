@@ -3,6 +3,7 @@
 import operator
 import signal
 
+import needs
 from joblib import Parallel, delayed
 
 from mt3data.build.executor import LOCAL, run
@@ -18,6 +19,7 @@ def test_results_come_as_they_are_done_and_joblib_can_use_processes_afterwards()
     assert told == []
 
 
+@needs.posix
 def test_ctrl_c_is_no_matter_of_workers_from_their_first_moment_on() -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     jobs = [(signal.SIG_BLOCK, ())] * 3  # which signals are blocked there?

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import builds
+import needs
 import pytest
 from builds import (
     BAD,
@@ -30,6 +31,8 @@ from builds import (
     start,
 )
 from events import Pause, Point
+
+pytestmark = needs.proc
 
 # --- processes that die --------------------------------------------------------------------------
 

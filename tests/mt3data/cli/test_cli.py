@@ -13,6 +13,7 @@ from pathlib import Path
 
 import click
 import fakes
+import needs
 import pytest
 from click.testing import CliRunner, Result
 
@@ -83,6 +84,7 @@ def test_a_part_of_a_record_is_drawn_with_its_notes_and_tokens(
     assert "--from 2 --to 9: expected a part of the 2.0" in refused.stderr
 
 
+@needs.posix
 def test_pictures_and_pages_of_a_build_go_into_devices_and_never_over_its_files(
     shards: Path, tmp_path: Path
 ) -> None:
@@ -140,6 +142,7 @@ def test_faults_are_counted_in_words_and_in_json(shards: Path) -> None:
     assert json.loads(run("check", shards, "--json").stdout)[str(shards / "slakh")]["faults"] == []
 
 
+@needs.proc
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
@@ -268,6 +271,7 @@ def test_a_damaged_record_of_synth_is_one_line(tmp_path: Path, content: str, fie
     assert f"{tmp_path}/synth.json: " in result.stderr and field in result.stderr
 
 
+@needs.posix
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [

@@ -3,6 +3,7 @@
 import re
 from pathlib import Path
 
+import needs
 import pytest
 import soundfile
 from click.testing import CliRunner
@@ -202,6 +203,7 @@ def test_a_name_that_cannot_be_is_refused_in_one_line(tmp_path, dataset, name, s
     assert done.exit_code == 2 and said in done.output
 
 
+@needs.posix
 def test_linked_folders_are_read_and_what_is_skipped_is_printed(tmp_path, capsys):
     touch(tmp_path / "elsewhere", "b.wav", "b.mid", ".c.mid")
     touch(tmp_path / "music", "a.wav", "a.mid")

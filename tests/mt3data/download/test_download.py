@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import needs
 import pytest
 from events import HANG_SECONDS, wait_until
 from server import Fault, Publisher, publisher
@@ -166,6 +167,7 @@ def child(root: Path, wanted: Source, how: str = "", before: str = "") -> subpro
     )  # fmt: skip
 
 
+@needs.posix
 def test_a_killed_download_continues_where_it_was(web: Publisher, tmp_path: Path) -> None:
     web.faults["/data.csv"] = [Fault(hang_after=600_000)]
     process = child(tmp_path, source(web, "data.csv"))
@@ -194,6 +196,7 @@ ExtractionLog.add = dying
 """
 
 
+@needs.posix
 @pytest.mark.parametrize(("name", "how"), [("a.zip", ""), ("a.tar.gz", ""), ("a.tar.gz", "stream")])
 def test_a_killed_unpacking_continues_and_skips_what_is_there(
     web: Publisher, tmp_path: Path, name: str, how: str

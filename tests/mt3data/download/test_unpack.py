@@ -7,6 +7,7 @@ import tarfile
 import zipfile
 from pathlib import Path
 
+import needs
 import pytest
 
 from mt3data.download import unpack
@@ -97,6 +98,7 @@ def test_links_and_devices_in_a_tar_are_refused(tmp_path: Path, kind: bytes, wha
     assert outside(tmp_path) == []
 
 
+@needs.posix
 def test_a_link_that_lies_in_the_folder_already_is_not_followed_out(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     place(tmp_path).folder.joinpath("sub").symlink_to(tmp_path / "elsewhere")

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import fakes
+import needs
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -164,6 +165,7 @@ def test_two_processes_at_once_fetch_every_file_once(web: Publisher, tmp_path: P
     assert len(asked) == len(set(asked))
 
 
+@needs.posix
 def test_after_a_kill_the_next_run_finishes(web: Publisher, tmp_path: Path) -> None:
     web.faults[SHARD] = [Fault(hang_after=70_000)]
     killed = fetching(web, tmp_path)

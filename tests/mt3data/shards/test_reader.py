@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import fakes
+import needs
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -144,6 +145,7 @@ def test_records_of_the_length_asked_for_come_as_they_are(segments: Path) -> Non
         assert tokens[:length].tolist() == read_npy(source.member(row, "tokens")).tolist()
 
 
+@needs.posix
 def test_mixture_shares_are_exact(segments: Path, long: Path) -> None:
     with pytest.raises(UserError, match="right_context|window"):
         IndexedShards([segments, long])
@@ -276,6 +278,7 @@ def test_threads_read_the_same(long_track: Path, monkeypatch: pytest.MonkeyPatch
         np.testing.assert_array_equal(a.tokens, b.tokens)
 
 
+@needs.posix
 def test_a_reader_goes_on_in_a_process_that_was_forked(long_track: Path) -> None:
     shards = IndexedShards([long_track])
     want = shards.batch(0, 4, frames=64)  # its threads run
@@ -386,7 +389,7 @@ class _Steps:
         return _keys(self.shards, step)
 
 
-@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
 def test_batches_are_the_same_in_workers_of_every_kind(segments: Path, method: str) -> None:
     from torch.utils.data import DataLoader
 

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import mido
+import needs
 import numpy as np
 import pytest
 import soundfile
@@ -165,6 +166,7 @@ def test_labels_beside_one_recording_of_a_folder_stop_only_that_one(tmp_path, ch
     assert len(read_midi(tmp_path / "in" / "b.mid")[0]) == 2
 
 
+@needs.posix
 def test_a_dash_is_standard_output_and_a_link_is_written_through(tmp_path, checkpoint, says):
     says(VocabularyConfig(), *NOTE)
     song = record(tmp_path / "song.wav")
@@ -176,6 +178,7 @@ def test_a_dash_is_standard_output_and_a_link_is_written_through(tmp_path, check
     assert (tmp_path / "b.csv").is_symlink() and (tmp_path / "a.csv").read_text().count("\n") == 3
 
 
+@needs.posix
 @pytest.mark.parametrize("kind", ["mid", "csv", "html"])
 def test_a_device_is_written_into(tmp_path, checkpoint, says, kind):
     says(VocabularyConfig(), *NOTE)
@@ -190,6 +193,7 @@ def test_a_device_is_written_into(tmp_path, checkpoint, says, kind):
     assert several.exit_code == 2 and "a device, for one recording" in several.stderr
 
 
+@needs.posix
 @pytest.mark.parametrize("link", [Path.symlink_to, Path.hardlink_to])
 @pytest.mark.parametrize("name", ["song.wav", "other.wav", "run/checkpoint-00000000.safetensors"])
 def test_an_input_is_not_replaced_even_by_force(tmp_path, checkpoint, says, link, name):
@@ -377,6 +381,7 @@ def test_an_interrupted_folder_keeps_what_is_written(tmp_path, checkpoint, says,
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.mid"]
 
 
+@needs.proc
 @pytest.mark.parametrize(
     "words, message",
     [

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import fakes
+import needs
 import numpy as np
 import pytest
 from server import publisher
@@ -100,6 +101,7 @@ def test_fewer_records_than_a_batch_are_refused(shards):
         StreamedShards([shards], "train", seed=0).batch(0, 2, frames=512)
 
 
+@needs.posix
 def test_several_builds_are_read_in_proportion_or_not_at_all(shards, tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).symlink_to(shards)

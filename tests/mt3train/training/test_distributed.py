@@ -2,6 +2,7 @@
 
 import signal
 
+import needs
 import pytest
 import torch.distributed as dist
 from worlds import World, after, config, killed_while_writing, plain
@@ -9,6 +10,8 @@ from worlds import World, after, config, killed_while_writing, plain
 from mt3data.errors import UserError
 from mt3train.training.distributed import Ranks, connected
 from mt3train.weights.checkpoint import checkpoints
+
+needs.skip_module_without_posix()
 
 
 def test_one_process_sums_to_itself_and_gathers_itself():
@@ -18,6 +21,7 @@ def test_one_process_sums_to_itself_and_gathers_itself():
     assert (ranks.stop, ranks.interrupted) == (False, False)
 
 
+@needs.posix
 @pytest.mark.parametrize("number, interrupted", [(signal.SIGHUP, False), (signal.SIGINT, True)])
 def test_a_signal_stops_at_the_next_sum_and_only_ctrl_c_counts_as_an_interruption(
     number, interrupted
@@ -29,6 +33,7 @@ def test_a_signal_stops_at_the_next_sum_and_only_ctrl_c_counts_as_an_interruptio
         assert (ranks.stop, ranks.interrupted) == (True, interrupted)
 
 
+@needs.posix
 def test_a_run_started_by_nohup_outlives_its_terminal():
     previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
@@ -69,6 +74,7 @@ def test_more_processes_than_gpus_are_refused_by_each_of_them(monkeypatch, rank)
         pass
 
 
+@needs.posix
 def test_new_processes_meet_in_a_store_that_holds_keys_of_crashed_ones(tmp_path):
     """As under torchrun, which keeps its store when it restarts them."""
     store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)

@@ -5,6 +5,7 @@ import json
 import shutil
 from pathlib import Path
 
+import needs
 import numpy as np
 import pytest
 import torch
@@ -277,6 +278,7 @@ def test_a_place_without_checkpoint_is_named(tmp_path):
         load_model(tmp_path / "c.pth")
 
 
+@needs.posix
 @pytest.mark.parametrize(("name", "seen"), SPECIAL_FILES.items())
 def test_what_is_no_file_is_named_where_a_checkpoint_is_expected(tmp_path, name, seen):
     path = make_special(tmp_path / name)
@@ -300,6 +302,7 @@ def test_weights_without_their_optimiser_cannot_go_on(tmp_path):
         read_state(tmp_path / "a.safetensors")
 
 
+@needs.posix
 def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_earlier_ones_alone(
     tmp_path, monkeypatch
 ):

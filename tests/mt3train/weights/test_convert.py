@@ -9,6 +9,7 @@ from pathlib import Path
 
 import golden_convert
 import golden_network
+import needs
 import numpy as np
 import pytest
 import torch
@@ -312,6 +313,7 @@ def test_the_command_prints_count_and_checksum_and_mistakes_take_one_line(tmp_pa
     assert wrong.stderr.count("\n") == 1 and "no such file" in wrong.stderr
 
 
+@needs.posix
 def test_a_file_of_another_origin_is_kept_and_a_link_stays_a_link(tmp_path, randomised):
     source = write_t5x(tmp_path / "t5x", arrays_of(randomised))
     out = tmp_path / "out.safetensors"
@@ -325,6 +327,7 @@ def test_a_file_of_another_origin_is_kept_and_a_link_stays_a_link(tmp_path, rand
     convert(source, tmp_path / "trained.safetensors", 2, force=True)
 
 
+@needs.posix
 @pytest.mark.parametrize("out", ["-", "/dev/null"])
 def test_weights_need_a_regular_file(out, tmp_path, randomised):
     source = write_t5x(tmp_path / "t5x", arrays_of(randomised))
@@ -340,6 +343,7 @@ def test_weights_need_the_ending_by_which_they_are_read(tmp_path, randomised):
     assert not (tmp_path / "mt3.pth").exists()
 
 
+@needs.posix
 @pytest.mark.parametrize("kind", ["empty", "expanded", "layer 10,000,000", "pipe", "list", "text"])
 def test_a_hostile_pth_file_is_refused_in_one_line(tmp_path, randomised, kind):
     path = tmp_path / "a.pth"

@@ -4,6 +4,7 @@ import json
 import os
 
 import msgpack
+import needs
 import numpy as np
 import pytest
 import torch
@@ -62,6 +63,7 @@ def test_zarr_of_another_kind_is_refused_by_name(tmp_path, changes, message):
         read_zarr(tmp_path / "a")
 
 
+@needs.posix
 @pytest.mark.parametrize("name", ["checkpoint", "target.a.scale/.zarray", "target.a.scale/0"])
 @pytest.mark.parametrize("kind", ["device", "pipe", "folder", "huge"])
 def test_a_device_a_pipe_or_a_huge_file_is_refused_at_once(tmp_path, name, kind):
