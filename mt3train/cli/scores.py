@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -162,22 +163,76 @@ def _print_instruments(results: Sequence[TrackScores]) -> None:
 
 
 @click.command()
-@click.argument("reference", type=PATH)
-@click.argument("estimate", type=PATH)
+@click.argument("files", type=PATH, nargs=-1, metavar="[REFERENCE ESTIMATE]")
+@click.option("--references", type=PATH, metavar="DIR", help="MIDI files with the right notes.")
+@click.option("--systems", type=PATH, multiple=True, metavar="DIR...",
+              help="MIDI files of each transcriber: one folder, or several.")  # fmt: skip
 @click.option("--part", "parts", multiple=True, metavar="NAME=PROGRAM",
               help="Also score this part alone: Bass=33, Drums=drums; may be repeated.")  # fmt: skip
+@click.option("--plot", type=PATH, metavar="FILE",
+              help="Draw the means of the systems into a .png, .svg or .pdf file.")  # fmt: skip
+@click.option("--force", is_flag=True, help="Let --plot replace a file of another program.")
 @click.option("--json", "as_json", is_flag=True, help="Print all scores of both scorings as JSON.")
-def score(reference: Path, estimate: Path, parts: tuple[str, ...], as_json: bool) -> None:
-    """Compares two MIDI files, of any transcriber.
+def score(
+    files: tuple[Path, ...], references: Path | None, systems: tuple[Path, ...],
+    parts: tuple[str, ...], plot: Path | None, force: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Compares MIDI files, of any transcriber.
 
     REFERENCE has the right notes, ESTIMATE the notes of a transcriber. The last column is in scoring
     `mt3`, which is what MT3's own code returns. The others are in scoring `corrected`, which avoids
     mistakes of that code: quiet notes count as frames, short notes keep their length, all drums are
     one instrument, and what neither file has gets no score.
 
+    With --references and --systems, folders of several transcribers are compared on the same
+    recordings, matched by the names of the files. The result is Markdown: means with bootstrap
+    intervals, p-values of differences, and instruments. A missing file scores as if nothing was
+    found.
+
     \b
     Example: mt3train score reference.mid song.mid
+    Example: mt3train score --references refs/ --systems mt3/ basic-pitch/ --plot systems.png
     """
+    if references is not None or systems:
+        if references is None or not (systems or files) or parts:
+            raise UserError("expected --references DIR --systems DIR..., without --part")
+        _score_systems(references, [*systems, *files], plot, force, as_json)
+        return
+    if len(files) != 2 or plot or force:
+        raise UserError(
+            "expected two MIDI files, or --references DIR --systems DIR... [--plot FILE [--force]]"
+        )
+    _score_pair(*files, parts, as_json)
+
+
+def _score_systems(
+    references: Path, systems: Sequence[Path], plot: Path | None, force: bool, as_json: bool
+) -> None:
+    from mt3train.evaluation.systems import compare_systems, markdown, plot_systems, to_json
+
+    if plot is not None:
+        from mt3train.evaluation.systems import COMMAND
+
+        require_output(plot, COMMAND, force, inputs=inputs_of([references, *systems]))
+    comparison = compare_systems(references, systems)
+    print_json(to_json(comparison)) if as_json else echo(markdown(comparison))
+    if plot is not None:
+        plot_systems(comparison, plot, [references, *systems], force)
+    for text in comparison.skipped:
+        echo(f"skipped {text}", err=True)
+    for system, n_extra in comparison.extra.items():
+        if n_extra:
+            echo(f"{system}: ignored {plural(n_extra, 'file')} without a reference", err=True)
+    for system, names in comparison.missing.items():
+        if names:
+            echo(f"{system}: {plural(len(names), 'file')} missing, first {names[0]}", err=True)
+    for fault in comparison.faults:
+        echo(f"Error: {fault}", err=True)
+    if comparison.faults or any(comparison.missing.values()):
+        sys.exit(1)
+
+
+def _score_pair(reference: Path, estimate: Path, parts: tuple[str, ...], as_json: bool) -> None:
     from dataclasses import asdict
 
     from mt3data.music.midi import read_midi
