@@ -24,6 +24,7 @@ from mt3data.files import (
     format_bytes,
     inputs_of,
     is_device,
+    mark,
     require_output,
     require_space,
     walk,
@@ -39,11 +40,12 @@ if TYPE_CHECKING:
 
 FORMATS = {  # format: endings of its files
     "mid": (".mid", ".midi"), "json": (".json",), "jsonl": (".jsonl",), "csv": (".csv",),
-    "html": (".html", ".htm"),
+    "html": (".html", ".htm"), "musicxml": (".musicxml",),
 }  # fmt: skip
 ENDINGS = sum(FORMATS.values(), ())
 FILE_ENDING = re.compile(r"\.(?=.*[a-z])[a-z0-9]{1,8}", re.IGNORECASE)  # unlike ". Vol. 2"
 LONG_SECONDS = 1200  # of a recording whose page is so large that its size is announced
+SCORE_STEP = "1/16"  # grid of MusicXML without --quantize
 COMMAND = "mt3train transcribe"
 STDIN = STDOUT  # "-" as a recording
 INPUT = OUTPUT  # a path, or "-"
@@ -143,9 +145,9 @@ def _require_use_of_bars(
     bars: BarOptions, recordings: Sequence[tuple[Path, Path]], kinds: set[str]
 ) -> None:
     """Checks that bars can be found for the recordings, and that an output has them."""
-    if not bars.step and not kinds & {"mid", "html"}:
+    if not bars.step and not kinds & {"mid", "html", "musicxml"}:
         raise UserError(
-            "--beats and --bpm are for MIDI and pages, or need --quantize; expected -o song.mid or so"
+            "--beats and --bpm are for MIDI, pages and MusicXML, or with --quantize; expected -o song.mid or so"
         )
     if isinstance(bars.source, Path) and len(recordings) > 1:
         raise UserError(
@@ -171,14 +173,14 @@ def _parse_formats(ctx: click.Context, param: click.Parameter, text: str | None)
 @CHECKPOINT
 @click.option(
     "-o", "--out", "outs", type=OUTPUT, multiple=True,
-    help="A file, whose ending gives its format (.mid, .json, .jsonl, .csv, .html); a folder; or - for standard "
+    help="A file, whose ending gives its format (.mid, .json, .jsonl, .csv, .html, .musicxml); a folder; or - for standard "
     "output. May be repeated. Without --beats or --bpm, MIDI is in seconds, at a nominal 120 bpm: its bars mean nothing in "
     "notation software.",
 )  # fmt: skip
 @click.option(
     "--format", "kinds", callback=_parse_formats, metavar="LIST",
     help="In folders and on standard output: mid (default), json, jsonl (a note per line), csv, html (a piano roll "
-    "that plays the recording); several with commas.",
+    "that plays the recording), musicxml (a score; needs --beats or --bpm); several with commas.",
 )  # fmt: skip
 @click.option("--per-instrument", is_flag=True,
               help="Beside each MIDI file, also one for each instrument: song-drums.mid, song-church-organ.mid.")  # fmt: skip
@@ -223,8 +225,15 @@ def transcribe(
     if per_instrument and not any(_is_midi_file(target) for target in all_targets[0]):
         raise UserError("--per-instrument is for MIDI files; expected -o song.mid or a folder")
     bars = _bar_options(beats, bpm, first_beat, meter, quantize)
+    written = {kind for kind, _ in all_targets[0]}
     if bars:
-        _require_use_of_bars(bars, recordings, {kind for kind, _ in all_targets[0]})
+        _require_use_of_bars(bars, recordings, written)
+    if "musicxml" in written:
+        from mt3train.transcription.notation import require_music21
+
+        if not bars:
+            raise UserError("MusicXML needs bars; expected --beats auto, --beats FILE or --bpm N")
+        require_music21()
     lists = [bars.source] if bars and isinstance(bars.source, Path) else []
     inputs = inputs_of([*(file for file, _ in recordings), *lists, *_files_of(checkpoint)])
     if alone:
@@ -569,7 +578,9 @@ def _write_notes(
     job: TranscriptionJob, file: Path, result: Transcription, beats: Beats | None, kind: str, target: Path,
 ) -> list[str]:  # fmt: skip
     """Writes the notes of a recording in one format. Returns what was written, for a message."""
+    from mt3data.music.beats import parse_step, quantize
     from mt3train.page.page import write_page
+    from mt3train.transcription.notation import musicxml_bytes
     from mt3train.transcription.note_files import HEADINGS, encode_notes_as, split_by_instrument
 
     if kind == "html":
@@ -580,6 +591,11 @@ def _write_notes(
             )  # fmt: skip
         size = f" ({format_bytes(target.stat().st_size)})" if target.is_file() else ""
         return [f"{target}{size}"]
+    if kind == "musicxml" and beats and job.bars:
+        notes = quantize(result.notes, beats, job.bars.step or parse_step(SCORE_STEP))
+        name = os.fsencode(file.stem).decode(errors="replace")  # names need not be UTF-8
+        write_output(target, musicxml_bytes(notes, beats, name, mark(COMMAND)), COMMAND, job.force)
+        return [str(target)]
     parts = {target: result.notes}
     if job.per_instrument and _is_midi_file((kind, target)):
         by_name = split_by_instrument(result.notes)

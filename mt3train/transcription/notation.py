@@ -69,26 +69,29 @@ def musicxml_bytes(notes: Notes, beats: Beats, title: str, text: str = "") -> by
     require_music21()
     from music21 import layout, metadata, stream
 
+    lines = beats.bars * beats.beat_grid
     begin, end = (
         np.rint(beats.to_quarters(t) * GRID).astype(np.int64) for t in (notes.onset, notes.offset)
     )
+    kept = begin < lines[-1]  # the last bar line is not before the end of the recording
+    notes, begin, end = notes[kept], begin[kept], np.minimum(end[kept], lines[-1])
     number = np.where(notes.is_drum, DRUMS, notes.program)
-    lines = beats.bars * beats.beat_grid
-    last = int(np.searchsorted(lines, end.max(initial=1)))  # the bars that hold notes
-    lines = lines[: last + 1]
+    lines = lines[: np.searchsorted(lines, end.max(initial=1)) + 1]  # of the bars that hold notes
     sharps = _sharps(notes)
     score = stream.Score()
     score.metadata = metadata.Metadata(title=title)
-    order = sorted(np.unique(number).tolist(), key=lambda program: program % (127 + 2))
+    order = sorted(
+        np.unique(number).tolist(), key=lambda program: program % (127 + 2)
+    )  # drums last
     for program in order or [0]:
         mine = number == program
-        columns = (begin[mine], end[mine], notes.pitch[mine])
-        upper = columns[2] >= MIDDLE_C if program in TWO_STAVES else np.ones(mine.sum(), bool)
-        staves = []
+        pitch = notes.pitch[mine]
+        upper = pitch >= (MIDDLE_C if program in TWO_STAVES else 0)
+        staves = list[Any]()
         for which in (upper, ~upper) if program in TWO_STAVES else (upper,):
-            chords = merge_to_chords(*(column[which] for column in columns), lines)
-            clef = None if program not in TWO_STAVES else ("bass" if len(staves) else "treble")
-            staff = _staff(chords, beats, lines, sharps, clef, program, columns[2], not score.parts)
+            chords = merge_to_chords(begin[mine][which], end[mine][which], pitch[which], lines)
+            clef = None if program not in TWO_STAVES else ("bass" if staves else "treble")
+            staff = _staff(chords, beats, lines, sharps, clef, program, pitch, not score.parts)
             staff.partName = instrument_name(program)
             staves.append(staff)
             score.insert(0, staff)
@@ -110,18 +113,18 @@ def merge_to_chords(
         begin: positions on the grid, int64, shape (n,).
         end: as begin, later.
         pitch: of the notes.
-        lines: positions of all bar lines.
+        lines: positions of all bar lines, the last not before the end of any note.
     """
     chords = []
     onsets = np.unique(begin).tolist()
-    for start, following in zip(onsets, [*onsets[1:], None], strict=True):
+    for start, following in zip(onsets, [*onsets[1:], int(lines[-1])], strict=False):
         which = begin == start
         stop = int(end[which].max())
-        line = int(lines[min(np.searchsorted(lines, stop), len(lines) - 1)])
-        goal = min(following, line) if following is not None and following > stop else line
-        goal = following if following is not None and following <= stop else goal
-        if goal <= stop or goal - stop <= max(SMALL_GAP, (stop - start) // 2):
-            stop = goal if following is not None or goal <= stop else stop
+        line = int(lines[np.searchsorted(lines, stop)])
+        if following <= stop:
+            stop = following
+        elif min(following, line) - stop <= max(SMALL_GAP, (stop - start) // 2):
+            stop = min(following, line)
         chords.append((start, stop, tuple(sorted(set(pitch[which].tolist())))))
     return chords
 
@@ -187,7 +190,7 @@ def _staff(
         now = start
         if place == len(chords) or chords[place][0] >= stop:  # an empty bar
             rest = note.Rest(quarterLength=Fraction(stop - start, GRID))
-            rest.fullMeasure = True
+            rest.fullMeasure = not (n == 0 and has_pickup)
             measure.insert(0, rest)
             now = stop
         while place < len(chords) and chords[place][0] < stop:
@@ -209,7 +212,8 @@ def _staff(
             place += 1
         _add_rests(measure, now, stop, start, beats.beat_grid)
         staff.append(measure)
-    stream.makeNotation.makeTupletBrackets(staff, inPlace=True)
+    for measure in staff.getElementsByClass(stream.Measure):
+        stream.makeNotation.makeTupletBrackets(measure, inPlace=True)
     staff.makeBeams(inPlace=True)
     staff.makeAccidentals(inPlace=True)
     return staff
@@ -266,11 +270,12 @@ def _sharps(notes: Notes) -> int:
         return 0
     length = (notes.offset - notes.onset)[pitched]
     weight = np.bincount(notes.pitch[pitched] % 12, length, minlength=12)
-    counted = stream.Stream()
+    counted: Any = stream.Stream()
     for pitch_class, seconds in enumerate((weight / weight.sum() * 100).tolist()):
         if seconds > 0:
             counted.append(note.Note(60 + pitch_class, quarterLength=seconds))
-    return int(counted.analyze("key").sharps)
+    sharps = int(counted.analyze("key").sharps)
+    return (sharps + 5) % 12 - 5  # five flats to six sharps
 
 
 def _clef(name: str | None, program: int, pitches: np.ndarray) -> Any:

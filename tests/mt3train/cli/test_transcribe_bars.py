@@ -17,7 +17,7 @@ from mt3data.music.midi import read_midi
 from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import EOS_ID, Event, VocabularyConfig, get_codec
 from mt3train.cli.main import main
-from mt3train.transcription import beat_tracking
+from mt3train.transcription import beat_tracking, notation
 from mt3train.transcription.beat_tracking import find_beats, onset_strength, track_beats
 from mt3train.transcription.decode import DecodedSegment, SegmentDecoder
 
@@ -195,3 +195,24 @@ def test_the_list_of_beats_is_never_replaced(tmp_path, checkpoint):
     done = run(song, "--checkpoint", checkpoint, "--beats", beats, "--force", "-o", tmp_path / "a.mid",
                "-o", beats)  # fmt: skip
     assert done.exit_code == 2 and beats.read_text() == "0.5\n1.0\n1.5\n"
+
+
+def test_a_score_has_the_name_of_the_recording_and_is_replaced(tmp_path, checkpoint):
+    pytest.importorskip("music21", reason="music21 (extra `notation`) is not installed")
+    song = record(tmp_path / "My song.wav", 4.0)
+    for _ in range(2):
+        done = run(song, "--checkpoint", checkpoint, "--bpm", 120, "-o", tmp_path / "a.musicxml")
+        assert done.exit_code == 0, done.output
+    text = (tmp_path / "a.musicxml").read_text()
+    assert "My song" in text and "Made by mt3train transcribe" in text
+    assert re.findall("<part-name>(.*?)</part-name>", text) == ["Electric Bass (finger)", "Drums"]
+
+
+def test_a_score_needs_bars_and_music21(tmp_path, checkpoint, monkeypatch):
+    song = record(tmp_path / "song.wav")
+    words = [song, "--checkpoint", checkpoint, "-o", tmp_path / "a.musicxml"]
+    done = run(*words)
+    assert done.exit_code == 2 and "--bpm" in done.output
+    monkeypatch.setattr(notation.importlib.util, "find_spec", lambda name: None)
+    done = run(*words, "--bpm", 90)
+    assert done.exit_code == 2 and "music21" in done.output and "[notation]" in done.output
