@@ -32,7 +32,7 @@ TWO_STAVES = {*range(8), *range(16, 24), 46}  # pianos, organs, harp
 OCTAVE_LOWER = range(24, 40)  # guitars and basses are written an octave above their sound
 MIDDLE_C = 60  # the lowest pitch of an upper staff
 BASS_CLEF = 57  # staves whose median pitch is lower have a bass clef
-SMALL_GAP = GRID // 4  # a sixteenth; as long a rest, or half of the note before it, is closed
+EIGHTH, SMALL_GAP = GRID // 2, GRID // 4
 # Lengths of single notes, in positions of the grid: plain and dotted ones, and those of triplets.
 PLAIN = (192, 144, 96, 72, 48, 36, 24, 18, 12, 6, 3)
 TRIPLETS = (32, 16, 8, 4)
@@ -86,6 +86,8 @@ def musicxml_bytes(notes: Notes, beats: Beats, title: str, text: str = "") -> by
     for program in order or [0]:
         mine = number == program
         pitch = notes.pitch[mine]
+        if program == DRUMS:  # a hit has no length; it is written up to the next beat
+            end[mine] = (begin[mine] // beats.beat_grid + 1) * beats.beat_grid
         upper = pitch >= (MIDDLE_C if program in TWO_STAVES else 0)
         staves = list[Any]()
         for which in (upper, ~upper) if program in TWO_STAVES else (upper,):
@@ -107,7 +109,8 @@ def merge_to_chords(
     """Merges the notes of a staff to one voice of chords, in order of time.
 
     Notes that begin together are a chord, which lasts as long as its longest note, but not after the
-    next chord begins. A short gap before the next chord, or the end of the bar, is closed.
+    next chord begins. A gap before the next chord or the end of the bar is closed if it is as short as
+    SMALL_GAP or half of the chord. Other ends are moved to the next eighth, except those of triplets.
 
     Args:
         begin: positions on the grid, int64, shape (n,).
@@ -120,11 +123,13 @@ def merge_to_chords(
     for start, following in zip(onsets, [*onsets[1:], int(lines[-1])], strict=False):
         which = begin == start
         stop = int(end[which].max())
-        line = int(lines[np.searchsorted(lines, stop)])
+        goal = min(following, int(lines[np.searchsorted(lines, stop)]))
         if following <= stop:
             stop = following
-        elif min(following, line) - stop <= max(SMALL_GAP, (stop - start) // 2):
-            stop = min(following, line)
+        elif goal - stop <= max(SMALL_GAP, (stop - start) // 2):
+            stop = goal
+        elif start % SMALL_GAP == stop % SMALL_GAP == 0:  # no triplet
+            stop = min(goal, -(-stop // EIGHTH) * EIGHTH)
         chords.append((start, stop, tuple(sorted(set(pitch[which].tolist())))))
     return chords
 

@@ -115,11 +115,11 @@ def test_no_notes_are_a_bar_of_rest():
 
 def test_chords_end_at_the_next_one_and_short_gaps_are_closed():
     lines = np.array([0, 192, 384])
-    begin = np.array([0, 0, 48, 96, 144, 192])
-    end = np.array([40, 90, 90, 110, 192, 200])
-    chords = merge_to_chords(begin, end, np.array([60, 64, 62, 65, 67, 69]), lines)
-    assert chords == [(0, 48, (60, 64)), (48, 96, (62,)), (96, 110, (65,)), (144, 192, (67,)),
-                      (192, 200, (69,))]  # fmt: skip
+    begin = np.array([0, 0, 48, 96, 144, 192, 288])
+    end = np.array([40, 90, 90, 108, 192, 200, 300])
+    chords = merge_to_chords(begin, end, np.array([60, 64, 62, 65, 67, 69, 70]), lines)
+    assert chords == [(0, 48, (60, 64)), (48, 96, (62,)), (96, 120, (65,)), (144, 192, (67,)),
+                      (192, 200, (69,)), (288, 312, (70,))]  # fmt: skip
 
 
 @pytest.mark.parametrize("begin, end, beat, parts", [
