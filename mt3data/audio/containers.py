@@ -164,14 +164,19 @@ def has_second_stream(path: Path) -> bool:
 
     Reads the whole file.
     """
-    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        marker = b"fLaC\x00\x00\x00\x22"  # and the header of its 34 bytes of stream info
-        first = data.find(marker)
-        behind = first + len(marker)
-        near_end = max(behind, len(data) - 2 * MAX_LEFTOVER)
-        return first >= 0 and (
-            data.find(marker, behind) >= 0 or SOUND.search(data, near_end) is not None
-        )
+    marker = b"fLaC\x00\x00\x00\x22"  # and the header of its 34 bytes of stream info
+    n_found, block = 0, b""
+    with path.open("rb") as file:
+        while content := file.read(1 << 20):
+            block = block[1 - len(marker) :] + content  # a marker may lie in two blocks
+            n_found += block.count(marker)
+        file.seek(max(len(marker), file.tell() - 2 * MAX_LEFTOVER))
+        return n_found > 1 or SOUND.search(file.read()) is not None
+
+
+def conversion(path: Path) -> str:
+    """Returns a command that converts a file to WAV."""
+    return f"`ffmpeg -i {shlex.quote(str(path))} converted.wav`"
 
 
 # --- Ogg -----------------------------------------------------------------------------------------
@@ -208,9 +213,7 @@ def _ogg_streams(data: mmap.mmap, path: Path) -> list[Part]:
             numbers.pop(stream, None)
         elif int.from_bytes(header[6:14], "little", signed=True) > 0:  # not a page of headers
             numbers[stream] = (number + 1) % (1 << 32)
-        place = data.find(b"OggS", end)
-        if place - end > MAX_LEFTOVER:
-            _require_no_more(data, end, path)
+        place = data.find(b"OggS", end, end + MAX_LEFTOVER)
     _require_ends(unended, path)
     _require_no_more(data, end, path)
     return [Part(a, b) for a, b in zip(starts, [*starts[1:], len(data)], strict=True)]
@@ -231,7 +234,7 @@ def _require_ends(unended: set[bytes], path: Path) -> None:
     if unended:
         raise UserError(
             f"{path}: ends early: no page is marked as the last one of its stream of Ogg; copy or "
-            f"download it again, or try `ffmpeg -i {shlex.quote(str(path))} converted.wav`"
+            f"download it again, or try {conversion(path)}"
         )
 
 
@@ -241,6 +244,10 @@ def _require_ends(unended: set[bytes], path: Path) -> None:
 def _mp3_streams(data: mmap.mmap, start: int, path: Path) -> list[Part]:
     """Returns the files of which an MP3 file was joined, by their headers and frames."""
     parts: list[Part] = []
+    if data[start + 1] & 6 == 2 and not _frame_size(data, start):  # layer III
+        raise UserError(
+            f"{path}: its MP3 frames do not give their bit rate (free format); try {conversion(path)}"
+        )
     while start < len(data):
         header = _mp3_header(data, start)
         knows_length = header is not None and header.n_frames > 0
@@ -253,7 +260,7 @@ def _mp3_streams(data: mmap.mmap, start: int, path: Path) -> list[Part]:
             start += _frame_size(data, start) if header else 0
         following = _skip_tags(data, end)
         left = len(data) - following
-        is_joined = _is_mp3_frame(data, following) and (
+        is_joined = _frame_size(data, following) > 0 and (
             left > TWO_MP3_FRAMES or _mp3_header(data, following) is not None
         )
         parts.append(Part(start, following if is_joined else len(data), knows_length))
@@ -305,27 +312,23 @@ def _size_of_frames(data: mmap.mmap, start: int, n_frames: int) -> int:
 
 
 def _end_of_frames(data: mmap.mmap, start: int, end: int | None = None) -> tuple[int, int]:
-    """Returns where the frames of layer III from a place on end, and how many they are.
-
-    Bytes between frames are skipped, as decoders do.
+    """Returns where successive frames of one kind end, and how many they are.
 
     Args:
         start: place of the first frame. If its size is unknown, everything behind it belongs to it.
         end: where to stop; None: the end of the file.
     """
     end = len(data) if end is None else end
-    kind, place, last, n_frames = data[start : start + 2], start, end, 0
-    while 0 <= place < end:
-        if size := _frame_size(data, place):
-            place = last = place + size
-            n_frames += 1
-        elif not n_frames:
-            break
-        else:
-            place = data.find(kind, place + 1, end)
-            while place >= 0 and not _has_two_frames(data, place):
-                place = data.find(kind, place + 1, end)
-    return min(last, end), n_frames
+    kind, place, n_frames = _frame_kind(data, start), start, 0
+    while place < end and (size := _frame_size(data, place)) and _frame_kind(data, place) == kind:
+        place += size
+        n_frames += 1
+    return (min(place, end), n_frames) if n_frames else (end, 0)
+
+
+def _frame_kind(data: mmap.mmap, place: int) -> tuple[int, int, bool]:
+    """Returns version and layer, sample rate, and whether it is mono, of a frame's header."""
+    return data[place + 1] & 0xFE, data[place + 2] & 0x0C, data[place + 3] >> 6 == 3
 
 
 def _frame_size(data: mmap.mmap, place: int) -> int:

@@ -25,6 +25,7 @@ from mt3data.audio.containers import (
     OpenEnd,
     Part,
     Section,
+    conversion,
     find_parts,
     has_second_stream,
     is_ffmpeg_format,
@@ -200,11 +201,6 @@ def needs_ffmpeg(path: str | Path) -> bool:
         return True
     with _as_user_error(path):
         return is_ffmpeg_format(path)
-
-
-def conversion(path: Path) -> str:
-    """Returns a command that converts a file to WAV."""
-    return f"`ffmpeg -i {system.quote(path)} converted.wav`"
 
 
 def _open_parts(path: str | Path) -> Iterator[soundfile.SoundFile]:

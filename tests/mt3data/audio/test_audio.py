@@ -354,6 +354,39 @@ def test_joined_mp3_files_of_which_some_have_no_header_are_read_to_their_end(tmp
     assert len(audio.read_audio(tmp_path / "a.mp3")) == pytest.approx(80_000, abs=2400)
 
 
+@pytest.mark.parametrize("has_header", [True, False])
+@pytest.mark.parametrize("rate", [22050, 48000])
+def test_an_mp3_of_another_rate_behind_one_without_header_is_not_lost(tmp_path, rate, has_header):
+    second = encoded(2, "MP3", rate=rate)
+    second = second if has_header else second[len(second) - len(second) // 2 :]
+    second = second[second.find(b"\xff\xfb" if rate == 48000 else b"\xff\xf3") :]
+    (tmp_path / "a.mp3").write_bytes(without_header(encoded(2, "MP3")) + second)
+    with pytest.raises(UserError, match=f"part 2 of 2 has {rate} Hz|bytes follow"):
+        audio.audio_info(tmp_path / "a.mp3")
+
+
+def test_frames_that_are_missing_in_an_mp3_without_header_are_an_error(tmp_path):
+    content = without_header(encoded(3, "MP3"))
+    (tmp_path / "a.mp3").write_bytes(content[:9000] + bytes(400) + content[9400:])
+    with pytest.raises(UserError, match=r"a\.mp3: [\d,]+ bytes follow"):
+        audio.audio_info(tmp_path / "a.mp3")
+
+
+def test_mono_and_stereo_mp3_files_without_header_are_read_to_their_end(tmp_path):
+    shape = (2 * 44100, 2)
+    buffer = io.BytesIO()
+    soundfile.write(buffer, np.random.default_rng(1).normal(0, 0.1, shape), 44100, format="MP3")
+    joined = without_header(encoded(1, "MP3")) + without_header(buffer.getvalue())
+    (tmp_path / "a.mp3").write_bytes(joined)
+    assert len(audio.read_audio(tmp_path / "a.mp3")) == pytest.approx(48_000, abs=1600)
+
+
+def test_mp3_frames_that_give_no_size_are_refused(tmp_path):
+    (tmp_path / "a.mp3").write_bytes(b"\xff\xfb\0\0" * 1000)
+    with pytest.raises(UserError, match=r"a\.mp3: its MP3 frames do not give their bit rate"):
+        audio.audio_info(tmp_path / "a.mp3")
+
+
 @pytest.mark.parametrize("tags", [id3(b"one") + id3(b"Information"), id3(b"Xing" * 2000)])
 @pytest.mark.parametrize("has_header", [True, False])
 def test_words_in_tags_are_not_taken_for_headers(tmp_path, tags, has_header):
