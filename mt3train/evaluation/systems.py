@@ -3,7 +3,8 @@
 The mean of a score over recordings has a 95 % bootstrap interval. The p-value of two systems comes from
 a paired bootstrap: recordings are drawn with replacement RESAMPLES times, and p is twice the smaller
 share of draws in which the mean difference has one sign, so it tests both directions. Few recordings
-give few different draws: below ten recordings, neither number is more than a hint.
+give few different draws: below MIN_RECORDINGS there is no p-value, and even a sign test would not
+reach 0.05.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ COMPARED = {  # heading: score
     "onset": "onset_f1", "onset+offset": "onset_offset_f1", "frame": "frame_f1",
     "with program": "program_full_f1", "with class": "program_midi_class_f1", "drum onset": "drum_f1",
 }  # fmt: skip
+MIN_RECORDINGS = 6  # of a p-value
 PITCHED = ("onset_f1", "onset_offset_f1", "frame_f1")  # scores of notes other than drums
 
 
@@ -182,10 +184,10 @@ def paired_p(one: np.ndarray, other: np.ndarray) -> float:
         one, other: a score of the same recordings by two systems, float64 [recordings]. Recordings
             with NaN in either are ignored.
     Returns:
-        At least 1 / (RESAMPLES + 1). NaN if fewer than two recordings have both scores.
+        At least 1 / (RESAMPLES + 1). NaN if fewer than MIN_RECORDINGS have both scores.
     """
     difference = (one - other)[~np.isnan(one - other)]
-    if len(difference) < 2:
+    if len(difference) < MIN_RECORDINGS:
         return math.nan
     drawn = np.random.default_rng(0).integers(0, len(difference), (RESAMPLES, len(difference)))
     means = difference[drawn].mean(axis=1)
@@ -215,7 +217,10 @@ def markdown(comparison: Comparison) -> str:
             [f"{a} - {b}", *(_difference(comparison, a, b, score) for score in COMPARED.values())]
             for a, b in pairs
         ]
-        title = "Differences of means, scoring `corrected` (p of a paired bootstrap, two-sided)"
+        title = (
+            "Differences of means, scoring `corrected`, with the p-value of a paired bootstrap "
+            f"(two-sided, from {MIN_RECORDINGS} recordings on)"
+        )
         parts.append(f"{title}\n\n{_table(['systems', *COMPARED], rows)}")
     parts.append(
         "Onset F1 of each class of instruments, notes of all recordings together\n\n"
@@ -230,10 +235,12 @@ def markdown(comparison: Comparison) -> str:
 
 def _difference(comparison: Comparison, a: str, b: str, score: str) -> str:
     one, other = (comparison.scores[system]["corrected"][score] for system in (a, b))
-    p = paired_p(one, other)
-    if math.isnan(p):
+    mean, p = nan_mean(one - other), paired_p(one, other)
+    if math.isnan(mean):
         return "-"
-    return f"{nan_mean(one - other):+.3f} (p {'<' if p < 0.001 else '='} {max(p, 0.001):.3f})"
+    if math.isnan(p):
+        return f"{mean:+.3f}"
+    return f"{mean:+.3f} (p {'<' if p < 0.001 else '='} {max(p, 0.001):.3f})"
 
 
 def _instrument_rows(comparison: Comparison) -> list[list[str]]:
