@@ -1,7 +1,7 @@
 """Finds the beats of a recording: from a file, a constant tempo, or librosa's beat tracker.
 
 The tracker gets the onset strength of the recording: the mean rise of its log-mel spectrogram from
-frame to frame. Every 10 minutes have their own tempo, around which it may vary. Beats are then moved to the notes that begin near
+frame to frame. Every 5 minutes have their own tempo, around which it may vary. Beats are then moved to the notes that begin near
 them, because notes are more exact than frames. Downbeats are guessed from the notes
 (mt3data.music.beats.estimate_downbeats).
 
@@ -38,7 +38,7 @@ FRAMES = SpectrogramConfig(hop=320, fft_size=1024, n_mels=64)  # 50 frames per s
 # Seconds from a frame to the rise it shows. Measured: 0.034 in rendered music, 0.055 with clicks.
 DELAY = 0.042
 FLOOR = np.log(1e-3)  # quieter bands count as silence
-TEMPO_FRAMES = 30_000  # 10 minutes; the tempogram of one block takes 200 MB
+TEMPO_FRAMES = 15_000  # 5 minutes; librosa takes 0.3 GB for the tempogram of one block
 DEFAULT_BPM = 120.0  # what librosa prefers where tempos are equally strong
 NEAR_OCTAVES = 0.3  # standard deviation of the tempo around a given one
 NEAR_SECONDS = 0.07  # notes that begin this near to a beat move it
