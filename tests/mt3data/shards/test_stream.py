@@ -2,6 +2,7 @@
 
 import io
 import json
+import multiprocessing
 import shutil
 import tarfile
 from collections.abc import Callable, Iterator
@@ -87,11 +88,16 @@ def test_more_processes_than_shards_are_refused(whole: Path) -> None:
         stream([whole], rank=5, world_size=6)
 
 
-def test_workers_of_a_loader_share_what_a_process_gets(whole: Path) -> None:
-    def key(records: Iterator[dict]) -> Iterator[str]:
-        return (record["key"] for record in records)
+def only_keys(records: Iterator[dict]) -> Iterator[str]:
+    return (record["key"] for record in records)
 
-    loader = DataLoader(stream([whole]).compose(key), batch_size=None, num_workers=2)
+
+@pytest.mark.parametrize("method", {multiprocessing.get_start_method(), "spawn"})
+def test_workers_of_a_loader_share_what_a_process_gets(method: str, whole: Path) -> None:
+    loader = DataLoader(
+        stream([whole]).compose(only_keys), batch_size=None, num_workers=2,
+        multiprocessing_context=method,
+    )  # fmt: skip
     assert sorted(loader) == sorted(keys([whole]))
 
 
