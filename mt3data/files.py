@@ -23,6 +23,7 @@ from mt3data.terminal import echo, kind_of
 WAIT_SILENTLY_SECONDS = 1.0  # for another run, before a message
 STDOUT = Path("-")  # as an output file: standard output
 MARK_BYTES = 1 << 16  # at each end of a file that are searched for a mark
+MAX_DOCUMENT_BYTES = 16 << 20  # of text, settings and lists
 MAX_NAME_BYTES = 255  # of a file name, on nearly all file systems
 NAMED_SKIPS = 5  # skipped paths that a message names
 
@@ -117,6 +118,24 @@ def walk(folder: Path, suffixes: Collection[str]) -> Walk:
                 raise
             skipped.append(f"{here} ({(error.strerror or str(error)).lower()})")
     return Walk(sorted(files), sorted(skipped))
+
+
+def read_limited(path: Path, limit: int = MAX_DOCUMENT_BYTES) -> bytes:
+    """Reads a regular file; never a device or a pipe, which may have no end.
+
+    Raises:
+        UserError: there is none, it cannot be read, or it has more than `limit` bytes.
+    """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: {kind_of(path)}; expected a file")
+    try:
+        with path.open("rb") as file:
+            data = file.read(limit + 1)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    if len(data) > limit:
+        raise UserError(f"{path}: has more than {limit:,} bytes; expected a smaller file")
+    return data
 
 
 def is_device(path: Path) -> bool:

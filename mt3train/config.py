@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from mt3data.errors import UserError, install_hint
+from mt3data.files import kind_of, read_limited
 from mt3train.device import DEVICES, PRECISIONS
 from mt3train.model import MAX_POSITIONS, ModelConfig
 
@@ -231,7 +232,7 @@ def load_config(arguments: Sequence[str] = ()) -> Config:
         raise UserError(f"expected one configuration file and key=value, got {' and '.join(files)}")
     path = _find(files[0] if files else "mt3.toml")
     try:
-        tree = tomllib.loads(path.read_text(encoding="utf-8"))
+        tree = tomllib.loads(read_limited(path).decode())
     except (ValueError, RecursionError) as error:  # no TOML, no UTF-8, nested without end
         raise UserError(f"{path} is not a TOML file: {error}") from None
     values = {key: (value, str(path)) for key, value in _flatten(tree)}
@@ -247,7 +248,9 @@ def _find(name: str) -> Path:
         if path.is_file():
             return path
     own = ", ".join(sorted(p.name for p in CONFIGS.glob("*.toml")))
-    raise UserError(f"no configuration file {name}; give a path, or one of the package's: {own}")
+    there = Path(name)
+    what = f"{name}: {kind_of(there)}" if there.exists() else f"no configuration file {name}"
+    raise UserError(f"{what}; give a path, or one of the package's: {own}")
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

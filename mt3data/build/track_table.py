@@ -7,6 +7,7 @@ from typing import Any
 
 from mt3data.datasets.track import Track
 from mt3data.errors import UserError, printable, shortened
+from mt3data.files import read_limited
 
 UNKNOWN = (
     "seconds", "frames", "notes", "notes_after_audio", "lag", "drift", "align_confidence",
@@ -45,8 +46,8 @@ def read_exclusions(path: Path) -> dict[str, tuple[str, str]]:
         UserError: the file cannot be read, or a line has more than three columns.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_limited(path).decode().splitlines()
+    except UnicodeDecodeError as error:
         raise UserError(f"{path}: cannot be read ({error}); expected a list of tracks") from error
     listed = {}
     for number, line in enumerate(lines, 1):

@@ -16,6 +16,7 @@ from mt3data import __version__
 from mt3data.cli.builds import check, info, print_info, report, show
 from mt3data.cli.datasets import ROOT, download, download_first, list_, verify
 from mt3data.errors import UserError
+from mt3data.files import read_limited
 from mt3data.terminal import (
     AT_LEAST_0,
     AT_LEAST_1,
@@ -72,8 +73,8 @@ def read_settings(path: Path) -> BuildSettings:
     from mt3data.build.crash_guard import MOST_LIMIT_SECONDS
 
     try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        content = tomllib.loads(read_limited(path).decode())
+    except (ValueError, RecursionError) as error:
         raise UserError(
             f"--config {path}: cannot be read ({error}); expected a TOML file"
         ) from error

@@ -14,24 +14,16 @@ from pathlib import Path
 from typing import Any
 
 from mt3data.errors import UserError
+from mt3data.files import read_limited
 
-MAX_BYTES = 16 << 20  # the largest, a JAMS file of GuitarSet, has 2 MB
 MAX_VALUES = 500_000  # of JSON; a value takes up to 100 bytes of memory
 MAX_DEPTH = 100  # of YAML, whose fast parser crashes the process at some 100,000 levels
 
 
 def read_text(path: Path) -> str:
-    """Reads a UTF-8 text file of at most MAX_BYTES, without its byte order mark."""
+    """Reads a UTF-8 text file of at most MAX_DOCUMENT_BYTES, without its byte order mark."""
     try:
-        if path.exists() and not path.is_file():
-            raise UserError(f"{path}: is no regular file")
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        if len(data) > MAX_BYTES:
-            raise UserError(f"{path}: has more than {MAX_BYTES:,} bytes; download it again")
-        return data.decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+        return read_limited(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is not UTF-8 text ({error})") from error
 

@@ -49,6 +49,7 @@ from mt3data.files import (
     file_lock,
     format_bytes,
     free_bytes,
+    kind_of,
     require_space,
     write_atomically,
 )
@@ -282,7 +283,8 @@ def _match_archives(sources: list[Source], archives: Sequence[Path]) -> dict[Sou
     matched: dict[Source, Path | None] = dict.fromkeys(sources)
     for path in archives:
         if not path.is_file():
-            raise UserError(f"--from {path}: there is no such file")
+            what = kind_of(path) if path.exists() else "there is no such file"
+            raise UserError(f"--from {path}: {what}; expected an archive")
         n_bytes = path.stat().st_size
         named = [s for s in sources if file_name(s) == path.name]
         sized = [s for s in sources if s.bytes == n_bytes]

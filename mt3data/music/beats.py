@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 
 from mt3data.errors import UserError
+from mt3data.files import read_limited
 from mt3data.music.notes import Notes, trim_overlapping
 
 GRID = 48  # positions in a quarter note: 1/64 and 1/48 notes are whole numbers of them
@@ -145,15 +146,9 @@ def read_beats(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         UserError: the file is missing or no such list, or its times do not increase.
     """
     try:
-        with path.open("rb") as file:
-            data = file.read(MAX_BYTES + 1)
-        text = data.decode("utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{path}: cannot be read ({error.strerror}); expected beats") from error
+        text = read_limited(path, MAX_BYTES).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not text; expected a list of beats, a time per line") from error
-    if len(data) > MAX_BYTES:
-        raise UserError(f"{path}: more than {MAX_BYTES:,} bytes; expected a list of beats")
     rows = [
         (number, _columns(line))
         for number, line in enumerate(text.splitlines(), 1)

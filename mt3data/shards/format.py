@@ -30,7 +30,7 @@ import numpy as np
 
 from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.errors import UserError
-from mt3data.files import write_atomically
+from mt3data.files import kind_of, write_atomically
 from mt3data.music.vocabulary import VocabularyConfig
 from mt3data.schema import MAX_BYTES, Limits, parse_document
 
@@ -288,7 +288,7 @@ def read_build_manifest(folder: Path) -> dict[str, Any]:
     if not path.is_file():
         if not folder.is_dir():
             raise UserError(
-                f"{folder}: no such folder; expected a build, such as `mt3data build demo` makes"
+                f"{folder}: {kind_of(folder) if folder.exists() else 'no such folder'}; expected a build, such as `mt3data build demo` makes"
             )
         inside = sorted(p.parent.name for p in folder.glob(f"*/{BUILD_MANIFEST}"))
         hint = f"; builds inside it: {', '.join(inside)}" if inside else ""

@@ -18,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from mt3data.errors import UserError
+from mt3data.files import kind_of
 
 DRUM_BANK = 128
 INFO_KEYS = {b"INAM": "name", b"ICOP": "copyright", b"ICMT": "comment"}
@@ -43,6 +44,8 @@ class SoundFont:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        if path.exists() and not path.is_file():
+            raise UserError(f"SoundFont {path}: {kind_of(path)}; expected an .sf2 file")
         try:
             self._bytes = np.memmap(path, np.uint8, "r")
         except (OSError, ValueError) as error:

@@ -80,7 +80,7 @@ def test_what_is_no_text_or_no_file_is_one_line(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UserError, match="not UTF-8"):
         read_text(tmp_path / "a.txt")
-    with pytest.raises(UserError, match="no regular file"):
+    with pytest.raises(UserError, match="a folder; expected a file"):
         read_text(tmp_path)
     with pytest.raises(UserError, match="cannot be read"):
         read_text(tmp_path / "none.txt")

@@ -153,7 +153,7 @@ def test_auto_needs_librosa(tmp_path, checkpoint, monkeypatch):
     (["--beats", "auto", "--first-beat", "1"], "--first-beat is for --bpm"),
     (["--beats", "LIST", "--bpm", "90"], "holds the tempo"),
     (["--beats", "nowhere.beats"], "nowhere.beats: cannot be read"),
-    (["--beats", "."], "cannot be read"),
+    (["--beats", "."], "a folder; expected a file"),
     (["--beats", "LATE"], "31 s.*2 s"),
     (["--beats", "LONG"], "99.5 s.*2 s"),
     (["--beats", "LIST", "--meter", "3/4"], "4 beats.*3/4"),
