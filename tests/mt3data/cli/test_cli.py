@@ -301,7 +301,7 @@ def test_a_damaged_record_of_synth_is_one_line(tmp_path: Path, content: str, fie
         ("evaluate . --workers 0", "'--workers': 0 is not in the range 1<=x<="),
         ("evaluate . --tracks 0", "'--tracks': 0 is not in the range x>=1"),
         ("evaluate . --json --csv", "--json and --csv: expected one of them"),
-        ("score a.mid", "Missing argument 'ESTIMATE'"),
+        ("score a.mid", "expected two MIDI files"),
         ("score a.mid b.mid", "a.mid: cannot be read"),
         ("convert nowhere -o a.safetensors", "nowhere: no such file"),
         ("convert . -o a.safetensors", "is no T5X checkpoint"),
