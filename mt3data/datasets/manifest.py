@@ -335,7 +335,7 @@ def load(name: str) -> DatasetManifest:
     separate = {"sources", "sources_from", "splits", "classes", "classes_from", "known_issues", "paper",
                 "unverified", "rows"}  # fmt: skip
     for key in ("folder", "adapter", "rows"):
-        if raw.get(key):
+        if key in raw and (raw[key] or key != "folder"):
             safe_name(raw[key], f"{path}: {key}")
     if raw["name"] != name or raw["default_scheme"] not in raw["splits"]:
         raise UserError(

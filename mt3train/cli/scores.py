@@ -191,7 +191,7 @@ def score(
 
     \b
     Example: mt3train score reference.mid song.mid
-    Example: mt3train score --references refs/ --systems mt3/ basic-pitch/ --plot systems.png
+    Systems: mt3train score --references refs/ --systems mt3/ basic-pitch/
     """
     if references is not None or systems:
         if references is None or not (systems or files) or parts:

@@ -168,7 +168,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
 def test_a_run_in_a_place_of_a_file_is_one_line(shards, tmp_path, monkeypatch, capsys):
     (tmp_path / "run").write_text("precious")
     line = mistake(monkeypatch, capsys, f"data.train={shards}", f"run={tmp_path}/run")
-    assert "File exists; choose another path" in line
+    assert "a file, where a folder should be" in line
 
 
 def test_without_a_build_the_command_that_makes_one_is_named(tmp_path):

@@ -290,7 +290,7 @@ def test_a_weight_beyond_half_precision_is_refused_by_name(tmp_path, run_folder,
 
 
 def test_heads_of_a_checkpoint_of_ours_are_known(tmp_path, run_folder):
-    with pytest.raises(UserError, match="says how many heads it has; leave out --heads"):
+    with pytest.raises(UserError, match="states its number of heads; leave out --heads"):
         convert(run_folder, tmp_path / "out.safetensors", num_heads=2)
 
 
