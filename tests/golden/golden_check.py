@@ -36,7 +36,7 @@ def load(path: Path) -> Any:
     if path.suffix == ".gz":
         with gzip.open(path, "rt") as file:
             return json.load(file)
-    return json.loads(path.read_text())
+    return json.loads(path.read_text("utf-8"))
 
 
 def same_notes(ours: Notes, theirs: dict[str, list], time_tolerance: float = 0.0) -> float:

@@ -60,7 +60,7 @@ def ended(process):
 
 def workers_of(process):
     """Process ids of the ranks that torchrun started, in their order."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text("utf-8").split()
     ranks = {}
     for child in children:
         variables = Path(f"/proc/{child}/environ").read_bytes().split(b"\0")
