@@ -49,6 +49,8 @@ def read_exclusions(path: Path) -> dict[str, tuple[str, str]]:
         lines = read_limited(path).decode().splitlines()
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: cannot be read ({error}); expected a list of tracks") from error
+    except UserError as error:
+        raise UserError(f"{error}; expected a list of tracks") from None
     listed = {}
     for number, line in enumerate(lines, 1):
         track, *rest = line.strip("\n").split("\t")

@@ -4,6 +4,7 @@ import ast
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 from types import ModuleType
 
@@ -157,3 +158,11 @@ def test_an_unknown_public_name_is_an_attribute_error() -> None:
 def test_help_loads_nothing_heavy(command: str) -> None:
     loaded = loaded_after(f"import {command}.cli.main")
     assert not loaded & {"torch", "numpy", "scipy", "pyarrow", "note_seq", "tqdm"}
+
+
+def test_pytest_skips_no_folder_of_tests(pytestconfig: pytest.Config) -> None:
+    files = (ROOT / "tests").rglob("test_*.py")
+    folders = {part for path in files for part in path.relative_to(ROOT).parent.parts}
+    assert {"tests", "build", "training"} <= folders
+    skipped = pytestconfig.getini("norecursedirs")
+    assert [(one, by) for one in folders for by in skipped if fnmatch(one, by)] == []
