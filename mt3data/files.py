@@ -126,9 +126,9 @@ def read_limited(path: Path, limit: int = MAX_DOCUMENT_BYTES) -> bytes:
     Raises:
         UserError: there is none, it cannot be read, or it has more than `limit` bytes.
     """
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path}: {kind_of(path)}; expected a file")
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path}: {kind_of(path)}; expected a file")
         with path.open("rb") as file:
             data = file.read(limit + 1)
     except OSError as error:

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from mt3data.errors import UserError, install_hint
-from mt3data.files import kind_of, read_limited
+from mt3data.files import read_limited
+from mt3data.terminal import kind_of
 from mt3train.device import DEVICES, PRECISIONS
 from mt3train.model import MAX_POSITIONS, ModelConfig
 

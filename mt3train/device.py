@@ -14,7 +14,7 @@ PRECISIONS = ("auto", "float32", "bf16", "fp16")  # of matrix products; see choo
 
 
 def choose_device(wanted: str = "auto") -> torch.device:
-    """Returns the device that a word stands for.
+    """Returns the device that a word names.
 
     Args:
         wanted: one of DEVICES, or a device of torch such as "cuda:1". "auto" is the GPU if CUDA finds
@@ -44,7 +44,7 @@ def choose_device(wanted: str = "auto") -> torch.device:
 
 
 def choose_precision(wanted: str, device: torch.device, training: bool = False) -> str:
-    """Returns the wanted precision, or the one that "auto" stands for on a device.
+    """Returns the wanted precision, or the one that "auto" selects on a device.
 
     "auto" is bf16 on a GPU that multiplies it natively. On other GPUs it is fp16 for training and
     float32 for decoding. On a CPU it is bf16 for training where there are bf16 instructions, because

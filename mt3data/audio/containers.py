@@ -14,13 +14,13 @@ from __future__ import annotations
 import io
 import mmap
 import re
-import shlex
 import struct
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, NoReturn
 
+from mt3data import system
 from mt3data.errors import UserError
 
 ID3_HEADER = 10  # bytes
@@ -168,7 +168,7 @@ def has_second_stream(path: Path) -> bool:
     n_found, block = 0, b""
     with path.open("rb") as file:
         while content := file.read(1 << 20):
-            block = block[1 - len(marker) :] + content  # a marker may lie in two blocks
+            block = block[1 - len(marker) :] + content  # a marker may be split between two blocks
             n_found += block.count(marker)
         file.seek(max(len(marker), file.tell() - 2 * MAX_LEFTOVER))
         return n_found > 1 or SOUND.search(file.read()) is not None
@@ -176,7 +176,7 @@ def has_second_stream(path: Path) -> bool:
 
 def conversion(path: Path) -> str:
     """Returns a command that converts a file to WAV."""
-    return f"`ffmpeg -i {shlex.quote(str(path))} converted.wav`"
+    return f"`ffmpeg -i {system.quote(path)} converted.wav`"
 
 
 # --- Ogg -----------------------------------------------------------------------------------------
@@ -185,7 +185,7 @@ def conversion(path: Path) -> str:
 def _ogg_streams(data: mmap.mmap, path: Path) -> list[Part]:
     """Returns the links of a chain. A link begins with pages that begin a stream (flag 2).
 
-    Libogg drops a page whose checksum is wrong, and decoders go on behind a page that is missing.
+    Libogg drops a page whose checksum is wrong, and decoders continue behind a page that is missing.
     """
     starts, place, was_first = [0], 0, True
     numbers: dict[bytes, int] = {}  # of the next page of every stream that has sound and no end yet
@@ -242,7 +242,7 @@ def _require_ends(unended: set[bytes], path: Path) -> None:
 
 
 def _mp3_streams(data: mmap.mmap, start: int, path: Path) -> list[Part]:
-    """Returns the files of which an MP3 file was joined, by their headers and frames."""
+    """Returns the parts of an MP3 file that was joined from several files, by their headers and frames."""
     parts: list[Part] = []
     if data[start + 1] & 6 == 2 and not _frame_size(data, start):  # layer III
         raise UserError(

@@ -31,7 +31,6 @@ MIN_BEAT = 60 / MAX_BPM
 FAR = 1 << 40  # a position after any recording
 MIN_LEAD = 1e-4  # seconds before the first beat that are worth a beat of their own
 MAX_BAR = 16  # beats; longer bars come from lost downbeats and are divided
-MAX_BYTES = 1 << 24  # of a file of beats
 AROUND = 4  # beats whose median gives the tempo before the first and after the last
 TIME_COLUMNS = ("time", "times", "seconds", "start", "onset", "beat_time")
 NUMBER_COLUMNS = ("beat", "number", "beat_number", "position", "downbeat", "label")
@@ -146,7 +145,7 @@ def read_beats(path: Path) -> tuple[np.ndarray, np.ndarray | None]:
         UserError: the file is missing or no such list, or its times do not increase.
     """
     try:
-        text = read_limited(path, MAX_BYTES).decode("utf-8-sig")
+        text = read_limited(path).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not text; expected a list of beats, a time per line") from error
     rows = [
@@ -349,7 +348,7 @@ def estimate_downbeats(times: np.ndarray, notes: Notes, per_bar: int) -> np.ndar
 def quantize(notes: Notes, beats: Beats, step: int) -> Notes:
     """Moves the beginnings and ends of notes to the nearest lines of a grid.
 
-    The grid begins anew at every bar line. Every note is at least one step long (or up to the next
+    The grid restarts at every bar line. Every note is at least one step long (or up to the next
     bar line). Of one pitch and program one note sounds at a time: of notes that begin together the
     longest stays, and a note ends where the next one begins.
 

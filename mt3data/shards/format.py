@@ -30,9 +30,10 @@ import numpy as np
 
 from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.errors import UserError
-from mt3data.files import kind_of, write_atomically
+from mt3data.files import write_atomically
 from mt3data.music.vocabulary import VocabularyConfig
 from mt3data.schema import MAX_BYTES, Limits, parse_document
+from mt3data.terminal import kind_of
 
 SCHEMA_VERSION = 2
 BUILD_MANIFEST, LOG = "manifest.json", "build.log.jsonl"

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from mt3data.errors import UserError
-from mt3data.files import kind_of
+from mt3data.terminal import kind_of
 
 DRUM_BANK = 128
 INFO_KEYS = {b"INAM": "name", b"ICOP": "copyright", b"ICMT": "comment"}

@@ -57,7 +57,7 @@ def run(out: Path, workers: int, device: str = "auto") -> Iterator[str]:
     yield from _command(
         "torchrun", "--standalone", f"--nproc_per_node={training_processes(workers, device)}", Path(__file__).parents[1] / "train.py",
         "demo.toml", f"data.train={shards / 'demo'}", f"run={model}",
-        *([f"device={device}"] * (device != "auto")),
+        f"device={device}",
     )  # fmt: skip
     scores = {}
     for track in tracks(pieces, load("demo")):
@@ -75,7 +75,8 @@ def run(out: Path, workers: int, device: str = "auto") -> Iterator[str]:
             model,
             "-o",
             estimate,
-            *(["--device", device] * (device != "auto")),
+            "--device",
+            device,
         )
         yield from _command("mt3train", "score", reference, estimate)
         printed = _output("mt3train", "score", reference, estimate, "--json")

@@ -208,16 +208,20 @@ def score(
 def _score_systems(
     references: Path, systems: Sequence[Path], plot: Path | None, force: bool, as_json: bool
 ) -> None:
-    from mt3train.evaluation.systems import compare_systems, markdown, plot_systems, to_json
+    from mt3train.evaluation.systems import (
+        COMMAND,
+        compare_systems,
+        markdown,
+        plot_systems,
+        to_json,
+    )
 
     if plot is not None:
-        from mt3train.evaluation.systems import COMMAND
-
         require_output(plot, COMMAND, force, inputs=inputs_of([references, *systems]))
     comparison = compare_systems(references, systems)
     print_json(to_json(comparison)) if as_json else echo(markdown(comparison))
     if plot is not None:
-        plot_systems(comparison, plot, [references, *systems], force)
+        plot_systems(comparison, plot, force)
     for text in comparison.skipped:
         echo(f"skipped {text}", err=True)
     for system, n_extra in comparison.extra.items():
@@ -237,7 +241,7 @@ def _score_pair(reference: Path, estimate: Path, parts: tuple[str, ...], as_json
 
     from mt3data.music.midi import read_midi
     from mt3train.evaluation.leakage import instrument_scores, instrument_table
-    from mt3train.evaluation.metrics import transcription_scores
+    from mt3train.evaluation.metrics import none_if_nan, transcription_scores
 
     (true, unended), (found, unended_found) = read_midi(reference), read_midi(estimate)
     notes = true, found
@@ -248,7 +252,7 @@ def _score_pair(reference: Path, estimate: Path, parts: tuple[str, ...], as_json
     )
     instruments = instrument_scores(*notes)
     if as_json:
-        known = {name: None if math.isnan(value) else value for name, value in corrected.items()}
+        known = {name: none_if_nan(value) for name, value in corrected.items()}
         table = [asdict(one) | {"name": one.name} for one in instruments]
         ignored = {"reference": unended, "estimate": unended_found}
         print_json({**known, "mt3": mt3, "instruments": table, "note_ons_without_end": ignored})

@@ -147,7 +147,7 @@ def _require_use_of_bars(
     """Checks that bars can be found for the recordings, and that an output has them."""
     if not bars.step and not kinds & {"mid", "html", "musicxml"}:
         raise UserError(
-            "--beats and --bpm are for MIDI, pages and MusicXML, or with --quantize; expected -o song.mid or so"
+            "--beats and --bpm are for MIDI, pages and MusicXML, or with --quantize; expected an output such as -o song.mid"
         )
     if isinstance(bars.source, Path) and len(recordings) > 1:
         raise UserError(
@@ -196,7 +196,7 @@ def _parse_formats(ctx: click.Context, param: click.Parameter, text: str | None)
 @PRECISION
 @click.option(
     "--programs",
-    help='All that the model may say, such as "piano,bass,drums" or "0,33"; it filters no sound.',
+    help='All that the model may predict, such as "piano,bass,drums" or "0,33"; it filters no sound.',
 )
 @click.option("--plain", is_flag=True,
               help="Decode as the original does: loops are not ended, repeated notes not merged.")  # fmt: skip

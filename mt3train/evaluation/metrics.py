@@ -22,6 +22,7 @@ midi_class or flat. Each score has precision, recall and f1. mt3train.evaluation
 `leakage`.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -112,6 +113,11 @@ def transcription_scores(
         for measure, value in zip(MEASURES, counts.scores(nothing), strict=True)
     }
     return scores if like_mt3 else scores | {"leakage": leakage(confusion(reference, estimate))}
+
+
+def none_if_nan(value: float) -> float | None:
+    """Returns the value, or None for NaN, which JSON does not have."""
+    return None if math.isnan(value) else float(value)
 
 
 def _part_counts(

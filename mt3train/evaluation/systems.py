@@ -20,14 +20,14 @@ from typing import Any
 import numpy as np
 
 from mt3data.errors import UserError
-from mt3data.files import inputs_of, require_output, same_name, walk
+from mt3data.files import same_name, walk
 from mt3data.music.midi import MIDI_SUFFIXES, read_midi
 from mt3data.music.notes import Notes
 from mt3data.report.plots import save_figure
 from mt3train.evaluation.evaluate import nan_mean
 from mt3train.evaluation.leakage import InstrumentScores, instrument_scores, pooled
-from mt3train.evaluation.metrics import SCORINGS, transcription_scores
-from mt3train.evaluation.tables import RESAMPLES, interval
+from mt3train.evaluation.metrics import SCORINGS, none_if_nan, transcription_scores
+from mt3train.evaluation.tables import RESAMPLES, interval, resampled_means, summary_of
 
 COMMAND = "mt3train score"
 COMPARED = {  # heading: score
@@ -189,8 +189,7 @@ def paired_p(one: np.ndarray, other: np.ndarray) -> float:
     difference = (one - other)[~np.isnan(one - other)]
     if len(difference) < MIN_RECORDINGS:
         return math.nan
-    drawn = np.random.default_rng(0).integers(0, len(difference), (RESAMPLES, len(difference)))
-    means = difference[drawn].mean(axis=1)
+    means = resampled_means(difference)
     share = min((means <= 0).sum(), (means >= 0).sum()) + 1
     return min(1.0, 2 * float(share) / (RESAMPLES + 1))
 
@@ -277,19 +276,11 @@ def _table(headings: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def to_json(comparison: Comparison) -> dict[str, Any]:
     """Collects means, intervals, p-values, instruments and the scores of every recording, for JSON."""
-
-    def known(value: float) -> float | None:
-        return None if math.isnan(value) else float(value)
-
     systems = {}
     for system, of_system in comparison.scores.items():
         summary: dict[str, Any] = {
             scoring: {
-                score: {
-                    "mean": known(nan_mean(values)),
-                    "interval": [known(end) for end in interval(values)],
-                    "values": [known(value) for value in values],
-                }
+                score: summary_of(values) | {"values": [none_if_nan(value) for value in values]}
                 for score, values in of_scoring.items()
             }
             for scoring, of_scoring in of_system.items()
@@ -297,7 +288,7 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         summary["instruments"] = [
             {
                 "program": one.program, "name": one.name, "notes": one.onset.n_reference,
-                "found": one.onset.n_estimate, "onset_f1": known(one.onset.scores()[2]),
+                "found": one.onset.n_estimate, "onset_f1": none_if_nan(one.onset.scores()[2]),
             }
             for one in comparison.instruments[system]
         ]  # fmt: skip
@@ -308,7 +299,9 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
         {
             "systems": [a, b],
             "p": {
-                score: known(paired_p(*(comparison.scores[s]["corrected"][score] for s in (a, b))))
+                score: none_if_nan(
+                    paired_p(*(comparison.scores[s]["corrected"][score] for s in (a, b)))
+                )
                 for score in COMPARED.values()
             },
         }
@@ -320,19 +313,15 @@ def to_json(comparison: Comparison) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def plot_systems(
-    comparison: Comparison, out: Path, inputs: Sequence[Path], force: bool = False
-) -> None:
+def plot_systems(comparison: Comparison, out: Path, force: bool = False) -> None:
     """Draws means and intervals of the `corrected` F1 of every system.
 
     Args:
         out: a .png, .svg or .pdf file, or `files.STDOUT`.
-        inputs: folders of references and systems, which are not overwritten.
         force: replace a file of any origin.
     """
     from matplotlib.figure import Figure
 
-    require_output(out, COMMAND, force, inputs=inputs_of(inputs))
     figure = Figure(figsize=(9.5, 4.2), layout="constrained")
     axes = figure.subplots()
     shown = {

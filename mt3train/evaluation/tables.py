@@ -22,7 +22,7 @@ from mt3data.errors import UserError
 from mt3train.device import choose_precision
 from mt3train.evaluation.evaluate import COLUMNS, TrackScores, nan_mean, values_of
 from mt3train.evaluation.leakage import InstrumentScores
-from mt3train.evaluation.metrics import SCORINGS
+from mt3train.evaluation.metrics import SCORINGS, none_if_nan
 from mt3train.evaluation.note_matching import Counts
 from mt3train.model import MT3
 from mt3train.transcription.decode import DecodingConfig
@@ -56,9 +56,22 @@ def interval(values: np.ndarray) -> tuple[float, float]:
     values = values[~np.isnan(values)]
     if not len(values):
         return math.nan, math.nan
-    drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
-    low, high = np.percentile(values[drawn].mean(axis=1), [2.5, 97.5])
+    low, high = np.percentile(resampled_means(values), [2.5, 97.5])
     return float(low), float(high)
+
+
+def resampled_means(values: np.ndarray) -> np.ndarray:
+    """Returns the means of RESAMPLES bootstrap draws. The draws are the same for the same number of values."""
+    drawn = np.random.default_rng(0).integers(0, len(values), (RESAMPLES, len(values)))
+    return np.asarray(values[drawn].mean(axis=1))
+
+
+def summary_of(values: np.ndarray) -> dict[str, Any]:
+    """Returns the mean of a score and its interval, for JSON."""
+    return {
+        "mean": none_if_nan(nan_mean(values)),
+        "interval": [none_if_nan(end) for end in interval(values)],
+    }
 
 
 def track_table(results: Sequence[TrackScores]) -> str:
@@ -108,12 +121,8 @@ def to_json(results: Results, split: str) -> dict[str, Any]:
     for build, tracks in results.items():
         summary: dict[str, Any] = {
             scoring: {
-                name: {
-                    "mean": _none_if_nan(nan_mean(values)),
-                    "interval": [_none_if_nan(end) for end in interval(values)],
-                }
+                name: summary_of(values_of(tracks, name, scoring))
                 for name in tracks[0].scores[scoring]
-                for values in [values_of(tracks, name, scoring)]
             }
             for scoring in SCORINGS
         }
@@ -141,7 +150,7 @@ def to_csv(results: Results) -> str:
 def to_record(result: TrackScores) -> dict[str, Any]:
     """Converts the scores of a track for JSON, which has null for NaN."""
     scores = {
-        scoring: {name: _none_if_nan(value) for name, value in values.items()}
+        scoring: {name: none_if_nan(value) for name, value in values.items()}
         for scoring, values in result.scores.items()
     }
     return asdict(result) | {"scores": scores}
@@ -162,10 +171,6 @@ def from_record(record: Mapping[str, Any]) -> TrackScores:
         for scoring, values in record["scores"].items()
     }
     return TrackScores(**{**record, "scores": scores, "instruments": instruments})
-
-
-def _none_if_nan(value: float) -> float | None:
-    return None if math.isnan(value) else value
 
 
 def identity(

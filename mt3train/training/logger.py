@@ -8,7 +8,7 @@ this process waited for its next batch), memory_gb (largest so far: of the GPU, 
 null on Windows without a GPU), seconds. Every eval_every and transcribe_every steps: step, and eval_loss, eval_accuracy or the F1 scores.
 
 TensorBoard, where it is installed, gets the same numbers in the folder tensorboard/. With log.wandb=true,
-Weights & Biases gets them too. A resumed run goes on in the same run there, whose id is in wandb-id.
+Weights & Biases gets them too. A resumed run continues the same run there. Its id is in wandb-id.
 """
 
 import dataclasses

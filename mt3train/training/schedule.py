@@ -22,7 +22,7 @@ def total_steps(config: Config, progress: Progress) -> int:
 
 
 def reason_to_end(config: Config, progress: Progress, stop: bool) -> str:
-    """Returns why the run ends after progress.step updates; "" if it goes on.
+    """Returns why the run ends after progress.step updates; "" if it continues.
 
     Args:
         stop: a rank received a signal.

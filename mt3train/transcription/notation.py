@@ -80,9 +80,7 @@ def musicxml_bytes(notes: Notes, beats: Beats, title: str, text: str = "") -> by
     sharps = _sharps(notes)
     score = stream.Score()
     score.metadata = metadata.Metadata(title=title)
-    order = sorted(
-        np.unique(number).tolist(), key=lambda program: program % (127 + 2)
-    )  # drums last
+    order = sorted(np.unique(number).tolist(), key=lambda one: (one == DRUMS, one))  # drums last
     for program in order or [0]:
         mine = number == program
         pitch = notes.pitch[mine]
@@ -213,7 +211,7 @@ def _staff(
                 else:
                     _add_rests(measure, a, b, start, beats.beat_grid)
             if end > stop:
-                break  # it goes on in the next bar
+                break  # it continues in the next bar
             place += 1
         _add_rests(measure, now, stop, start, beats.beat_grid)
         staff.append(measure)

@@ -64,7 +64,7 @@ def encode_notes_as(
 def split_by_instrument(notes: Notes) -> dict[str, Notes]:
     """Returns the notes of every instrument by its name in INSTRUMENT_NAMES, drums last."""
     number = np.where(notes.is_drum, DRUMS, notes.program)
-    found = sorted(np.unique(number).tolist(), key=lambda program: program % len(INSTRUMENT_NAMES))
+    found = sorted(np.unique(number).tolist(), key=lambda one: (one == DRUMS, one))
     return {INSTRUMENT_NAMES[program]: notes[number == program] for program in found}
 
 

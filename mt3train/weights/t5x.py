@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from mt3data.errors import UserError
+from mt3data.files import read_limited
 from mt3data.terminal import kind_of
 
 TREE = "checkpoint"  # the msgpack file
@@ -229,17 +230,12 @@ def _read_leaf(folder: Path, name: str, leaf: Any) -> np.ndarray:
 
 
 def _read_file(path: Path, limit: int) -> bytes:
-    """Reads a regular file of at most `limit` bytes; never a device or pipe behind a link."""
+    if (kind := kind_of(path)) != "a file":
+        raise UserError(f"{path}: {kind}; expected a file, copy the checkpoint again")
     try:
-        if not path.is_file():
-            raise UserError(f"{path}: {kind_of(path)}; expected a file, copy the checkpoint again")
-        with path.open("rb") as file:
-            data = file.read(limit + 1)
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; copy the checkpoint again") from None
-    if len(data) > limit:
-        raise UserError(f"{path}: more than {limit:,} bytes; copy the checkpoint again")
-    return data
+        return read_limited(path, limit)
+    except UserError as error:
+        raise UserError(f"{error}; copy the checkpoint again") from None
 
 
 def _read_chunk(path: Path, size: int, compressed: bool) -> bytes:
