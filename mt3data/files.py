@@ -339,7 +339,7 @@ def format_bytes(n_bytes: float) -> str:
 
 
 @contextmanager
-def file_lock(path: Path, busy: str = "") -> Iterator[None]:
+def file_lock(path: Path, busy: str = "", silent: bool = False) -> Iterator[None]:
     """Holds a lock file while the body runs.
 
     The system frees the lock when the process ends, also after a crash. The file stays. On NFS the
@@ -349,6 +349,7 @@ def file_lock(path: Path, busy: str = "") -> Iterator[None]:
         path: of the lock file.
         busy: message of the error if another process holds the lock. "": wait for it, and print a
             line after a second.
+        silent: print no line.
     Raises:
         UserError: another process holds the lock, or the file system has no locks.
     """
@@ -360,7 +361,8 @@ def file_lock(path: Path, busy: str = "") -> Iterator[None]:
     except Timeout as error:
         if busy:
             raise UserError(f"{busy}; wait for it or stop it") from error
-        echo(f"{path.parent}: another run uses this folder; waiting for it to end", err=True)
+        if not silent:
+            echo(f"{path.parent}: another run uses this folder; waiting for it to end", err=True)
         lock.acquire()
     except OSError as error:
         if error.filename is not None:  # the file cannot be made

@@ -197,7 +197,7 @@ def plural(n: int, noun: str) -> str:
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
-def progress(total: float, what: str, unit: str, done: float = 0) -> Any:
+def progress(total: float, what: str, unit: str, done: float = 0, show: bool = True) -> Any:
     """Returns a tqdm bar with rate and time left. Without a terminal it prints a line now and then.
 
     Args:
@@ -205,13 +205,16 @@ def progress(total: float, what: str, unit: str, done: float = 0) -> Any:
         what: name of the work, in front of the bar.
         unit: name of what is counted.
         done: units that were done before this call.
+        show: False prints nothing.
     """
     what = printable(what)
-    if not sys.stderr.isatty():
+    if show and not sys.stderr.isatty():
         return ProgressLines(total, what, unit, done)
     from tqdm import tqdm
 
-    return tqdm(total=total, desc=what, unit=unit, initial=done, dynamic_ncols=True)
+    return tqdm(
+        total=total, desc=what, unit=unit, initial=done, dynamic_ncols=True, disable=not show
+    )
 
 
 class ProgressLines:

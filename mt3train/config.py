@@ -35,7 +35,8 @@ RANGES: dict[str, tuple[float, float]] = {  # smallest and largest value, both a
     "model.num_encoder_layers": (1, 2**10), "model.num_decoder_layers": (1, 2**10),
     "model.mlp_dim": (1, 2**17), "data.frames": (1, MAX_POSITIONS),
     "data.max_target_length": (1, MAX_POSITIONS), "data.temperature": (1e-3, INFINITY),
-    "data.mix_examples": (0, 1000), "optim.lr": (0, INFINITY), "optim.warmup_steps": (0, COUNT),
+    "data.mix_examples": (0, 1000), "data.cache_gb": (0, 10**6),
+    "data.shuffle_shards": (0, COUNT), "optim.lr": (0, INFINITY), "optim.warmup_steps": (0, COUNT),
     "optim.weight_decay": (0, INFINITY), "optim.clip_norm": (0, INFINITY),
     "optim.z_loss": (0, INFINITY),
 }  # fmt: skip
@@ -73,6 +74,9 @@ class DataConfig:
     weights: dict[str, float] = field(default_factory=dict)
     reader: str = "indexed"  # or "webdataset", which reads shards front to back; see streaming.py
     cache: str = ""  # folder for copies of builds that are named by address
+    # Largest size of the shards there, which are fetched when they are read; 0: whole builds first
+    cache_gb: float = 0.0
+    shuffle_shards: int = 0  # of so many shards at a time, the records are shuffled; 0: of all
     mix_examples: int = 0  # largest number of segments summed into one, see mixing.py; 0: none
 
 
@@ -215,6 +219,13 @@ class Config:
             raise UserError(f"log.wandb=true needs the package wandb; {install_hint('wandb')}")
         if self.patience and not (self.eval_every or self.transcribe_every):
             raise UserError("patience counts evaluations; set eval_every or transcribe_every")
+        if self.data.cache_gb and not self.data.cache:
+            raise UserError("data.cache_gb limits the size of data.cache; name that folder too")
+        if self.data.reader == "webdataset" and (self.data.cache_gb or self.data.shuffle_shards):
+            raise UserError(
+                "data.cache_gb and data.shuffle_shards are for data.reader=indexed; webdataset reads "
+                "every shard front to back, and needs no copy"
+            )
         if self.model.emb_dim % 2:
             raise UserError(f"model.emb_dim={self.model.emb_dim}; expected an even number")
 

@@ -37,6 +37,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from mt3data.errors import UserError
+from mt3data.shards.cache import TRAFFIC
 from mt3train.config import Config, load_config
 from mt3train.data.builds import TrainingData, open_evaluation, open_shards
 from mt3train.data.loader import Prefetcher, read_step, to_device
@@ -203,7 +204,7 @@ def train_on(
             log.write(progress.step, progress.sums, lr, norm)
             progress.sums = dict.fromkeys(SUMS, 0.0)
     batches.close()
-    log.close(end, weights_path(run, saved))
+    log.close(end, weights_path(run, saved), ranks.all_reduce(*dataclasses.astuple(TRAFFIC)))
     return weights_path(run, saved)
 
 

@@ -93,10 +93,11 @@ def _download(dataset: str, root: Path, options: DownloadOptions) -> None:
 
 
 def _fetch_shards(address: str, cache: Path | None) -> Path:
-    from mt3data.shards.stream import cached, is_address
+    from mt3data.download.address import is_address
+    from mt3data.shards.cache import cached
 
     if not is_address(address):
-        raise UserError(f"{address} is no http(s) address of a build, so --cache has no use here")
+        raise UserError(f"{address} is no address of a build, so --cache has no use here")
     if cache is None:
         raise UserError(f"{address} is the address of a build; name a folder for it with --cache")
     return cached(address, cache)

@@ -18,7 +18,8 @@ from urllib.parse import unquote, urlsplit
 
 from mt3data import system
 from mt3data.datasets.manifest import Source, safe_name
-from mt3data.download.http import RETRY_POLICY, RemoteFile, RetryPolicy
+from mt3data.download.http import RETRY_POLICY, RetryPolicy
+from mt3data.download.remote import open_remote
 from mt3data.download.unpack import Readable
 from mt3data.errors import UserError
 from mt3data.files import require_space, write_atomically
@@ -61,11 +62,11 @@ def file_name(source: Source) -> str:
     return safe_name(PurePosixPath(unquote(urlsplit(source.url).path)).name, source.url)
 
 
-def file_checksums(path: Path) -> Checksums:
-    """Reads a file and returns its size and checksums."""
+def file_checksums(path: Path, show: bool = True) -> Checksums:
+    """Reads a file and returns its size and checksums; `show` prints progress."""
     with (
         path.open("rb") as file,
-        progress(path.stat().st_size / MB, f"check {path.name}", "MB") as bar,
+        progress(path.stat().st_size / MB, f"check {path.name}", "MB", show=show) as bar,
     ):
         metered = HashingReader(file, bar)
         while metered.read(BLOCK_BYTES):
@@ -94,7 +95,9 @@ def checksum_mismatch(source: Source, sums: Checksums) -> str:
     )
 
 
-def fetch(source: Source, target: Path, retry_policy: RetryPolicy = RETRY_POLICY) -> Checksums:
+def fetch(
+    source: Source, target: Path, retry_policy: RetryPolicy = RETRY_POLICY, show: bool = True
+) -> Checksums:
     """Downloads what is missing of a source to target and verifies it.
 
     An existing target is only verified.
@@ -103,6 +106,7 @@ def fetch(source: Source, target: Path, retry_policy: RetryPolicy = RETRY_POLICY
         source: its url is tried first, then its mirrors, also after a file with wrong content.
         target: file to write. Its folder exists.
         retry_policy: limits of retries.
+        show: print progress.
     Returns:
         Size and checksums of the file.
     Raises:
@@ -113,18 +117,18 @@ def fetch(source: Source, target: Path, retry_policy: RetryPolicy = RETRY_POLICY
         leftover.unlink()  # of a run that was killed while it wrote this file
     faults: list[str] = []
     if target.is_file():
-        sums = file_checksums(target)
+        sums = file_checksums(target, show)
         if not checksum_mismatch(source, sums):
             return sums
         faults.append(_put_aside(target, target, checksum_mismatch(source, sums)))
     urls = list(source.urls)
     while urls:
         try:
-            used = _transfer(urls, source, part, retry_policy)
+            used = _transfer(urls, source, part, retry_policy, show)
         except UserError as error:
             raise UserError("; ".join([*faults, str(error)])) from error
         _note(part).unlink()
-        sums = file_checksums(part)
+        sums = file_checksums(part, show)
         if not checksum_mismatch(source, sums):
             system.replace(part, target)
             return sums
@@ -140,10 +144,12 @@ def _put_aside(path: Path, target: Path, fault: str) -> str:
     return f"{fault}; kept as {bad}"
 
 
-def _transfer(urls: Sequence[str], source: Source, part: Path, retry_policy: RetryPolicy) -> str:
+def _transfer(
+    urls: Sequence[str], source: Source, part: Path, retry_policy: RetryPolicy, show: bool
+) -> str:
     """Completes NAME.part and returns the address that served its end."""
     offset, validator = _resume_from(part, urls[0], source)
-    remote = RemoteFile(
+    remote = open_remote(
         urls, expected_bytes=expected_bytes(source), offset=offset, validator=validator,
         retry_policy=retry_policy,
     )  # fmt: skip
@@ -155,7 +161,8 @@ def _transfer(urls: Sequence[str], source: Source, part: Path, retry_policy: Ret
         require_space(
             part.parent, max(0, remote.total - remote.position), f"to download {part.stem}"
         )
-        with progress(remote.total / MB, part.stem, "MB", done=remote.position / MB) as bar:
+        done = remote.position / MB
+        with progress(remote.total / MB, part.stem, "MB", done=done, show=show) as bar:
             while block := remote.read(BLOCK_BYTES):
                 file.write(block)
                 bar.update(len(block) / MB)

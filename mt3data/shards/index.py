@@ -20,6 +20,7 @@ import numpy as np
 from mt3data import system
 from mt3data.errors import UserError
 from mt3data.music.notes import Notes, validate
+from mt3data.shards.cache import CachedShard, shard_cache
 from mt3data.shards.format import (
     index_schema,
     read_build_manifest,
@@ -165,6 +166,15 @@ class ShardKey(NamedTuple):
     inode: int
     mtime_ns: int
 
+    @property
+    def is_here(self) -> bool:
+        """True: it need not be fetched, see CachedShard."""
+        return True
+
+    def open(self) -> system.SharedFile:
+        """Opens it, see open_shard."""
+        return open_shard(self)
+
 
 @lru_cache(MAX_OPEN_SHARDS)
 def open_shard(shard: ShardKey) -> system.SharedFile:
@@ -181,23 +191,41 @@ def open_shard(shard: ShardKey) -> system.SharedFile:
 class PendingRead(NamedTuple):
     """A read of bytes of a shard from an offset on, and the buffer that they fill."""
 
-    shard: ShardKey
+    shard: ShardKey | CachedShard
     offset: int
     into: memoryview
     record: tuple[ShardSet, int]  # for the message
 
-    def run(self) -> None:
+    def run(self, file: system.SharedFile | None = None) -> None:
         """Reads.
 
+        Args:
+            file: the shard, where it is open already.
         Raises:
             UserError: the shard cannot be opened, or ends too early.
         """
-        if open_shard(self.shard).read_into(self.into, self.offset) != len(self.into):
+        file = file or self.shard.open()
+        if file.read_into(self.into, self.offset) != len(self.into):
             shard_set, row = self.record
             raise UserError(
                 f"{self.shard.path}: ends inside record {shard_set.index['key'][row]}; run "
                 f"`mt3data check {shard_set.folder}`"
             )
+
+
+def run_by_shard(reads: Sequence[PendingRead]) -> None:
+    """Runs reads, those of shards that are here first. Each shard is opened once.
+
+    Raises:
+        UserError: a shard cannot be opened or fetched, or ends too early.
+    """
+    of_shard: dict[ShardKey | CachedShard, list[PendingRead]] = {}
+    for read in reads:
+        of_shard.setdefault(read.shard, []).append(read)
+    for shard in sorted(of_shard, key=lambda shard: not shard.is_here):
+        file = shard.open()
+        for read in of_shard[shard]:
+            read.run(file)
 
 
 class ShardSet:
@@ -208,6 +236,9 @@ class ShardSet:
         split: its name.
         manifest: the build manifest.
         index: columns of the split's index by name.
+        cache: fetches the shards of a remote build when they are read; None if they are here.
+        shard_numbers: the number of each record's shard, int32 [records].
+        shard_names: their names, by number.
 
     Raises:
         UserError: no finished build, no such split, an index that differs from the build manifest, or
@@ -220,7 +251,13 @@ class ShardSet:
             known = ", ".join(self.manifest["splits"]) or "none"
             raise UserError(f"{folder} has no split {split!r}; it has {known}")
         stated = {s["name"]: s for s in self.manifest["shards"] if s["split"] == split}
-        keys = {name: self._key(folder / name, shard["bytes"]) for name, shard in stated.items()}
+        self.cache = shard_cache(folder)
+        keys: dict[str, ShardKey | CachedShard] = {
+            name: CachedShard(self.cache, name)
+            if self.cache
+            else self._key(folder / name, shard["bytes"])
+            for name, shard in stated.items()
+        }
         self.index = Index(folder / "index" / f"{split}.parquet")
         for field in index_schema(self.manifest["features"]):
             if (
@@ -231,11 +268,11 @@ class ShardSet:
         if len(self.index) != self.manifest["splits"][split]["records"]:
             records = self.manifest["splits"][split]["records"]
             self._disagree(f"has {len(self.index)} rows, the build manifest states {records}")
-        self._shard_of, shards = self.index.dictionary_codes("shard")
-        if foreign := sorted(set(shards) - set(stated)):
+        self.shard_numbers, self.shard_names = self.index.dictionary_codes("shard")
+        if foreign := sorted(set(self.shard_names) - set(stated)):
             self._disagree(f"names {foreign[0]}, which is no shard of this build")
-        self._shards = [keys[name] for name in shards]
-        self._shard_bytes = np.array([stated[name]["bytes"] for name in shards], np.int64)
+        self._shards = [keys[name] for name in self.shard_names]
+        self.shard_bytes = np.array([stated[n]["bytes"] for n in self.shard_names], np.int64)
         self._checked = set[str]()
         if not (self.index["frames"] == self.manifest["window"]).all():
             self._disagree(f"has windows of other than {self.manifest['window']} frames")
@@ -271,7 +308,7 @@ class ShardSet:
     def member_reads(self, rows: np.ndarray, name: str) -> list[tuple[bytearray, PendingRead]]:
         """Returns, for the record in each row, a buffer for a member and the read that fills it."""
         offsets, sizes = self._places(name)
-        places = (self._shard_of[rows].tolist(), offsets[rows].tolist(), sizes[rows].tolist(),
+        places = (self.shard_numbers[rows].tolist(), offsets[rows].tolist(), sizes[rows].tolist(),
                   rows.tolist())  # fmt: skip
         reads = []
         for shard, offset, size, row in zip(*places, strict=True):
@@ -295,7 +332,7 @@ class ShardSet:
         n_bytes = math.prod(stored["shape"]) * np.dtype(stored["dtype"]).itemsize
         offsets, sizes = self._places(name)
         begin = offsets[rows] + sizes[rows] - n_bytes + first
-        places = (self._shard_of[rows].tolist(), begin.tolist(), into, rows.tolist())
+        places = (self.shard_numbers[rows].tolist(), begin.tolist(), into, rows.tolist())
         return [
             PendingRead(self._shards[shard], offset, view, (self, row))
             for shard, offset, view, row in zip(*places, strict=True)
@@ -305,7 +342,7 @@ class ShardSet:
         """Returns offset and size of a member of all records."""
         offsets, sizes = self.index[f"{name}_offset"], self.index[f"{name}_size"]
         if name not in self._checked:
-            ends = self._shard_bytes[self._shard_of]
+            ends = self.shard_bytes[self.shard_numbers]
             if not ((sizes <= ends) & (offsets <= ends - sizes)).all():
                 self._disagree(f"has {name}_offset or {name}_size beyond the end of a shard")
             if (offsets % TAR_BLOCK).any() or not offsets.all():

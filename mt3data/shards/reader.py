@@ -6,6 +6,10 @@ epoch of its source, the order is the same for any number of processes, and a ru
 without replaying earlier steps. Sources (builds) are mixed in exact shares: a cycle of MIXTURE_CYCLE
 draws holds each source in proportion to its weight.
 
+A build of `cached` with a size limit fetches its shards when a batch needs them. Records in random
+order need all shards all the time. `shuffle_shards` shuffles the records of a few shards at a time, so
+that a small cache suffices, and the shards that come next are fetched meanwhile.
+
 A crop of a [frames, n_mels] array in C order is one contiguous range of bytes, and so is a crop of
 audio: it takes one `pread` into the batch. The tokens of all crops are computed together.
 """
@@ -25,9 +29,10 @@ import numpy as np
 from mt3data.errors import UserError
 from mt3data.music.fast_tokenizer import encode_crops
 from mt3data.music.vocabulary import PAD_ID
+from mt3data.shards.cache import ShardCache
 from mt3data.shards.compatibility import common_settings
 from mt3data.shards.format import find_builds
-from mt3data.shards.index import PendingRead, ShardSet, read_feature
+from mt3data.shards.index import PendingRead, ShardSet, read_feature, run_by_shard
 
 MIXTURE_CYCLE = 10_000  # draws over which mixture shares are exact
 MAX_THREADS = 64
@@ -69,6 +74,8 @@ class IndexedShards:
             of its number of records n.
         temperature: 10/3 in MT3 (paper section 3.3).
         feature: what to read, "mel" or "audio"; None: mel where all builds hold it.
+        shuffle_shards: the records of so many shards are shuffled together, and read before those of
+            other shards; 0 shuffles the records of all shards. The order of the shards is random.
         threads: number of threads that read at the same time, at most MAX_THREADS. Several hide the
             latency of a disk: a factor of 3 where shards are not in memory.
 
@@ -86,17 +93,22 @@ class IndexedShards:
     def __init__(
         self, dirs: Sequence[str | Path], split: str = "train", *, seed: int = 0,
         weights: Sequence[float] | None = None, temperature: float = 10 / 3,
-        feature: str | None = None, threads: int = 4,
+        feature: str | None = None, threads: int = 4, shuffle_shards: int = 0,
     ) -> None:  # fmt: skip
         if not 1 <= threads <= MAX_THREADS:
             raise UserError(f"threads={threads}; expected 1 to {MAX_THREADS}")
+        if shuffle_shards < 0:
+            raise UserError(
+                f"shuffle_shards={shuffle_shards}; expected 0 for all, or a number of shards"
+            )
         self.builds = [build.absolute() for path in dirs for build in find_builds(path)]
         self._arguments = {
             "dirs": self.builds, "split": split, "seed": seed, "weights": weights,
             "temperature": temperature, "feature": feature, "threads": threads,
+            "shuffle_shards": shuffle_shards,
         }  # fmt: skip
         self.sources = [ShardSet(build, split) for build in self.builds]
-        self.seed = seed
+        self.seed, self._shuffle_shards = seed, shuffle_shards
         self._sizes = np.array([len(source) for source in self.sources])
         empty = [str(source.folder) for source in self.sources if not len(source)]
         if empty or not self.sources:
@@ -122,6 +134,8 @@ class IndexedShards:
         # The epoch that runs and the one that a batch may reach into, of every source.
         self._order: Callable[[int, int], np.ndarray] = lru_cache(2 * len(share))(self._permutation)
         self._threads, self._pool_of = threads, 0
+        self._is_remote = any(source.cache for source in self.sources)
+        self._planned = range(0)  # draws before whose shards others were asked for
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickles the arguments: another process opens the same builds itself."""
@@ -129,7 +143,10 @@ class IndexedShards:
 
     def draw_plan(self, step: int, global_batch: int) -> tuple[np.ndarray, np.ndarray]:
         """Returns source and record of each example of a global batch; depends on (seed, step) alone."""
-        draws = np.arange(step * global_batch, (step + 1) * global_batch)
+        return self._drawn(np.arange(step * global_batch, (step + 1) * global_batch))
+
+    def _drawn(self, draws: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Returns source and record of each draw, by its number."""
         rounds, places = np.divmod(draws, MIXTURE_CYCLE)
         sources = self._pattern[places]
         nth = rounds * self._per_round[sources] + self._draws_before[places, sources]
@@ -192,6 +209,8 @@ class IndexedShards:
         labels = self._read_crops(
             sources, rows, starts - window_starts, sound, "tokens" if whole else "notes"
         )
+        if self._is_remote:
+            self._fetch_ahead((step + 1) * global_batch)
         if whole:
             tokens, lengths = pad_tokens(labels)
         else:
@@ -228,7 +247,33 @@ class IndexedShards:
             keys = ", ".join(self._column("key", sources, rows)[:3])
             raise UserError(f"{label} of {keys} or another record of the batch: {error}") from error
 
+    def _fetch_ahead(self, draw: int) -> None:
+        """Lets each cache fetch the shards of the draws from `draw` on, as many as fit into it."""
+        if draw in self._planned:
+            return
+        n_shards = sum(len(source.shard_names) for source in self.sources)
+        limit = min(source.cache.max_bytes for source in self.sources if source.cache)
+        mean_bytes = sum(int(source.shard_bytes.sum()) for source in self.sources) / n_shards
+        n_draws = min(self.n_records, int(self.n_records / n_shards * limit / mean_bytes))
+        self._planned = range(draw, draw + max(1, n_draws // 8))
+        sources, rows = self._drawn(np.arange(draw, draw + max(1, n_draws)))
+        shards = np.empty(len(rows), np.int64)
+        for number, source in enumerate(self.sources):
+            shards[sources == number] = source.shard_numbers[rows[sources == number]]
+        _, first = np.unique(sources * n_shards + shards, return_index=True)
+        names: dict[ShardCache, list[str]] = {}
+        for place in np.sort(first).tolist():
+            source, shard = self.sources[sources[place]], int(shards[place])
+            limit -= int(source.shard_bytes[shard])
+            if source.cache and limit >= 0:
+                names.setdefault(source.cache, []).append(source.shard_names[shard])
+        for cache, wanted in names.items():
+            cache.prefetch(wanted)
+
     def _run(self, reads: list[PendingRead]) -> None:
+        if self._is_remote:
+            run_by_shard(reads)
+            return
         if self._threads == 1:
             _run_in_order(reads)
             return
@@ -262,9 +307,15 @@ class IndexedShards:
         return gathered.tolist() if name == "key" else gathered
 
     def _permutation(self, source: int, epoch: int) -> np.ndarray:
-        order = np.random.default_rng([self.seed, 2, source, epoch]).permutation(
-            self._sizes[source]
-        )
+        rng = np.random.default_rng([self.seed, 2, source, epoch])
+        order = rng.permutation(self._sizes[source])
+        if self._shuffle_shards:
+            shard_of = self.sources[source].shard_numbers
+            places = rng.permutation(
+                len(self.sources[source].shard_names)
+            )  # of shards in the epoch
+            blocks = places // self._shuffle_shards
+            order = order[np.argsort(blocks[shard_of[order]], kind="stable")]
         return order.astype(np.int32)  # indices; a source of 2^31 records is beyond any disk
 
 

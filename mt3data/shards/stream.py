@@ -1,37 +1,32 @@
-"""Reads shards in order, from folders or over HTTP, and fetches whole builds from a web server.
+"""Reads shards in order, from folders, web servers or object stores.
 
-`IndexedShards` is for shards on a disk. `stream` is a webdataset pipeline for object stores and web
-servers, where one long read is fast and many short reads are slow. `cached` copies a remote build to
-this machine once, for `IndexedShards` to read.
+`IndexedShards` is for shards on a disk. `stream` is a webdataset pipeline for web servers and object
+stores, where one long read is fast and many short reads are slow. `cached` (cache.py) copies a remote
+build to this machine, for `IndexedShards` to read.
 
 This differs from bare webdataset: the order of shards is a permutation by (seed, epoch), made before
 the shards are divided among processes and workers. Only .npy and .json are decoded, and a shard with
 any other member is an error. A shard that ends early, or has another number of records than the build
 manifest states, is an error; webdataset delivers the records before the damage without a message. A
-dropped connection is resumed where it broke (download/http.py).
+dropped connection is resumed where it broke (download/remote.py).
 """
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
-import re
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, cast
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 import numpy as np
 
-from mt3data.datasets.manifest import Source
-from mt3data.download.fetch import fetch
-from mt3data.download.http import RETRY_POLICY, RemoteFile, RetryPolicy
+from mt3data.download.address import is_address, local_path
+from mt3data.download.http import RETRY_POLICY, RetryPolicy
+from mt3data.download.remote import open_remote
 from mt3data.errors import UserError
-from mt3data.files import file_has_size, file_lock, require_space, write_atomically
 from mt3data.schema import MAX_BYTES
 from mt3data.shards.format import (
     BUILD_MANIFEST,
@@ -55,7 +50,7 @@ class Shard:
     """One shard of a build, as its build manifest describes it.
 
     Attributes:
-        where: a path, or an http(s) address.
+        where: a path or an address.
         members: suffixes of the members of a record, in their order.
     """
 
@@ -72,13 +67,13 @@ def stream(
     """Yields all records of one epoch for one process, shard after shard.
 
     Args:
-        builds: builds or folders of builds, or addresses (http, https, file) of builds.
+        builds: builds or folders of builds, or addresses of builds.
         split: which split of each.
         seed, epoch: decide the order of the shards of all builds together. Records of a shard keep
             their order; add webdataset.shuffle for more.
         rank, world_size: the number of this process and of all processes. A process reads every
             world_size-th shard. Workers of a DataLoader divide these further.
-        retry_policy: of requests to a web server.
+        retry_policy: of requests to a server.
     Returns:
         A webdataset.DataPipeline, to which stages can be added. It yields {"key": str, "json": dict,
         "tokens": int16 [n], "notes": float64 [n, 7]} and "mel" float16 [frames, n_mels] or "audio"
@@ -125,27 +120,6 @@ def epoch_shards(
     return [shards[i] for i in order]
 
 
-def is_address(build: str | Path) -> bool:
-    """Checks whether a build is given by an http(s) address; paths and file: addresses are not.
-
-    Raises:
-        UserError: another kind of address, or a command ("pipe:").
-    """
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", str(build))  # one letter is a drive
-    if scheme and scheme[1].lower() not in ("http", "https", "file"):
-        raise UserError(
-            f"{build}: {scheme[1]}: is not read; expected a folder, or an address that begins with "
-            "http://, https:// or file://"
-        )
-    return bool(scheme) and scheme[1].lower() != "file"  # type: ignore[index]
-
-
-def local_path(build: str | Path) -> Path:
-    """Returns the path of a build that is given by a path or a file: address."""
-    text = str(build)
-    return Path(url2pathname(urlsplit(text).path) if text.startswith("file:") else text)
-
-
 def open_builds(
     builds: Sequence[str | Path], retry_policy: RetryPolicy = RETRY_POLICY
 ) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -153,55 +127,20 @@ def open_builds(
     for build in builds:
         if is_address(build):
             base = str(build).rstrip("/")
-            yield base, _fetch_build_manifest(base, retry_policy)[1]
+            yield base, fetch_build_manifest(base, retry_policy)[1]
         else:
             for folder in find_builds(local_path(build)):
                 yield str(folder), read_build_manifest(folder)
 
 
-def cached(
-    build: str | Path, cache: Path, retry_policy: RetryPolicy = RETRY_POLICY
-) -> Path:  # fmt: skip
-    """Returns the folder of a build on this machine, and fetches a remote build first.
+def fetch_build_manifest(base: str, retry_policy: RetryPolicy) -> tuple[bytes, dict[str, Any]]:
+    """Returns the data and the content of the build manifest of a build at an address.
 
-    A file has its name only after its size and sha256 were compared with the build manifest. The
-    build manifest is written last. An interrupted fetch is resumed, and processes that need the same
-    build wait for the one that fetches it.
-
-    Args:
-        build: an http(s) address of a build; a path or file: address is returned as it is.
-        cache: folder for builds. This one goes into DATASET-SUM, where SUM is of its build manifest,
-            so a build that changes on the server gets another folder.
-        retry_policy: of requests to the server.
     Raises:
-        UserError: the server does not serve the build, or serves other bytes than the build manifest
-            states. The message names the file, which is kept as NAME.bad.
+        UserError: there is none, or it is damaged.
     """
-    if not is_address(build):
-        return local_path(build)
-    base = str(build).rstrip("/")
-    data, manifest = _fetch_build_manifest(base, retry_policy)
-    folder = cache / f"{manifest['dataset']}-{hashlib.sha256(data).hexdigest()[:12]}"
-    (folder / "index").mkdir(parents=True, exist_ok=True)
-    with file_lock(cache / f".{folder.name}.lock"):
-        entries = [*manifest["files"], *manifest["shards"]]  # small files first
-        missing = [e for e in entries if not file_has_size(folder / e["name"], e["bytes"])]
-        require_space(cache, sum(e["bytes"] for e in missing), f"to fetch {base}", option="--cache")
-        for entry in missing:
-            source = Source(
-                entry["name"], f"{base}/{entry['name']}", bytes=entry["bytes"],
-                sha256=entry["sha256"], status="verified",
-            )  # fmt: skip
-            fetch(source, folder / entry["name"], retry_policy)
-        if not (folder / BUILD_MANIFEST).is_file():
-            write_atomically(folder / BUILD_MANIFEST, data)
-    return folder
-
-
-def _fetch_build_manifest(base: str, retry_policy: RetryPolicy) -> tuple[bytes, dict[str, Any]]:
-    """Returns the data and the content of the manifest.json at an address."""
     url = f"{base}/{BUILD_MANIFEST}"
-    with RemoteFile([url], retry_policy=retry_policy) as remote:
+    with open_remote([url], retry_policy=retry_policy) as remote:
         data = io.BufferedReader(remote).read(MAX_BYTES + 1)  # the server may never end
     return data, parse_build_manifest(data, url)
 
@@ -260,7 +199,7 @@ def _records(tar: TarReader, shard: Shard) -> Generator[Record, None, int]:
 
 def _open(shard: Shard, retry_policy: RetryPolicy) -> BinaryIO:
     if is_address(shard.where):
-        remote = RemoteFile([shard.where], expected_bytes=shard.bytes, retry_policy=retry_policy)
+        remote = open_remote([shard.where], expected_bytes=shard.bytes, retry_policy=retry_policy)
         return cast(BinaryIO, io.BufferedReader(remote, BUFFER_BYTES))
     try:
         return Path(shard.where).open("rb", BUFFER_BYTES)

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from mt3data.audio.spectrogram import SpectrogramConfig
+from mt3data.download.address import is_address, local_path
 from mt3data.errors import UserError
 from mt3data.music.vocabulary import VocabularyConfig
+from mt3data.shards.cache import cached
 from mt3data.shards.compatibility import describe_difference
 from mt3data.shards.format import find_builds, read_build_manifest
 from mt3data.shards.reader import Batch, IndexedShards
@@ -54,7 +56,7 @@ def open_shards(config: DataConfig, seed: int, audio: bool = False) -> TrainingD
                 f"{config.train}; build with --store audio, or take data.reader=indexed"
             )
         return streamed
-    builds, temperature = mixture_builds(builds_at(config.train, config.cache), config)
+    builds, temperature = mixture_builds(builds_at(config.train, config), config)
     shards = IndexedShards(
         builds,
         config.split,
@@ -62,20 +64,21 @@ def open_shards(config: DataConfig, seed: int, audio: bool = False) -> TrainingD
         temperature=temperature,
         weights=weights_of(builds, config),
         feature="audio" if config.mix_examples or audio else None,
+        shuffle_shards=config.shuffle_shards,
     )
     return MixedShards(shards, config.mix_examples) if config.mix_examples else shards
 
 
 def _open_streamed(config: DataConfig, seed: int) -> TrainingData:
     builds: Sequence[str | Path]
-    if "://" in config.train and not config.cache:
+    if any(map(is_address, _named(config.train))) and not config.cache:
         builds, temperature = _named(config.train), config.temperature
         if config.mixture:
             raise UserError(
                 "data.mixture chooses among builds on this machine; give data.cache=DIR"
             )
     else:
-        builds, temperature = mixture_builds(builds_at(config.train, config.cache), config)
+        builds, temperature = mixture_builds(builds_at(config.train, config), config)
     if len(builds) > 1 and temperature != 1.0:
         raise UserError(
             f"data.reader=webdataset reads every record of {len(builds)} builds once per epoch, which "
@@ -84,16 +87,17 @@ def _open_streamed(config: DataConfig, seed: int) -> TrainingData:
     return StreamedShards(builds, config.split, seed)
 
 
-def builds_at(where: str, cache: str) -> list[Path]:
+def builds_at(where: str, config: DataConfig) -> list[Path]:
     """Finds the builds that a setting names, on this machine.
 
     Args:
         where: a build, a pattern of builds, an address, or several of these with commas.
-        cache: folder into which builds with an address are copied, unless they are there.
+        config: its `cache` is the folder into which builds with an address are copied, unless they
+            are there. Its `cache_gb` limits the size of the shards there.
     Raises:
         UserError: there is no build, or an address without a cache.
     """
-    builds = [build for part in _named(where) for build in _builds_at_one(part, cache)]
+    builds = [build for part in _named(where) for build in _builds_at_one(part, config)]
     return list(dict.fromkeys(builds))  # once, however many patterns find it
 
 
@@ -104,18 +108,16 @@ def _named(where: str) -> list[str]:
     return [part for part in map(str.strip, where.split(",")) if part] or [where]
 
 
-def _builds_at_one(part: str, cache: str) -> list[Path]:
-    if "://" not in part:
-        return find_builds(part)
-    if not cache:
+def _builds_at_one(part: str, config: DataConfig) -> list[Path]:
+    if not is_address(part):
+        return find_builds(local_path(part))
+    if not config.cache:
         raise UserError(
-            f"{part} is an address, where single crops cannot be read: copy it with data.cache=DIR; "
-            "or train with data.reader=webdataset, and evaluate on data.eval=DIR or not at all "
-            "(eval_every=0)"
+            f"{part} is an address, where single crops cannot be read: copy it with data.cache=DIR, "
+            "of which data.cache_gb=N limits the size; or train with data.reader=webdataset, and "
+            "evaluate on data.eval=DIR or not at all (eval_every=0)"
         )
-    from mt3data.shards.stream import cached  # brings requests, which other training does without
-
-    return [cached(part, Path(cache))]
+    return [cached(part, Path(config.cache), max_bytes=int(config.cache_gb * 1e9))]
 
 
 def weights_of(builds: Sequence[Path], config: DataConfig) -> list[float] | None:
@@ -173,9 +175,9 @@ def open_evaluation(config: Config, like: TrainingData) -> TrainingData | None:
     if source.validation_folder:
         require_recordings(Path(source.validation_folder))
     if source.eval:
-        builds = builds_at(source.eval, source.cache)
+        builds = builds_at(source.eval, source)
     else:
-        builds = mixture_builds(builds_at(source.train, source.cache), source)[0]
+        builds = mixture_builds(builds_at(source.train, source), source)[0]
     builds = [build for build in builds if _n_records(build, source.eval_split)]
     if not builds:
         return None
@@ -205,7 +207,8 @@ def data_order(config: Config, data: TrainingData) -> dict[str, Any]:
         "seed": config.seed, "batch": config.batch, "records": data.n_records, "builds": builds,
         "data.split": source.split, "data.reader": source.reader,
         "data.mix_examples": source.mix_examples, "data.temperature": source.temperature,
-        "data.weights": source.weights, "augment": changes,
+        "data.weights": source.weights, "data.shuffle_shards": source.shuffle_shards,
+        "augment": changes,
     }  # fmt: skip
     return json.loads(json.dumps(order))  # as a checkpoint holds it
 

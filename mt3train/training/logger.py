@@ -19,7 +19,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from mt3data import system
 from mt3data.errors import printable
-from mt3data.files import write_atomically
+from mt3data.files import format_bytes, write_atomically
 from mt3train.config import Config
 from mt3train.data.builds import TrainingData
 
@@ -166,9 +166,21 @@ class Log:
         self._line(done, scores)
         self.say(f"step {done}  " + "  ".join(f"{k} {v:.4f}" for k, v in scores.items()))
 
-    def close(self, outcome: str, checkpoint: Path) -> None:
-        """Closes the bar and TensorBoard's file. Prints how the run ended, and its checkpoint."""
+    def close(self, outcome: str, checkpoint: Path, traffic: Sequence[float]) -> None:
+        """Closes the bar and TensorBoard's file. Prints how the run ended, and its checkpoint.
+
+        Args:
+            outcome: how it ended.
+            checkpoint: the newest.
+            traffic: shards fetched, their bytes, and shards removed, by all ranks together.
+        """
         self.bar.close()
+        fetched, n_bytes, evicted = traffic
+        if fetched:
+            self.say(
+                f"{self.config.data.cache}: fetched {fetched:,.0f} shards, {format_bytes(n_bytes)};"
+                f" removed {evicted:,.0f}"
+            )
         self.say(f"{checkpoint}: {outcome}")
         if self.is_writer and self.board:
             self.board.close()

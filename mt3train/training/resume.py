@@ -29,7 +29,8 @@ from mt3train.weights.checkpoint import (
 )
 
 INPUT_AND_OUTPUT = ("vocabulary", "spectrogram", "right_context")  # what weights cannot do without
-ADDED_SETTINGS = {"optim.ema": 0.0}  # settings that checkpoints of earlier versions do not state
+# Settings that checkpoints of earlier versions do not state
+ADDED_SETTINGS: dict[str, Any] = {"optim.ema": 0.0, "data.shuffle_shards": 0}
 SUMS = ("loss", "tokens", "correct", "skipped", "overflows")  # of the steps since the last line
 
 
@@ -173,10 +174,11 @@ def _progress(file: Path, metadata: dict[str, Any]) -> Progress:
 def _changes(before: Progress, now: Progress) -> list[str]:
     """Describes what differs from the steps before and does not prevent resuming."""
     messages = []
+    order = ADDED_SETTINGS | before.order
     if changed := [
-        f"{name}={before.order.get(name)!r}, now {value!r}"
+        f"{name}={order.get(name)!r}, now {value!r}"
         for name, value in now.order.items()
-        if before.order.get(name) != value
+        if order.get(name) != value
     ]:
         messages.append(
             f"the steps before had {'; '.join(changed)}. Other data are read, or in another order:"

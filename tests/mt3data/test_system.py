@@ -14,9 +14,9 @@ from events import HANG_SECONDS
 
 from mt3data import system
 from mt3data.audio.load import read_audio, require_file
+from mt3data.download.address import is_address
 from mt3data.download.unpack import Placement
 from mt3data.errors import UserError
-from mt3data.shards.stream import is_address
 
 
 @pytest.mark.parametrize("has_preadv", [True, False])

@@ -22,9 +22,9 @@ from mt3data.build.plan import BuildConfig, make_plan
 from mt3data.build.run import build
 from mt3data.cli.main import main
 from mt3data.errors import UserError
+from mt3data.shards.cache import cached
 from mt3data.shards.check import check
 from mt3data.shards.reader import IndexedShards
-from mt3data.shards.stream import cached
 from mt3data.shards.windows import WindowConfig
 
 TRACKS = {"Track00001": "train", "Track00002": "train", "Track00003": "test"}
@@ -149,7 +149,7 @@ def test_a_folder_on_this_machine_is_left_where_it_is(whole: Path, tmp_path: Pat
 
 
 def fetching(web: Publisher, cache: Path) -> subprocess.Popen[str]:
-    script = f"from pathlib import Path; from mt3data.shards.stream import cached; print(cached({web.url + '/demo'!r}, Path({str(cache)!r})))"  # fmt: skip
+    script = f"from pathlib import Path; from mt3data.shards.cache import cached; print(cached({web.url + '/demo'!r}, Path({str(cache)!r})))"  # fmt: skip
     return subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
 
 
@@ -184,7 +184,7 @@ def test_after_a_kill_the_next_run_finishes(web: Publisher, tmp_path: Path) -> N
     [
         (["{url}/demo", "--cache", "{cache}"], "{cache}/demo-"),
         (["{url}/demo"], "Error: {url}/demo is the address of a build;"),
-        (["slakh", "--cache", "{cache}"], "Error: slakh is no http(s) address of a build"),
+        (["slakh", "--cache", "{cache}"], "Error: slakh is no address of a build"),
         (["pipe://ls", "--cache", "{cache}"], "Error: pipe://ls: pipe: is not read; expected"),
     ],
 )

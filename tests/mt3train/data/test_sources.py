@@ -56,15 +56,15 @@ def test_several_builds_are_named_with_commas(tmp_path, where, found):
     builds_of(folder, "demo", "slakh", "urmp")
     builds_of(tmp_path, "a,b")
     where = where.replace("{}/a", f"{tmp_path}/a").replace("{}", str(folder))
-    assert [build.name for build in builds_at(where, "")] == found
+    assert [build.name for build in builds_at(where, DataConfig())] == found
 
 
 def test_of_several_builds_the_one_that_is_not_there_is_named(tmp_path):
     builds_of(tmp_path, "demo")
     with pytest.raises(UserError, match=rf"^{tmp_path}/gone: no such folder"):
-        builds_at(f"{tmp_path}/demo,{tmp_path}/gone", "")
+        builds_at(f"{tmp_path}/demo,{tmp_path}/gone", DataConfig())
     with pytest.raises(UserError, match=r"^https://a.b/c is an address"):
-        builds_at(f"{tmp_path}/demo,https://a.b/c", "")
+        builds_at(f"{tmp_path}/demo,https://a.b/c", DataConfig())
 
 
 def test_a_mixture_takes_its_own_sets_at_its_own_temperature(tmp_path, named_datasets):

@@ -124,7 +124,7 @@ def test_a_build_on_a_server_is_streamed_or_copied(shards, tmp_path):
         np.testing.assert_array_equal(streamed.batch(0, 4, frames=100).tokens, here.tokens)
         with pytest.raises(UserError, match="is an address, .* copy it with data.cache=DIR"):
             open_evaluation(Config(data=data), streamed)
-        (copy,) = builds_at(address, str(tmp_path))
+        (copy,) = builds_at(address, DataConfig(cache=str(tmp_path)))
         copied = open_shards(DataConfig(train=address, cache=str(tmp_path)), 3)
     local = IndexedShards([shards], seed=3).batch(0, 4, frames=100)
     np.testing.assert_array_equal(copied.batch(0, 4, frames=100).mel, local.mel)
