@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mt3data.files import canonical_json
+from mt3data.shards.cache import REMOTE
 from mt3data.shards.format import BUILD_MANIFEST, LOG, identity_of, read_build_manifest
 
 MAX_WORKERS = 32
@@ -21,7 +22,7 @@ def check(
     """Compares every file of a finished build with the build manifest.
 
     A file with the right sha256 holds what the build wrote. The same `mt3data build` command makes
-    missing or damaged files again.
+    missing or damaged files again. Shards of a partial build that are not here are no fault.
 
     Args:
         folder: of the build.
@@ -39,7 +40,9 @@ def check(
         return [f"{BUILD_MANIFEST}: its settings or tracks have changed (the fingerprint differs); get "
                 "it again, then check the rest"]  # fmt: skip
     faults = list(_foreign_files(folder, manifest))
-    entries = [*manifest["files"], *manifest["shards"]]
+    is_partial = (folder / REMOTE).is_file()
+    shards = [s for s in manifest["shards"] if not is_partial or (folder / s["name"]).exists()]
+    entries = [*manifest["files"], *shards]
     pool = ThreadPoolExecutor(
         min(workers, MAX_WORKERS), "check"
     )  # hashing and reading release Python's lock
@@ -56,6 +59,8 @@ def check(
 def _foreign_files(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
     known = {entry["name"] for entry in manifest["shards"] + manifest["files"]}
     known |= {BUILD_MANIFEST, LOG}
+    if (folder / REMOTE).is_file():  # a shard may be on its way
+        known |= {REMOTE, *(f"{name}{end}" for name in known for end in (".part", ".part.json"))}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
         if path.is_file() and name not in known:

@@ -37,6 +37,12 @@ MODEL = ModelConfig(
 )  # fmt: skip
 PLAIN = dataclasses.replace(MODEL, dropout_rate=0.0)
 TIMES = ("segments_per_second", "data_wait", "memory_gb", "seconds")  # differ from run to run
+# A command line that trains the smallest network for three steps.
+TINY = [
+    "demo.toml", "steps=3", "batch=4", "micro_batch=1", "log_every=1", "precision=float64",
+    "threads=1", "model.emb_dim=8", "model.num_heads=1", "model.mlp_dim=8",
+    "model.num_encoder_layers=1", "model.num_decoder_layers=1", "optim.warmup_steps=0",
+]  # fmt: skip
 
 
 class Made:

@@ -14,7 +14,7 @@ import pytest
 import torch
 from events import HANG_SECONDS, wait_until
 from safetensors.torch import load_file
-from worlds import CONTEXT, PLAIN, Made, World, after, config, ended, errors, metrics, plain
+from worlds import CONTEXT, PLAIN, TINY, Made, World, after, config, ended, errors, metrics, plain
 
 import mt3train.train
 from mt3data.build.plan import BuildConfig, make_plan
@@ -27,11 +27,6 @@ from mt3train.config import load_config
 from mt3train.train import main, train
 from mt3train.weights.checkpoint import checkpoints, load_model
 
-TINY = [
-    "demo.toml", "steps=3", "batch=4", "micro_batch=1", "log_every=1", "precision=float64",
-    "threads=1", "model.emb_dim=8", "model.num_heads=1", "model.mlp_dim=8",
-    "model.num_encoder_layers=1", "model.num_decoder_layers=1", "optim.warmup_steps=0",
-]  # fmt: skip
 SPLITS = {"Track00001": "train", "Track00002": "train", "Track00003": "validation"}
 
 

@@ -234,7 +234,7 @@ def test_bare_webdataset_says_nothing_about_a_shard_cut_at_a_record(copy: Path) 
 
 
 @pytest.mark.parametrize(
-    "build", ["pipe:touch planted", "s3://bucket/demo", "ftp://host/demo", "PIPE:ls"]
+    "build", ["pipe:touch planted", "simplecache::s3://bucket/demo", "rsync://host/demo", "PIPE:ls"]
 )
 def test_commands_and_other_kinds_of_address_are_refused(
     build: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
