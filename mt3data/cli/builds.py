@@ -1,4 +1,4 @@
-"""Defines the commands of `mt3data` for finished builds: check, info, show, report."""
+"""Defines the commands of `mt3data` for finished builds: check, info, push, show, report."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ def check(folder: Path, fast: bool, workers: int, as_json: bool) -> None:
     \b
     Example: mt3data check shards/demo
     """
+    from mt3data.shards.cache import REMOTE
     from mt3data.shards.check import check as run
     from mt3data.shards.format import find_builds, read_build_manifest
 
@@ -43,6 +44,9 @@ def check(folder: Path, fast: bool, workers: int, as_json: bool) -> None:
         if not as_json:
             verdict = plural(len(faults), "fault") if faults else "whole"
             held = f"{plural(n_records, 'record')} in {plural(n_shards, 'shard')}"
+            if (build_folder / REMOTE).is_file():
+                here = sum((build_folder / s["name"]).is_file() for s in manifest["shards"])
+                held += f", {here} of them here"
             echo("\n".join(f"{build_folder.name}: {fault}" for fault in faults), nl=bool(faults))
             echo(f"{build_folder}: {held}, {verdict}")
     if as_json:
@@ -70,6 +74,37 @@ def info(folder: Path, as_json: bool) -> None:
         return
     for path, manifest in manifests.items():
         print_info(path, manifest)
+
+
+@click.command()
+@click.argument("folder", type=PATH)
+@click.argument("address")
+@click.option("--force", is_flag=True, help="Replace another build at ADDRESS.")
+@click.option("--workers", type=WORKERS, default=2, show_default=True, metavar="N",
+              help="Threads that check the build first.")  # fmt: skip
+def push(folder: Path, address: str, force: bool, workers: int) -> None:
+    """Uploads a build to an object store, or copies it to another disk.
+
+    ADDRESS is that of the folder for the build FOLDER: s3://, gs://, az://, hf:// or another protocol
+    of fsspec, or a path. The build is checked first. Its manifest is uploaded last, so that nobody
+    reads half a build. The same command continues an interrupted upload.
+
+    \b
+    Example: mt3data push shards/slakh s3://bucket/shards/slakh
+    """
+    from mt3data.files import format_bytes
+    from mt3data.shards.format import read_build_manifest
+    from mt3data.shards.push import push as run
+
+    manifest = read_build_manifest(folder)
+    n_bytes = sum(entry["bytes"] for entry in manifest["shards"] + manifest["files"])
+    with progress(2 * n_bytes / 1e6, f"push {folder.name}", "MB") as bar:
+        done = run(folder, address, force=force, workers=workers,
+                   on_bytes=lambda n: bar.update(n / 1e6))  # fmt: skip
+    echo(
+        f"{address}: {plural(done.files, 'file')} uploaded, {format_bytes(done.bytes)}; "
+        f"{plural(done.present, 'file')} there before"
+    )
 
 
 @click.command()

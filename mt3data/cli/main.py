@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mt3data import __version__
-from mt3data.cli.builds import check, info, print_info, report, show
+from mt3data.cli.builds import check, info, print_info, push, report, show
 from mt3data.cli.datasets import ROOT, download, download_first, list_, verify
 from mt3data.errors import UserError
 from mt3data.files import read_limited
@@ -344,7 +344,7 @@ def _print_result(summary: Summary, max_failures: int) -> None:
         sys.exit(1)
 
 
-for command in (list_, download, verify, check, info, show, report):
+for command in (list_, download, verify, check, info, push, show, report):
     main.add_command(command)
 
 if __name__ == "__main__":

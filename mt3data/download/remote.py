@@ -43,14 +43,14 @@ class StoredFile(io.RawIOBase):
         self.url, self._retry_policy = url, retry_policy
         self._files, self._path = file_system(url)
         self._files.invalidate_cache()
-        found = self._attempt(lambda: self._files.info(self._path), OSError)
+        found = attempt(lambda: self._files.info(self._path), url, retry_policy)
         size = found.get("size")
         if found.get("type") != "file" or size is None:
             raise UserError(f"{url}: no file")
         if expected_bytes and size != expected_bytes:
             raise UserError(f"{url}: the server has {size:,} bytes, expected {expected_bytes:,}")
         self.total = int(size)
-        self.validator = str(self._attempt(lambda: self._files.ukey(self._path), OSError))
+        self.validator = str(attempt(lambda: self._files.ukey(self._path), url, retry_policy))
         is_same = validator in ("", self.validator) and offset <= self.total
         self.position = offset if is_same else 0
         self._held = memoryview(b"")  # bytes from `position` on
@@ -66,7 +66,9 @@ class StoredFile(io.RawIOBase):
             UserError: the rest cannot be read.
         """
         if self.position < self.total and not self._held:
-            self._held = memoryview(self._attempt(self._next_block, Exception))
+            self._held = memoryview(
+                attempt(self._next_block, self.url, self._retry_policy, Exception)
+            )
         data = self._held[: len(buffer)]
         buffer[: len(data)] = data
         self._held = self._held[len(data) :]
@@ -80,20 +82,34 @@ class StoredFile(io.RawIOBase):
             raise ConnectionError(f"received {len(data):,} of {end - self.position:,} bytes")
         return data
 
-    def _attempt(self, call: Callable[[], Any], transient: type[Exception]) -> Any:
-        """Calls, and calls again after errors of the type `transient` that may pass."""
-        failures = 0
-        while True:
-            try:
-                return call()
-            except Exception as error:  # each file system raises errors of its own library
-                failures += 1
-                is_permanent = isinstance(error, PERMANENT) or not isinstance(error, transient)
-                if is_permanent or failures > self._retry_policy.retries:
-                    missing = "no such file: " if isinstance(error, FileNotFoundError) else ""
-                    reason = reason_of(error) or type(error).__name__
-                    raise UserError(f"{self.url}: {missing}{reason}") from error
-            self._retry_policy.wait(failures)
+
+def attempt(
+    action: Callable[[], Any], url: str, retry_policy: RetryPolicy,
+    transient: type[Exception] = OSError,
+) -> Any:  # fmt: skip
+    """Runs an action on a file system of fsspec, and repeats it after faults that may pass.
+
+    Args:
+        action: what to run.
+        url: for the message.
+        retry_policy: limits of retries. The file system has limits of its own below these.
+        transient: errors of other types are reported at once, and so are missing files and
+            missing permission.
+    Raises:
+        UserError: the last error.
+    """
+    failures = 0
+    while True:
+        try:
+            return action()
+        except Exception as error:  # each file system raises errors of its own library
+            failures += 1
+            is_permanent = isinstance(error, PERMANENT) or not isinstance(error, transient)
+            if is_permanent or failures > retry_policy.retries:
+                missing = "no such file: " if isinstance(error, FileNotFoundError) else ""
+                reason = reason_of(error) or type(error).__name__
+                raise UserError(f"{url}: {missing}{reason}") from error
+        retry_policy.wait(failures)
 
 
 def open_remote(

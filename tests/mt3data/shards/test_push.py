@@ -1,0 +1,203 @@
+"""push(): an address has the whole build, or no build manifest."""
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from remote import FaultyFileSystem, build_of, contents
+from toys import QUICK
+
+from mt3data.cli.main import main
+from mt3data.errors import UserError
+from mt3data.shards.cache import cached
+from mt3data.shards.check import check
+from mt3data.shards.push import Pushed, push
+
+ADDRESS = "faulty://bucket/builds/demo"
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build_of(tmp_path_factory.mktemp("push"), 3)
+
+
+@pytest.fixture
+def store() -> Iterator[type[FaultyFileSystem]]:
+    FaultyFileSystem.reset()
+    yield FaultyFileSystem
+    FaultyFileSystem.reset()
+
+
+@pytest.fixture
+def uploads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of uploaded files, in order."""
+    names: list[str] = []
+
+    def note(method: str) -> None:
+        original = getattr(FaultyFileSystem, method)
+
+        def noted(self: Any, first: str, second: Any, **rest: Any) -> Any:
+            path = second if method == "put_file" else first
+            names.append(path.removeprefix("/bucket/builds/demo/"))
+            return original(self, first, second, **rest)
+
+        monkeypatch.setattr(FaultyFileSystem, method, noted)
+
+    for method in ("put_file", "pipe_file"):
+        note(method)
+    return names
+
+
+def served() -> dict[str, bytes]:
+    return {
+        path.removeprefix("/bucket/builds/demo/"): file.getvalue()
+        for path, file in FaultyFileSystem.store.items()
+    }
+
+
+def push_quick(folder: Path, address: str = ADDRESS, **options: Any) -> Pushed:
+    return push(folder, address, retry_policy=QUICK, **options)
+
+
+def test_a_pushed_build_is_the_build(
+    store: type[FaultyFileSystem], whole: Path, tmp_path: Path, uploads: list[str]
+) -> None:
+    files = contents(whole)
+    assert push_quick(whole) == Pushed(len(files), sum(map(len, files.values())), 0)
+    assert served() == files
+    assert uploads[0] == "push.json" and uploads[-1] == "manifest.json"
+    assert uploads.index("README.md") < uploads.index(next(n for n in files if n.endswith(".tar")))
+    assert check(cached(ADDRESS, tmp_path, QUICK)) == []
+
+
+def test_a_complete_upload_is_left_as_it_is(
+    store: type[FaultyFileSystem], whole: Path, uploads: list[str]
+) -> None:
+    push_quick(whole)
+    uploads.clear()
+    assert push_quick(whole) == Pushed(0, 0, len(contents(whole)) - 1)
+    assert uploads == []
+
+
+def test_a_lost_file_is_uploaded_again(
+    store: type[FaultyFileSystem], whole: Path, uploads: list[str]
+) -> None:
+    push_quick(whole)
+    uploads.clear()
+    del store.store["/bucket/builds/demo/README.md"]
+    assert push_quick(whole).files == 1
+    assert uploads == ["README.md"]
+    assert served() == contents(whole)
+
+
+def test_an_interrupted_upload_is_continued(
+    store: type[FaultyFileSystem], whole: Path, uploads: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = FaultyFileSystem.put_file
+
+    def full(self: Any, source: str, path: str, **rest: Any) -> Any:
+        if path.endswith(".tar"):
+            raise PermissionError("quota exceeded")
+        return original(self, source, path, **rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FaultyFileSystem, "put_file", full)
+        with pytest.raises(UserError, match=f"{ADDRESS}: quota exceeded"):
+            push_quick(whole)
+    assert "manifest.json" not in served() and "push.json" in served()
+    done = set(uploads) - {"push.json"}
+    uploads.clear()
+    push_quick(whole)
+    assert not done & set(uploads)
+    assert served() == contents(whole)
+
+
+def test_what_another_upload_left_is_not_trusted(
+    store: type[FaultyFileSystem], whole: Path, tmp_path: Path
+) -> None:
+    files = contents(whole)
+    for name, data in files.items():  # of the same sizes, without the mark of this build
+        if name != "manifest.json":
+            FaultyFileSystem().pipe_file(f"/bucket/builds/demo/{name}", bytes(len(data)))
+    push_quick(whole)
+    assert served() == files
+
+
+def test_another_build_is_replaced_with_force_alone(
+    store: type[FaultyFileSystem], whole: Path, tmp_path: Path
+) -> None:
+    push_quick(whole)
+    other = json.loads(store.store["/bucket/builds/demo/manifest.json"].getvalue())
+    FaultyFileSystem().pipe_file(
+        "/bucket/builds/demo/manifest.json", json.dumps(other | {"title": "other"}).encode()
+    )
+    before = served()
+    with pytest.raises(UserError, match="has another build; .* --force"):
+        push_quick(whole)
+    assert served() == before
+    assert push_quick(whole, force=True).files == len(contents(whole))
+    assert served() == contents(whole)
+
+
+def test_a_damaged_build_is_not_uploaded(
+    store: type[FaultyFileSystem], whole: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(whole, tmp_path / "copy")
+    shard = next(copy.glob("*.tar"))
+    shard.write_bytes(shard.read_bytes()[:-1] + b"x")
+    with pytest.raises(UserError, match=rf"{shard.name}: its bytes have changed"):
+        push_quick(copy)
+    assert served() == {}
+
+
+def test_a_partial_build_is_not_uploaded(
+    store: type[FaultyFileSystem], whole: Path, tmp_path: Path
+) -> None:
+    push_quick(whole)
+    with pytest.raises(UserError, match="holds only some shards of a build"):
+        push_quick(cached(ADDRESS, tmp_path, QUICK, max_bytes=1 << 30), "faulty://bucket/two")
+
+
+def test_an_upload_that_arrives_short_is_reported(
+    store: type[FaultyFileSystem], whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        FaultyFileSystem, "put_file",
+        lambda self, source, path, **rest: self.pipe_file(path, b"short"),
+    )  # fmt: skip
+    with pytest.raises(UserError, match="has 5 bytes after its upload, expected"):
+        push_quick(whole)
+    assert "manifest.json" not in served()
+
+
+@pytest.mark.parametrize("as_address", [False, True])
+def test_a_build_is_copied_to_a_path(whole: Path, tmp_path: Path, as_address: bool) -> None:
+    target = tmp_path / "disk" / "demo"
+    push_quick(whole, target.as_uri() if as_address else str(target))
+    assert contents(target) == contents(whole)
+    assert check(target) == []
+
+
+def test_addresses_that_cannot_be_written_are_refused(whole: Path) -> None:
+    with pytest.raises(UserError, match="a web server takes no uploads"):
+        push_quick(whole, "https://example.org/demo")
+    with pytest.raises(UserError, match="is not read; expected a folder, or an address"):
+        push_quick(whole, "pipe:cat")
+    with pytest.raises(UserError, match="is the folder of the build itself"):
+        push_quick(whole, str(whole))
+
+
+def test_the_command_prints_what_it_uploaded(whole: Path, tmp_path: Path) -> None:
+    target = tmp_path / "demo"
+    done = CliRunner().invoke(main, ["push", str(whole), str(target)])
+    assert done.exit_code == 0
+    n_files = len(contents(whole))
+    assert f"{target}: {n_files} files uploaded, " in done.output
+    again = CliRunner().invoke(main, ["push", str(whole), str(target)])
+    assert f"{target}: 0 files uploaded, 0 bytes; {n_files - 1} files there before" in again.output
+    wrong = CliRunner().invoke(main, ["push", str(tmp_path / "none"), str(target)])
+    assert wrong.exit_code == 2
