@@ -210,7 +210,9 @@ class IndexedShards:
             sources, rows, starts - window_starts, sound, "tokens" if whole else "notes"
         )
         if self._is_remote:
-            self._fetch_ahead((step + 1) * global_batch)
+            self._fetch_ahead(
+                step * global_batch
+            )  # another process may still need those of this step
         if whole:
             tokens, lengths = pad_tokens(labels)
         else:

@@ -20,8 +20,8 @@ from blocks import ROOT
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-# Python runs lines of a .pth file that begin with "import". A process that only counts GPUs finds one.
-# So does a trainer with several processes, which is refused then. All others find none and use the CPU.
+# Python runs lines of a .pth file that begin with "import". `mt3train demo`, which only counts GPUs, finds
+# one. So does a trainer with several processes, which is refused then. All others use the CPU.
 ONE_GPU = """
 import importlib.machinery, os, sys
 
@@ -35,7 +35,9 @@ class OneGpu:
         def load_and_fake(module):
             load(module)
             module.device_count = lambda: 1
-            module.is_available = lambda: int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1
+            module.is_available = lambda: (
+                sys.argv[1:2] == ["demo"] or int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1
+            )
         spec.loader.exec_module = load_and_fake
         return spec
 

@@ -274,7 +274,7 @@ def test_a_source_file_that_changes_during_the_build(
     assert f"quarantined {BAD} (source): mix.flac changed" in printed
     code, printed = run(build.root, build.out, "--workers", 2)
     assert code == 2  # the file has another size than in the build's fingerprint
-    assert f"{BAD}/mix.flac: {len(whole)} bytes there, {len(whole) + 1} here" in printed
+    assert f"{BAD}/mix.flac: {len(whole)} bytes there, {len(whole) + 1} bytes here" in printed
     mix.write_bytes(whole)
     assert_as_if_listed(build, tmp_path, undisturbed, "source")
     row("a source file changes during the build", "quarantined, equal to listed")
