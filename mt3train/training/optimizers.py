@@ -138,32 +138,32 @@ class Muon(torch.optim.Optimizer):
             matrices = [p for p in parameters if p.ndim == 2 and id(p) not in self._by_adam]
             updates = dict(zip(map(id, matrices), self._orthogonal(matrices), strict=True))
             for parameter in parameters:
-                update = updates.get(id(parameter))
+                update, size = updates.get(id(parameter)), 0.2 * max(parameter.shape) ** 0.5
                 if update is None:
-                    update = self._adam(parameter, parameter.grad)
+                    update, size = self._adam(parameter, parameter.grad), 1.0
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
-                parameter.sub_(update, alpha=group["lr"])
+                parameter.sub_(update, alpha=group["lr"] * size)
 
     def _orthogonal(self, matrices: list[nn.Parameter]) -> list[Tensor]:
-        """Returns the update of every matrix."""
+        """Returns the update of every matrix, before it is brought to the size of Adam's."""
         wide = []  # looked-ahead momenta, each with at least as many columns as rows
         for parameter in matrices:
             gradient = parameter.grad
             assert gradient is not None
             momentum = self._state(parameter, "momentum")["momentum"].lerp_(gradient, 0.05)
             looked_ahead = gradient.lerp(momentum, 0.95)
+            if self._bf16:
+                looked_ahead = looked_ahead.bfloat16()
             wide.append(looked_ahead.mT if _is_tall(parameter) else looked_ahead)
         by_shape: dict[torch.Size, list[int]] = {}
         for index, matrix in enumerate(wide):
             by_shape.setdefault(matrix.shape, []).append(index)
         for indices in by_shape.values():
             stacked = torch.stack([wide[index] for index in indices])
-            if self._bf16:
-                stacked = stacked.bfloat16()
             for index, done in zip(indices, _newton_schulz_of_all(stacked), strict=True):
-                wide[index] = done.to(matrices[index].dtype)
+                wide[index] = done
         return [
-            (matrix.mT if _is_tall(parameter) else matrix) * (0.2 * max(parameter.shape) ** 0.5)
+            matrix.mT if _is_tall(parameter) else matrix
             for parameter, matrix in zip(matrices, wide, strict=True)
         ]
 
