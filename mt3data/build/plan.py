@@ -286,6 +286,8 @@ def checked_name(config: BuildConfig) -> str:
 def _settings(windows: WindowConfig) -> dict[str, Any]:
     settings = asdict(windows)
     settings["window"], settings["features"] = settings.pop("frames"), windows.schema
+    if not windows.rooms:  # as if there was no such setting
+        del settings["rooms"]
     return settings | {"resampler": "soxr HQ"}
 
 

@@ -83,7 +83,7 @@ def info(folder: Path, as_json: bool) -> None:
 @click.option("--workers", type=WORKERS, default=2, show_default=True, metavar="N",
               help="Threads that check the build first.")  # fmt: skip
 def push(folder: Path, address: str, force: bool, workers: int) -> None:
-    """Uploads a build to an object store, or copies it to another disk.
+    """Copies a build to an object store or another disk.
 
     ADDRESS is that of the folder for the build FOLDER: s3://, gs://, az://, hf:// or another protocol
     of fsspec, or a path. The build is checked first. Its manifest is uploaded last, so that nobody

@@ -51,6 +51,7 @@ class BuildSettings:
         velocity_bins: loudness classes in the tokens, 1 to 127; 1: none.
         encoding: "ties", "noties" or "onsets", see `VocabularyConfig`.
         granularity: "full", "midi_class" or "flat", see `VocabularyConfig`.
+        rooms: place every variant of a training track but the first in a random room.
         track_timeout: seconds that a track may take; 0: twice its length, at least 600.
     """
 
@@ -59,6 +60,7 @@ class BuildSettings:
     velocity_bins: int = 1
     encoding: str = "ties"
     granularity: str = "full"
+    rooms: bool = False
     track_timeout: float = 0.0
 
 
@@ -193,7 +195,7 @@ def _parse_shares(text: str) -> dict[str, float]:
               help="Quarantined tracks up to which the exit code is 0.")  # fmt: skip
 @click.option("--config", type=PATH, metavar="FILE",
               help="TOML file with rare settings: subsets, min_stems, velocity_bins, encoding, granularity, "
-              "track_timeout.")  # fmt: skip
+              "rooms, track_timeout.")  # fmt: skip
 @click.option("--no-download", is_flag=True, help="Use only files that are there.")
 @click.option("--dry-run", is_flag=True, help="Print tracks, size and time of the build, and stop.")
 @click.option("--force", is_flag=True, help="Build again, in a folder beside the existing one.")
@@ -232,7 +234,7 @@ def build(
         )
         windows = WindowConfig(
             window, right_context=right_context or "", variants=variants, seed=seed, align=align,
-            features=tuple(features.split(",")), vocabulary=vocabulary,
+            features=tuple(features.split(",")), rooms=settings.rooms, vocabulary=vocabulary,
         )  # fmt: skip
     except ValueError as error:
         raise UserError(str(error)) from error

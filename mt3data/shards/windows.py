@@ -10,7 +10,8 @@ either right_context.
 
 A variant is one seeded cutting of a track. Variant 0 starts at frame 0. Every later variant starts at
 a frame drawn from (seed, track, variant), so that its segments lie elsewhere. The frames before it are
-in variant 0.
+in variant 0. Where the config asks for it, later variants also sound in a room each, as if the
+instrument stood elsewhere. Labels stay as they are.
 
 Source: mt3/tasks.py (cut, then transform), mt3/preprocessors.py _audio_to_frames, split_tokens.
 """
@@ -55,6 +56,7 @@ class WindowConfig:
         align: treatment of labels that are early or late: "off", "measure" (only reported),
             "shift" (a constant lag is removed) or "dtw" (labels are warped to the audio).
         features: "mel", "audio" or both, in the order of SOUND.
+        rooms: whether every variant but the first is placed in a random room.
     """
 
     frames: int = 2048
@@ -63,6 +65,7 @@ class WindowConfig:
     seed: int = 0
     align: str = "measure"
     features: tuple[str, ...] = ("mel",)
+    rooms: bool = False
     spectrogram: SpectrogramConfig = field(default_factory=SpectrogramConfig)
     vocabulary: VocabularyConfig = field(default_factory=VocabularyConfig)
 
@@ -82,6 +85,10 @@ class WindowConfig:
         if self.frames < 1 or self.variants < 1:
             raise ValueError(
                 f"window={self.frames}, variants={self.variants}; both must be at least 1"
+            )
+        if self.rooms and self.variants < 2:
+            raise ValueError(
+                "rooms are for the variants after the first; expected --variants 2 or more"
             )
 
     @property
@@ -150,12 +157,14 @@ class Cut:
         starts: first frame of each window.
         track_frames: length of the track.
         samples: the whole track, float32, padded with zeros to whole frames.
+        room: seed of the room into which the windows place the samples; "": none.
     """
 
     variant: int
     starts: range
     track_frames: int
     samples: np.ndarray
+    room: str = ""
 
 
 def cut(
@@ -173,7 +182,8 @@ def cut(
     """
     track_frames = len(samples) // config.spectrogram.hop
     starts = window_starts(track_frames, variant if phased else 0, track, config)
-    return Cut(variant, starts, track_frames, samples)
+    room = f"{config.seed}|{track}|{variant}|room" if config.rooms and phased and variant else ""
+    return Cut(variant, starts, track_frames, samples, room)
 
 
 def label(cuts: Iterable[Cut], notes: Notes, config: WindowConfig) -> Iterator[Window]:
@@ -188,6 +198,11 @@ def label(cuts: Iterable[Cut], notes: Notes, config: WindowConfig) -> Iterator[W
     events = EventTable.from_notes(notes, config.vocabulary)
     take = {"mel": window_mel, "audio": window_audio}
     for one in cuts:
+        samples = one.samples
+        if one.room:
+            from mt3data.audio.room import in_random_room  # brings scipy.signal, for half a second
+
+            samples = in_random_room(samples, config.spectrogram.sample_rate, one.room)
         starts, track_frames = np.array(one.starts), np.full(len(one.starts), one.track_frames)
         lengths = np.minimum(config.frames, track_frames - starts)
         tokens, n_tokens = encode_many(events, starts, lengths, track_frames)
@@ -197,7 +212,7 @@ def label(cuts: Iterable[Cut], notes: Notes, config: WindowConfig) -> Iterator[W
                 start,
                 config.frames,
                 one.track_frames,
-                {name: take[name](one.samples, start, config) for name in config.features},
+                {name: take[name](samples, start, config) for name in config.features},
                 tokens[i, : n_tokens[i]],
                 window_notes(notes, start, n_frames, one.track_frames),
             )

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from mt3data.audio.room import place_in_room, room_response
 from mt3data.datasets import manifest
 from mt3data.errors import UserError
 from mt3data.music.midi import DRUMS, instrument_name
@@ -39,8 +40,6 @@ from mt3data.synth.effects import (
     equalize,
     noise_floor,
     perform,
-    place_in_room,
-    room_response,
 )
 from mt3data.synth.soundfont import SoundFont
 

@@ -198,6 +198,7 @@ OPTIONS: list[dict[str, Any]] = [
     {"windows": {"frames": 512}}, {"windows": {"right_context": "audio"}}, {"windows": {"variants": 2}},
     {"windows": {"seed": 1}}, {"windows": {"align": "measure"}}, {"windows": {"align": "shift"}},
     {"windows": {"features": ("audio",)}}, {"windows": {"features": ("mel", "audio")}},
+    {"windows": {"rooms": True, "variants": 2}},
     {"windows": {"vocabulary": VocabularyConfig(127)}},
     {"windows": {"vocabulary": VocabularyConfig(granularity="flat")}},
     {"windows": {"vocabulary": VocabularyConfig(encoding="noties")}},

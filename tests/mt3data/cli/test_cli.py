@@ -211,6 +211,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     ("text", "complaint"),
     [
         ("subset = 3", "unknown key subset; did you mean subsets?"),
+        ("rooms = true", "rooms are for the variants after the first; expected --variants 2"),
         ("window = 256", "unknown key window; expected subsets, min_stems, velocity_bins"),
         ("subsets = 1.5", "subsets is 1.5; expected int"),
         ("subsets = true", "subsets is True; expected int"),

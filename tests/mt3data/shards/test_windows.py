@@ -1,11 +1,15 @@
 """Windows: what they hold, and that any crop of one is tokenised as the whole track is."""
 
+from dataclasses import replace
+
+import note_rows
 import numpy as np
 import pytest
 from crowded_notes import TRACK_FRAMES, WINDOW, tracks
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from mt3data.audio.room import in_random_room
 from mt3data.audio.spectrogram import count_frames, log_mel
 from mt3data.music.fast_tokenizer import EventTable, encode
 from mt3data.music.notes import Notes, trim_overlapping
@@ -31,6 +35,35 @@ def test_variant_0_starts_at_frame_0_and_later_variants_at_a_seeded_phase() -> N
 @pytest.fixture(scope="module")
 def samples() -> np.ndarray:
     return np.random.default_rng(0).normal(0, 0.1, 70_000).astype(np.float32)
+
+
+def test_rooms_change_the_audio_of_later_variants_and_no_label(samples: np.ndarray) -> None:
+    notes = note_rows.notes((0.5, 0.9, 60, 100, 0, 0), (1.2, 3.0, 64, 100, 0, 0))
+    plain = WindowConfig(256, variants=3, features=("audio",))
+    dry = list(windows_of(samples, notes, "t", 3, plain))
+    wet = list(windows_of(samples, notes, "t", 3, replace(plain, rooms=True)))
+    again = list(windows_of(samples, notes, "t", 3, replace(plain, rooms=True)))
+    assert len(dry) == len(wet)
+    for one, other, third in zip(dry, wet, again, strict=True):
+        np.testing.assert_array_equal(other.sound["audio"], third.sound["audio"])
+        np.testing.assert_array_equal(one.tokens, other.tokens)
+        np.testing.assert_array_equal(one.notes.to_array(), other.notes.to_array())
+        is_same = bool((one.sound["audio"] == other.sound["audio"]).all())
+        assert is_same == (one.variant == 0)
+    peak = max(int(np.abs(window.sound["audio"]).max()) for window in dry)
+    assert max(int(np.abs(window.sound["audio"]).max()) for window in wet) <= peak
+
+
+def test_a_room_keeps_the_place_of_the_direct_sound() -> None:
+    click = np.zeros(16_000, np.float32)
+    click[4000] = 0.5
+    placed = [in_random_room(click, 16_000, f"room {n}") for n in range(20)]
+    assert {int(np.argmax(np.abs(one))) for one in placed} == {4000}
+    assert {float(np.abs(one).max()) for one in placed} == {0.5}
+    assert all(not one[:4000].any() or np.abs(one[:4000]).max() < 1e-6 for one in placed)
+    tails = [float(np.sum(one[4001:] ** 2)) / 0.25 for one in placed]  # relative to the click
+    assert min(tails) < 10**-0.3 and max(tails) > 1 and max(tails) < 10**0.55
+    assert not in_random_room(np.zeros(100, np.float32), 16_000, "silence").any()
 
 
 def test_a_segment_window_is_cut_first_and_transformed_then(samples: np.ndarray) -> None:

@@ -13,6 +13,7 @@ import soundfile
 import yaml
 from click.testing import CliRunner
 
+from mt3data.audio.room import room_response
 from mt3data.cli.main import main
 from mt3data.datasets import manifest
 from mt3data.datasets.adapters.slakh import tracks
@@ -28,7 +29,6 @@ from mt3data.synth.effects import (
     equalize,
     noise_floor,
     perform,
-    room_response,
 )
 from mt3data.synth.ensembles import ENSEMBLES, SUSTAINED
 from mt3data.synth.render import default_soundfont, render, write_stems, write_track
