@@ -339,7 +339,7 @@ def format_bytes(n_bytes: float) -> str:
 
 
 @contextmanager
-def file_lock(path: Path, busy: str = "", silent: bool = False) -> Iterator[None]:
+def file_lock(path: Path, busy: str = "", silent_seconds: float | None = None) -> Iterator[None]:
     """Holds a lock file while the body runs.
 
     The system frees the lock when the process ends, also after a crash. The file stays. On NFS the
@@ -348,21 +348,22 @@ def file_lock(path: Path, busy: str = "", silent: bool = False) -> Iterator[None
     Args:
         path: of the lock file.
         busy: message of the error if another process holds the lock. "": wait for it, and print a
-            line after a second.
-        silent: print no line.
+            line after silent_seconds.
+        silent_seconds: wait so long without a message; None: a second.
     Raises:
         UserError: another process holds the lock, or the file system has no locks.
     """
     from filelock import FileLock, Timeout
 
+    if silent_seconds is None:
+        silent_seconds = WAIT_SILENTLY_SECONDS
     lock = FileLock(path)
     try:
-        lock.acquire(0.0 if busy else WAIT_SILENTLY_SECONDS)
+        lock.acquire(0.0 if busy else silent_seconds)
     except Timeout as error:
         if busy:
             raise UserError(f"{busy}; wait for it or stop it") from error
-        if not silent:
-            echo(f"{path.parent}: another run uses this folder; waiting for it to end", err=True)
+        echo(f"{path.parent}: another run uses this folder; waiting for it to end", err=True)
         lock.acquire()
     except OSError as error:
         if error.filename is not None:  # the file cannot be made

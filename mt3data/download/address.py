@@ -7,8 +7,9 @@ is installed by the user, for example s3fs for s3://.
 
 from __future__ import annotations
 
+import os
 import re
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
@@ -20,21 +21,24 @@ HTTP = ("http", "https")
 
 def scheme_of(place: str | Path) -> str:
     """Returns the scheme of an address in lower case; "" for a path. One letter is a drive."""
-    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", str(place))
+    found = None if isinstance(place, PurePath) else re.match(r"([A-Za-z][A-Za-z0-9+.-]+):", place)
     return found[1].lower() if found else ""
 
 
 def is_address(place: str | Path) -> bool:
     """Checks whether a build is given by the address of a server; paths and file: addresses are not.
 
+    An existing file or folder is a path, even if its name has a colon.
+
     Raises:
         UserError: an address of an unknown kind, a command ("pipe:"), or one file system inside
             another ("zip://a::s3://b").
     """
     scheme = scheme_of(place)
-    if scheme in ("", "file"):
+    if scheme in ("", "file") or ("://" not in str(place) and os.path.exists(place)):  # noqa: PTH110
         return False
-    if "::" in str(place) or (scheme not in HTTP and scheme not in _protocols()):
+    is_known = str(place)[len(scheme) :].startswith("://") and "::" not in str(place)
+    if not (is_known and (scheme in HTTP or scheme in _protocols())):
         raise UserError(
             f"{place}: {scheme}: is not read; expected a folder, or an address that begins with "
             "http://, https://, s3://, gs://, az://, hf:// or another protocol of fsspec"
@@ -43,9 +47,41 @@ def is_address(place: str | Path) -> bool:
 
 
 def local_path(place: str | Path) -> Path:
-    """Returns the path of a build that is given by a path or a file: address."""
-    text = str(place)
-    return Path(url2pathname(urlsplit(text).path) if text.startswith("file:") else text)
+    """Returns the path of a build that is given by a path or a file: address.
+
+    Raises:
+        UserError: a file: address of another machine.
+    """
+    if scheme_of(place) != "file":
+        return Path(place)
+    parts = urlsplit(str(place))
+    if parts.netloc not in ("", "localhost"):
+        raise UserError(
+            f"{place}: {parts.netloc} is read as the name of a machine; expected file:///FOLDER, or a path"
+        )
+    return Path(url2pathname(parts.path))
+
+
+def folder_address(address: str) -> str:
+    """Returns the address of the folder of a build: in its usual form, without a slash at its end.
+
+    Raises:
+        UserError: the names of files cannot be added to it.
+    """
+    scheme = scheme_of(address)
+    base = f"{scheme}{address[len(scheme) :]}".rstrip("/")
+    rest = base.partition("://")[2]
+    if not rest:
+        raise UserError(f"{address}: names no folder; expected an address such as s3://bucket/demo")
+    if scheme in HTTP and (found := re.search("[?#].*", rest)):
+        raise UserError(
+            f"{address}: the names of files cannot follow {found[0]}; expected the address of a folder"
+        )
+    if "*" in rest:
+        raise UserError(
+            f"{address}: patterns are for folders on this machine; name each build by its address"
+        )
+    return base
 
 
 def file_system(address: str) -> tuple[Any, str]:
@@ -57,7 +93,8 @@ def file_system(address: str) -> tuple[Any, str]:
     from fsspec.core import url_to_fs
 
     try:
-        return url_to_fs(address)  # type: ignore[no-any-return]
+        scheme = scheme_of(address)
+        return url_to_fs(f"{scheme}{address[len(scheme) :]}")  # type: ignore[no-any-return]
     except ImportError as error:
         raise UserError(f"{address}: {error}") from error
     except Exception as error:  # whatever the package of the protocol raises

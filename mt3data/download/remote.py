@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 from mt3data.download.address import HTTP, file_system, scheme_of
 from mt3data.download.http import RETRY_POLICY, RemoteFile, RetryPolicy, reason_of
 from mt3data.errors import UserError
+from mt3data.terminal import is_path_error
 
 BLOCK_BYTES = 1 << 23  # of one request to an object store
 PERMANENT = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError)
+INVALID = errno.EINVAL  # of file systems: an impossible bucket or name, a wrong key
 
 
 class StoredFile(io.RawIOBase):
@@ -43,13 +46,13 @@ class StoredFile(io.RawIOBase):
         self.url, self._retry_policy = url, retry_policy
         self._files, self._path = file_system(url)
         self._files.invalidate_cache()
-        found = attempt(lambda: self._files.info(self._path), url, retry_policy)
+        found = attempt(lambda: dict(self._files.info(self._path)), url, retry_policy)
         size = found.get("size")
-        if found.get("type") != "file" or size is None:
-            raise UserError(f"{url}: no file")
+        if found.get("type") != "file" or not isinstance(size, int) or size < 0:
+            raise UserError(f"{url}: no file of known size")
         if expected_bytes and size != expected_bytes:
             raise UserError(f"{url}: the server has {size:,} bytes, expected {expected_bytes:,}")
-        self.total = int(size)
+        self.total = size
         self.validator = str(attempt(lambda: self._files.ukey(self._path), url, retry_policy))
         is_same = validator in ("", self.validator) and offset <= self.total
         self.position = offset if is_same else 0
@@ -66,18 +69,16 @@ class StoredFile(io.RawIOBase):
             UserError: the rest cannot be read.
         """
         if self.position < self.total and not self._held:
-            self._held = memoryview(
-                attempt(self._next_block, self.url, self._retry_policy, Exception)
-            )
+            self._held = attempt(self._next_block, self.url, self._retry_policy, Exception)
         data = self._held[: len(buffer)]
         buffer[: len(data)] = data
         self._held = self._held[len(data) :]
         self.position += len(data)
         return len(data)
 
-    def _next_block(self) -> bytes:
+    def _next_block(self) -> memoryview:
         end = min(self.position + BLOCK_BYTES, self.total)
-        data: bytes = self._files.cat_file(self._path, start=self.position, end=end)
+        data = memoryview(self._files.cat_file(self._path, start=self.position, end=end))
         if len(data) != end - self.position:
             raise ConnectionError(f"received {len(data):,} of {end - self.position:,} bytes")
         return data
@@ -93,8 +94,8 @@ def attempt(
         action: what to run.
         url: for the message.
         retry_policy: limits of retries. The file system has limits of its own below these.
-        transient: errors of other types are reported at once, and so are missing files and
-            missing permission.
+        transient: errors of other types are reported at once, and so are missing files, missing
+            permission, full disks and invalid names.
     Raises:
         UserError: the last error.
     """
@@ -105,6 +106,8 @@ def attempt(
         except Exception as error:  # each file system raises errors of its own library
             failures += 1
             is_permanent = isinstance(error, PERMANENT) or not isinstance(error, transient)
+            if isinstance(error, OSError):
+                is_permanent |= is_path_error(error) or error.errno == INVALID
             if is_permanent or failures > retry_policy.retries:
                 missing = "no such file: " if isinstance(error, FileNotFoundError) else ""
                 reason = reason_of(error) or type(error).__name__

@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import threading
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mt3data import system
 from mt3data.datasets.manifest import Source
-from mt3data.download.address import is_address, local_path
+from mt3data.download.address import folder_address, is_address, local_path
 from mt3data.errors import UserError
 from mt3data.files import (
     file_has_size,
@@ -30,6 +31,7 @@ from mt3data.files import (
     require_space,
     write_atomically,
 )
+from mt3data.schema import MAX_BYTES
 from mt3data.shards.format import BUILD_MANIFEST, read_build_manifest
 
 if TYPE_CHECKING:
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
 REMOTE = "remote.json"  # in the folder of a build whose shards are fetched when they are read
 PARTIAL = "-partial"  # end of the name of such a folder
 LOCK = ".shards.lock"  # of a cache: one shard is fetched, and room made for it, at a time
+FETCH_SECONDS = 60.0  # for which a process waits for the fetch of another one without a message
 
 
 @dataclass
@@ -80,9 +83,9 @@ def cached(
 
     if not is_address(build):
         return local_path(build)
-    base, retry_policy = str(build).rstrip("/"), retry_policy or RETRY_POLICY
+    base, retry_policy = folder_address(str(build)), retry_policy or RETRY_POLICY
     data, manifest = fetch_build_manifest(base, retry_policy)
-    folder = cache / f"{manifest['dataset']}-{hashlib.sha256(data).hexdigest()[:12]}"
+    folder = cache / f"{manifest['dataset']}-{_digest(data)}"
     is_partial = max_bytes > 0 and not (folder / BUILD_MANIFEST).is_file()
     entries, later = [*manifest["files"], *manifest["shards"]], 0  # small files first
     if is_partial:
@@ -108,6 +111,33 @@ def cached(
         if not (folder / BUILD_MANIFEST).is_file():
             write_atomically(folder / BUILD_MANIFEST, data)
     return folder
+
+
+def build_names(folders: Sequence[Path]) -> list[str]:
+    """Returns the names of builds for settings: of the folder, or in a cache of the dataset.
+
+    So a copy of `cached` has the name of the build that it was made of, where that is in a folder with
+    the name of its dataset. Copies of two builds of one dataset keep the names of their folders.
+
+    Args:
+        folders: of the builds; one without a build manifest is an address.
+    """
+    names = [_name(folder) for folder in folders]
+    return [
+        name if names.count(name) == 1 else folder.name
+        for name, folder in zip(names, folders, strict=True)
+    ]
+
+
+def _name(folder: Path) -> str:
+    dataset, _, digest = folder.name.removesuffix(PARTIAL).rpartition("-")
+    path = folder / BUILD_MANIFEST
+    is_copy = path.is_file() and digest == _digest(read_limited(path, MAX_BYTES))
+    return dataset if is_copy else folder.name
+
+
+def _digest(manifest: bytes) -> str:
+    return hashlib.sha256(manifest).hexdigest()[:12]
 
 
 class ShardCache:
@@ -141,7 +171,7 @@ class ShardCache:
         """
         if file := self._open_here(name):
             return file
-        with file_lock(self.folder.parent / LOCK, silent=True):
+        with file_lock(self.folder.parent / LOCK, silent_seconds=FETCH_SECONDS):
             return self._open_here(name) or self._fetch(name)
 
     def prefetch(self, names: list[str]) -> None:
@@ -185,6 +215,7 @@ class ShardCache:
         from mt3data.download.http import RETRY_POLICY
 
         path, entry = self.folder / name, self._entries[name]
+        self.folder.mkdir(parents=True, exist_ok=True)  # somebody may have removed it to make room
         self._make_room(path, entry["bytes"])
         fetch(_source(self._address, entry), path, RETRY_POLICY, show=False)
         TRAFFIC.fetched += 1

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, cast
 
 import numpy as np
 
-from mt3data.download.address import is_address, local_path
+from mt3data.download.address import folder_address, is_address, local_path
 from mt3data.download.http import RETRY_POLICY, RetryPolicy
 from mt3data.download.remote import open_remote
 from mt3data.errors import UserError
@@ -126,7 +126,7 @@ def open_builds(
     """Yields path or address, and build manifest, of every build."""
     for build in builds:
         if is_address(build):
-            base = str(build).rstrip("/")
+            base = folder_address(str(build))
             yield base, fetch_build_manifest(base, retry_policy)[1]
         else:
             for folder in find_builds(local_path(build)):

@@ -3,6 +3,8 @@
 import dataclasses
 import hashlib
 import json
+import math
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -12,7 +14,7 @@ from mt3data.audio.spectrogram import SpectrogramConfig
 from mt3data.download.address import is_address, local_path
 from mt3data.errors import UserError
 from mt3data.music.vocabulary import VocabularyConfig
-from mt3data.shards.cache import cached
+from mt3data.shards.cache import build_names, cached
 from mt3data.shards.compatibility import describe_difference
 from mt3data.shards.format import find_builds, read_build_manifest
 from mt3data.shards.reader import Batch, IndexedShards
@@ -103,7 +105,7 @@ def builds_at(where: str, config: DataConfig) -> list[Path]:
 
 def _named(where: str) -> list[str]:
     """Splits a setting at its commas into builds, patterns and addresses."""
-    if Path(where).exists():
+    if os.path.exists(where):  # noqa: PTH110 (a list may be longer than a path can be)
         return [where]  # a name may have commas
     return [part for part in map(str.strip, where.split(",")) if part] or [where]
 
@@ -117,7 +119,7 @@ def _builds_at_one(part: str, config: DataConfig) -> list[Path]:
             "of which data.cache_gb=N limits the size; or train with data.reader=webdataset, and "
             "evaluate on data.eval=DIR or not at all (eval_every=0)"
         )
-    return [cached(part, Path(config.cache), max_bytes=int(config.cache_gb * 1e9))]
+    return [cached(part, Path(config.cache), max_bytes=math.ceil(config.cache_gb * 1e9))]
 
 
 def weights_of(builds: Sequence[Path], config: DataConfig) -> list[float] | None:
@@ -128,11 +130,11 @@ def weights_of(builds: Sequence[Path], config: DataConfig) -> list[float] | None
     """
     if not config.weights:
         return None
-    names = [build.name for build in builds]
+    names = build_names(builds)
     if sorted(names) != sorted(config.weights):
         raise UserError(
             f"data.weights has {', '.join(config.weights)}; the builds are {', '.join(names)}; "
-            "name each of them once, by its folder's name"
+            "name each of them once"
         )
     return [config.weights[name] for name in names]
 
@@ -202,7 +204,10 @@ def data_order(config: Config, data: TrainingData) -> dict[str, Any]:
         config.data,
         dataclasses.asdict(config.augment) if config.augment.is_on else {},
     )
-    builds = {build.name: _checksum_of_shards(build) for build in data.builds}
+    builds = {
+        name: _checksum_of_shards(build)
+        for name, build in zip(build_names(data.builds), data.builds, strict=True)
+    }
     order = {
         "seed": config.seed, "batch": config.batch, "records": data.n_records, "builds": builds,
         "data.split": source.split, "data.reader": source.reader,

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from mt3data.shards.cache import build_names
 from mt3train.config import Config
 from mt3train.data.builds import TrainingData
 from mt3train.data.loader import read_step, to_device
@@ -75,7 +76,7 @@ def evaluate_if_due(
 def _evaluated_on(config: Config, data: TrainingData | None) -> dict[str, Any]:
     """Describes the segments and tracks that are evaluated."""
     source = config.data
-    builds = {build.name: data.n_records for build in data.builds} if data is not None else {}
+    builds = dict.fromkeys(build_names(data.builds), data.n_records) if data is not None else {}
     return {
         "builds": builds, "split": source.eval_split, "folder": source.validation_folder,
         "segments": config.eval_segments, "tracks": config.transcribe_tracks,

@@ -69,6 +69,7 @@ class FaultyFileSystem(MemoryFileSystem):
     def reset(cls) -> None:
         """Removes all files and faults."""
         cls.store.clear()
+        cls.pseudo_dirs[:] = [""]
         cls.faults, cls.short, cls.requests = [], 0, []
 
 

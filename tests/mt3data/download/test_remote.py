@@ -10,7 +10,7 @@ from toys import QUICK
 
 from mt3data.datasets.manifest import Source
 from mt3data.download import remote
-from mt3data.download.address import is_address, local_path
+from mt3data.download.address import folder_address, is_address, local_path
 from mt3data.download.fetch import fetch, file_checksums
 from mt3data.download.remote import StoredFile
 from mt3data.errors import UserError
@@ -130,7 +130,91 @@ def test_addresses_of_object_stores_are_known(address: str) -> None:
     assert is_address(address)
 
 
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("S3://bucket/Demo//", "s3://bucket/Demo"),
+        ("s3://bucket/a b%20c?d", "s3://bucket/a b%20c?d"),
+        ("HTTPS://host/demo/", "https://host/demo"),
+        ("hf://datasets/a/b@main", "hf://datasets/a/b@main"),
+    ],
+)
+def test_an_address_of_a_folder_gets_its_usual_form(address: str, expected: str) -> None:
+    assert folder_address(address) == expected
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("https://host/demo?token=1", "cannot follow .token=1; expected the address of a folder"),
+        ("http://host/demo#a", "cannot follow #a"),
+        ("s3://", "names no folder"),
+        ("s3://bucket/*", "patterns are for folders on this machine"),
+    ],
+)
+def test_an_address_that_is_no_folder_is_refused(address: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        folder_address(address)
+
+
+def test_a_slash_too_few_is_no_folder_of_that_name(tmp_path: Path) -> None:
+    for address in ("s3:/bucket/demo", "local:x", "https:host/demo"):
+        with pytest.raises(UserError, match="is not read; expected a folder, or an address"):
+            is_address(address)
+
+
+def test_a_path_may_have_a_colon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert not is_address(Path("run:2/shards"))
+    assert local_path(Path("file:2")) == Path("file:2")
+    with pytest.raises(UserError):
+        is_address("run:2")
+    try:
+        Path("run:2").mkdir()
+    except OSError:
+        pytest.skip("this system has no colons in names")
+    assert not is_address("run:2")
+
+
+def test_the_protocol_may_be_in_upper_case(store: type[FaultyFileSystem]) -> None:
+    with StoredFile("FAULTY://bucket/a.bin") as file:
+        assert file.read() == DATA
+
+
+@pytest.mark.parametrize("size", [None, -1, "12", 1.5])
+def test_a_size_that_is_no_number_of_bytes_is_reported(
+    store: type[FaultyFileSystem], monkeypatch: pytest.MonkeyPatch, size: object
+) -> None:
+    monkeypatch.setattr(store, "info", lambda self, path: {"type": "file", "size": size})
+    with pytest.raises(UserError, match=f"^{ADDRESS}: no file of known size"):
+        opened()
+
+
+@pytest.mark.parametrize(
+    ("method", "result"),
+    [
+        ("info", None),
+        ("ukey", ZeroDivisionError("of a library")),
+        ("cat_file", "x" * 10_000),
+        ("cat_file", DATA[:10_001]),
+        ("cat_file", None),
+    ],
+)
+def test_invalid_results_of_a_file_system_are_reported_with_the_address(
+    store: type[FaultyFileSystem], monkeypatch: pytest.MonkeyPatch, method: str, result: object
+) -> None:
+    def answer(self: object, path: str, **rest: object) -> object:
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    monkeypatch.setattr(store, method, answer)
+    with pytest.raises(UserError, match=f"^{ADDRESS}: "):
+        opened().read()
+
+
 def test_a_file_address_is_a_path(tmp_path: Path) -> None:
+    assert local_path(tmp_path.as_uri().replace("file:", "FILE:")) == tmp_path
     assert not is_address(tmp_path.as_uri())
     assert local_path(tmp_path.as_uri()) == tmp_path
 

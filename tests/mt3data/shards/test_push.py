@@ -1,5 +1,6 @@
 """push(): an address has the whole build, or no build manifest."""
 
+import hashlib
 import json
 import shutil
 from collections.abc import Iterator
@@ -17,7 +18,7 @@ from mt3data.shards.cache import cached
 from mt3data.shards.check import check
 from mt3data.shards.push import Pushed, push
 
-ADDRESS = "faulty://bucket/builds/demo"
+ADDRESS, PLACE = "faulty://bucket/builds/demo", "/bucket/builds/demo"
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +124,54 @@ def test_what_another_upload_left_is_not_trusted(
     for name, data in files.items():  # of the same sizes, without the mark of this build
         if name != "manifest.json":
             FaultyFileSystem().pipe_file(f"/bucket/builds/demo/{name}", bytes(len(data)))
-    push_quick(whole)
+    with pytest.raises(UserError, match="has other files .README.md, index, .*--force"):
+        push_quick(whole)
+    push_quick(whole, force=True)
     assert served() == files
+
+
+def test_an_upload_of_another_build_is_not_mixed_with_this_one(
+    store: type[FaultyFileSystem], whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    FaultyFileSystem().pipe_file(f"{PLACE}/push.json", b"other")
+    with pytest.raises(UserError, match="another build, whose upload is not complete"):
+        push_quick(whole)
+    assert served() == {"push.json": b"other"}
+    original = FaultyFileSystem.put_file
+
+    def put(self: Any, source: str, path: str, **rest: Any) -> Any:
+        self.pipe_file(f"{PLACE}/push.json", b"other")  # another process begins
+        return original(self, source, path, **rest)
+
+    monkeypatch.setattr(FaultyFileSystem, "put_file", put)
+    with pytest.raises(UserError, match="another build was uploaded there meanwhile"):
+        push_quick(whole, force=True)
+    assert "manifest.json" not in served()
+
+
+def test_half_a_manifest_of_this_upload_is_written_again(
+    store: type[FaultyFileSystem], whole: Path
+) -> None:
+    push_quick(whole)
+    files = contents(whole)
+    digest = hashlib.sha256(files["manifest.json"]).hexdigest().encode()
+    for name, data in (("push.json", digest), ("manifest.json", files["manifest.json"][:99])):
+        FaultyFileSystem().pipe_file(f"{PLACE}/{name}", data)
+    assert push_quick(whole).files == 1
+    assert served() == files
+
+
+@pytest.mark.parametrize("name", [".gitattributes", "sub/.keep"])
+def test_hidden_files_of_a_service_are_left(
+    store: type[FaultyFileSystem], whole: Path, name: str
+) -> None:
+    FaultyFileSystem().pipe_file(f"{PLACE}/{name}", b"text")
+    if name.startswith("."):
+        push_quick(whole, ADDRESS + "/")
+        assert served() == contents(whole) | {name: b"text"}
+    else:
+        with pytest.raises(UserError, match="has other files .sub.;"):
+            push_quick(whole)
 
 
 def test_another_build_is_replaced_with_force_alone(
@@ -132,9 +179,9 @@ def test_another_build_is_replaced_with_force_alone(
 ) -> None:
     push_quick(whole)
     other = json.loads(store.store["/bucket/builds/demo/manifest.json"].getvalue())
-    FaultyFileSystem().pipe_file(
-        "/bucket/builds/demo/manifest.json", json.dumps(other | {"title": "other"}).encode()
-    )
+    other["files"].append({"name": "old.md", "bytes": 3, "sha256": "0" * 64})
+    for name, data in (("manifest.json", json.dumps(other).encode()), ("old.md", b"old")):
+        FaultyFileSystem().pipe_file(f"{PLACE}/{name}", data)
     before = served()
     with pytest.raises(UserError, match="has another build; .* --force"):
         push_quick(whole)
@@ -187,8 +234,30 @@ def test_addresses_that_cannot_be_written_are_refused(whole: Path) -> None:
         push_quick(whole, "https://example.org/demo")
     with pytest.raises(UserError, match="is not read; expected a folder, or an address"):
         push_quick(whole, "pipe:cat")
-    with pytest.raises(UserError, match="is the folder of the build itself"):
-        push_quick(whole, str(whole))
+    for place in (whole, whole / "inside", whole.parent):
+        for address in (str(place), place.as_uri(), f"local://{place}"):
+            with pytest.raises(UserError, match="is the folder of the build itself, or one is ins"):
+                push_quick(whole, address)
+    with pytest.raises(UserError, match=r"relative is read as the name of a machine; .*file:///"):
+        push_quick(whole, "file://relative/folder")
+    with pytest.raises(UserError, match="s3:/bucket/demo: s3: is not read; expected a folder, or"):
+        push_quick(whole, "s3:/bucket/demo")
+
+
+@pytest.mark.parametrize("error", [FileExistsError(17, "x"), OSError(28, "x"), OSError(22, "x")])
+def test_faults_that_stay_are_reported_at_once(
+    store: type[FaultyFileSystem], whole: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    calls = []
+
+    def fail(self: Any, path: str, data: bytes, **rest: Any) -> None:
+        calls.append(path)
+        raise error
+
+    monkeypatch.setattr(FaultyFileSystem, "pipe_file", fail)
+    with pytest.raises(UserError, match=f"^{ADDRESS}: .*x"):
+        push_quick(whole)
+    assert len(calls) == 1
 
 
 def test_the_command_prints_what_it_uploaded(whole: Path, tmp_path: Path) -> None:
