@@ -185,7 +185,7 @@ def test_faults_are_counted_in_words_and_in_json(shards: Path) -> None:
         ("verify slakh", "data/slakh does not exist"),
         ("download slak", "did you mean 'slakh'"),
         ("download slakh --from nowhere", "--from nowhere: there is no such file"),
-        ("download slakh --cache x", "no http(s) address"),
+        ("download slakh --cache x", "no address of a build"),
         ("download https://127.0.0.1:9/x", "name a folder for it with --cache"),
         ("synth -o x --midi nowhere", "not a folder"),
         ("synth -o x --tracks 0", "'--tracks': 0 is not in the range x>=1"),
