@@ -78,6 +78,10 @@ def download(
     from mt3data.download.dataset import DownloadOptions
 
     if "://" in dataset or cache:
+        if select or stream or archives or only:
+            raise UserError(
+                "--select, --stream, --from and --source are for datasets; a build is copied whole"
+            )
         echo(_fetch_shards(dataset, cache))
         return
     _download(dataset, root, DownloadOptions(select, stream, archives, only))

@@ -102,6 +102,27 @@ def test_a_run_that_was_killed_continues_with_the_same_losses(whole: Path, tmp_p
     assert losses(tmp_path / "there") == losses(tmp_path / "here")
 
 
+def test_a_local_run_continues_with_the_address_of_its_build(
+    whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    local, run = whole.rename(whole.with_name("demo")), f"run={tmp_path / 'run'}"
+    try:
+        address = [
+            f"data.train=local://{local.as_posix()}/",
+            *cache_settings(local, tmp_path / "c"),
+        ]
+        settings = [*RUN, run, "data.weights={demo=1}"]
+        train(load_config([*settings, f"data.train={local}", "steps=2"]))
+        capfd.readouterr()
+        train(load_config([*settings, *address, "steps=4"]))
+        train(load_config([*settings, *address, "steps=6", "data.cache_gb=0"]))
+        printed = capfd.readouterr().err
+        assert "step 4/4" in printed and "step 6/6" in printed
+        assert "the steps before had" not in printed and "other data" not in printed
+    finally:
+        local.rename(whole)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [

@@ -3,6 +3,7 @@
 import os
 import pickle
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from server import Fault, publisher
 from toys import QUICK
 
 from mt3data.errors import UserError
+from mt3data.files import file_lock
 from mt3data.shards import cache as caches
 from mt3data.shards.cache import ShardCache, cached, shard_cache
 from mt3data.shards.check import check
@@ -270,6 +272,59 @@ def test_many_threads_at_once_keep_the_limit_and_the_batches(
         thread.join(HANG_SECONDS)
     assert faults == []
     assert used_bytes(tmp_path) <= 2 * largest(whole)
+
+
+@pytest.mark.usefixtures("no_prefetch")
+@pytest.mark.parametrize("removed", ["cache", "cache/demo"])
+def test_a_folder_that_was_removed_during_a_run_is_filled_again(
+    store: type[FaultyFileSystem], whole: Path, tmp_path: Path, removed: str
+) -> None:
+    folder = partial(whole, tmp_path / "cache", 3)
+    here, there = IndexedShards([whole]), IndexedShards([folder])
+    batch(there, 0, 4)
+    shutil.rmtree(folder if removed == "cache/demo" else folder.parent)
+    for step in (0, 1):
+        assert_equal(batch(there, step, 4), batch(here, step, 4))
+    assert_equal(batch(IndexedShards([partial(whole, folder.parent, 3)]), 2, 4), batch(here, 2, 4))
+
+
+def test_a_process_that_waits_long_for_another_one_prints_a_message(
+    store: type[FaultyFileSystem], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    messages: list[str] = []
+    monkeypatch.setattr(caches, "FETCH_SECONDS", 0.0)
+    monkeypatch.setattr("mt3data.files.echo", lambda text, **rest: messages.append(text))
+    cache = shard_cache(partial(whole, tmp_path, 3))
+    assert cache is not None
+    name = f"train-00000-of-{N_SHARDS:05}.tar"
+    waiting = threading.Thread(target=cache.open, args=(name,))
+    with file_lock(tmp_path / caches.LOCK):
+        waiting.start()
+        wait_until(lambda: bool(messages))
+    waiting.join(HANG_SECONDS)
+    assert messages == [f"{tmp_path}: another run uses this folder; waiting for it to end"]
+    assert [path.name for path in shards_in(tmp_path)] == [name]
+
+
+def test_copies_have_the_name_of_their_dataset(
+    store: type[FaultyFileSystem], whole: Path, tmp_path: Path
+) -> None:
+    copies = [partial(whole, tmp_path / "a", 3), cached(ADDRESS, tmp_path / "b", QUICK)]
+    assert [caches.build_names([copy]) for copy in copies] == [["demo"], ["demo"]]
+    assert caches.build_names([whole]) == [whole.name]
+    assert caches.build_names([*copies, tmp_path]) == [*(c.name for c in copies), tmp_path.name]
+    other = copies[1].rename(tmp_path / "demo-0123456789ab")  # not the sum of its manifest
+    assert caches.build_names([other, Path("s3://bucket/demo")]) == [other.name, "demo"]
+
+
+def test_two_limits_in_one_cache_give_the_same_batches(
+    store: type[FaultyFileSystem], whole: Path, tmp_path: Path
+) -> None:
+    here = IndexedShards([whole])
+    small, large = (IndexedShards([partial(whole, tmp_path, n)]) for n in (2, 8))
+    for step in range(4):
+        assert_equal(batch(small, step, 4), batch(here, step, 4))
+        assert_equal(batch(large, step, 4), batch(here, step, 4))
 
 
 def test_a_pickled_reader_uses_the_same_cache(
