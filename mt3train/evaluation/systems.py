@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,7 +91,7 @@ def compare_systems(references: Path, systems: Sequence[Path]) -> Comparison:
     scores: dict[str, dict[str, dict[str, np.ndarray]]] = {}
     instruments, missing, extra = {}, {}, {}
     for name, files in found_files.items():
-        matched = {recording: _match(files, recording, names[name]) for recording in true_files}
+        matched = _matched(files, true_files, names[name])
         extra[name] = len(files) - len({path for path in matched.values() if path})
         missing[name] = [recording for recording in truths if matched[recording] is None]
         rows: dict[str, list[dict[str, float]]] = {scoring: [] for scoring in SCORINGS}
@@ -155,18 +155,35 @@ def _system_names(systems: Sequence[Path]) -> dict[str, Path]:
     }
 
 
-def _match(files: Mapping[str, Path], recording: str, folder: Path) -> Path | None:
-    """Returns a system's file of a recording; None: there is none."""
-    if recording in files:
-        return files[recording]
-    base = recording.rpartition("/")[2]
-    same = [path for name, path in files.items() if name.rpartition("/")[2] == base]
-    if len(same) > 1:
-        raise UserError(
-            f"{folder}: {same[0]} and {same[1]} may both be of {recording}; lay out the folder as "
-            "that of the references"
-        )
-    return same[0] if same else None
+def _matched(
+    files: Mapping[str, Path], recordings: Collection[str], folder: Path
+) -> dict[str, Path | None]:
+    """Returns a system's file of each recording: of the same path, else of the same name; or None.
+
+    Raises:
+        UserError: two files may be of one recording, or one file of two.
+    """
+    others: dict[str, list[Path]] = {}  # files of no recording's path, by their names
+    for name, path in files.items():
+        if name not in recordings:
+            others.setdefault(name.rpartition("/")[2], []).append(path)
+    matched = {recording: files.get(recording) for recording in recordings}
+    used: dict[Path, str] = {}
+    advice = "lay out the folder as that of the references"
+    for recording in [recording for recording, path in matched.items() if path is None]:
+        same = others.get(recording.rpartition("/")[2], [])
+        if len(same) > 1:
+            raise UserError(
+                f"{folder}: {same[0]} and {same[1]} may both be of {recording}; {advice}"
+            )
+        if same and same[0] in used:
+            raise UserError(
+                f"{folder}: {same[0]} may be of {used[same[0]]} and of {recording}; {advice}"
+            )
+        if same:
+            matched[recording] = same[0]
+            used[same[0]] = recording
+    return matched
 
 
 def _read(path: Path, faults: list[str]) -> Notes | None:

@@ -115,12 +115,21 @@ def test_files_without_a_reference_are_counted(made: Path) -> None:
     assert result.exit_code == 0 and "good: ignored 1 file without a reference" in result.stderr
 
 
+def test_a_file_of_one_reference_is_never_scored_against_another(made: Path) -> None:
+    write(made / "refs" / "other" / "a.mid", [60])
+    compared = compare_systems(made / "refs", [made / "good"])
+    assert compared.missing["good"] == ["other/a"]
+
+
 @pytest.mark.parametrize("change, words", [
     (lambda folder: write(folder / "refs" / "a.kar", [60]), "have one name"),
     (lambda folder: write(folder / "good" / "a.midi", [60]), "have one name"),
     (lambda folder: [(folder / "good" / "sub" / "c.mid").unlink(),
                      *(write(folder / "good" / part / "c.mid", [60]) for part in "xy")],
      "may both be of sub/c"),
+    (lambda folder: [(folder / "good" / "sub" / "c.mid").unlink(), write(folder / "refs" / "c.mid", [60]),
+                     write(folder / "good" / "x" / "c.mid", [60])],
+     "may be of c and of sub/c"),
     (lambda folder: [path.write_bytes(b"") for path in (folder / "refs").rglob("*.mid")],
      "no reference can be read"),
 ])  # fmt: skip
