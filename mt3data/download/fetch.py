@@ -159,7 +159,10 @@ def _transfer(
         note = {"url": remote.url, "validator": remote.validator}
         write_atomically(_note(part), json.dumps(note).encode())
         require_space(
-            part.parent, max(0, remote.total - remote.position), f"to download {part.stem}"
+            part.parent,
+            max(0, remote.total - remote.position),
+            f"to download {part.stem}",
+            "folder",
         )
         done = remote.position / MB
         with progress(remote.total / MB, part.stem, "MB", done=done, show=show) as bar:

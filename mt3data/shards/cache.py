@@ -102,7 +102,7 @@ def cached(
     with file_lock(cache / f".{folder.name}.lock"):
         missing = [e for e in entries if not file_has_size(folder / e["name"], e["bytes"])]
         n_bytes = sum(entry["bytes"] for entry in missing) + later
-        require_space(cache, n_bytes, f"to fetch {base}", option="--cache")
+        require_space(cache, n_bytes, f"to fetch {base}", option="folder for copies")
         for entry in missing:
             fetch(_source(base, entry), folder / entry["name"], retry_policy)
         if is_partial:
@@ -147,12 +147,13 @@ class ShardCache:
 
     Attributes:
         folder: of the build, in a cache.
+        address: of the build.
         max_bytes: of the shards of all partial builds in the cache.
     """
 
     def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
         """Takes the folder of `cached`, and the facts in its REMOTE."""
-        self.folder, self._address, self.max_bytes = folder, facts["address"], facts["max_bytes"]
+        self.folder, self.address, self.max_bytes = folder, facts["address"], facts["max_bytes"]
         self._entries = {entry["name"]: entry for entry in read_build_manifest(folder)["shards"]}
         self._wanted: list[str] = []  # by prefetch, in this order
         self._thread = threading.Thread()
@@ -217,7 +218,7 @@ class ShardCache:
         path, entry = self.folder / name, self._entries[name]
         self.folder.mkdir(parents=True, exist_ok=True)  # somebody may have removed it to make room
         self._make_room(path, entry["bytes"])
-        fetch(_source(self._address, entry), path, RETRY_POLICY, show=False)
+        fetch(_source(self.address, entry), path, RETRY_POLICY, show=False)
         TRAFFIC.fetched += 1
         TRAFFIC.fetched_bytes += entry["bytes"]
         return system.SharedFile(path)

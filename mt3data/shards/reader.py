@@ -253,10 +253,12 @@ class IndexedShards:
         """Lets each cache fetch the shards of the draws from `draw` on, as many as fit into it."""
         if draw in self._planned:
             return
-        n_shards = sum(len(source.shard_names) for source in self.sources)
+        n_shards = max(len(source.shard_names) for source in self.sources)
+        remote = [number for number, source in enumerate(self.sources) if source.cache]
         limit = min(source.cache.max_bytes for source in self.sources if source.cache)
-        mean_bytes = sum(int(source.shard_bytes.sum()) for source in self.sources) / n_shards
-        n_draws = min(self.n_records, int(self.n_records / n_shards * limit / mean_bytes))
+        n_bytes = sum(int(self.sources[number].shard_bytes.sum()) for number in remote)
+        share = int(self._per_round[remote].sum()) / MIXTURE_CYCLE  # of all draws
+        n_draws = min(self.n_records, int(int(self._sizes[remote].sum()) * limit / n_bytes / share))
         self._planned = range(draw, draw + max(1, n_draws // 8))
         sources, rows = self._drawn(np.arange(draw, draw + max(1, n_draws)))
         shards = np.empty(len(rows), np.int64)
@@ -266,9 +268,10 @@ class IndexedShards:
         names: dict[ShardCache, list[str]] = {}
         for place in np.sort(first).tolist():
             source, shard = self.sources[sources[place]], int(shards[place])
-            limit -= int(source.shard_bytes[shard])
-            if source.cache and limit >= 0:
-                names.setdefault(source.cache, []).append(source.shard_names[shard])
+            if source.cache:  # others take no room
+                limit -= int(source.shard_bytes[shard])
+                if limit >= 0:
+                    names.setdefault(source.cache, []).append(source.shard_names[shard])
         for cache, wanted in names.items():
             cache.prefetch(wanted)
 

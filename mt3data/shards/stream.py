@@ -28,6 +28,7 @@ from mt3data.download.http import RETRY_POLICY, RetryPolicy
 from mt3data.download.remote import open_remote
 from mt3data.errors import UserError
 from mt3data.schema import MAX_BYTES
+from mt3data.shards.cache import shard_cache
 from mt3data.shards.format import (
     BUILD_MANIFEST,
     find_builds,
@@ -130,6 +131,11 @@ def open_builds(
             yield base, fetch_build_manifest(base, retry_policy)[1]
         else:
             for folder in find_builds(local_path(build)):
+                if cache := shard_cache(folder):
+                    raise UserError(
+                        f"{folder} holds only some shards of {cache.address}, which is read in order from "
+                        "its address; name that in place of the folder"
+                    )
                 yield str(folder), read_build_manifest(folder)
 
 

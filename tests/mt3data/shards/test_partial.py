@@ -23,6 +23,7 @@ from mt3data.shards.check import check
 from mt3data.shards.format import read_build_manifest
 from mt3data.shards.index import ShardSet, read_tracks
 from mt3data.shards.reader import Batch, IndexedShards
+from mt3data.shards.stream import open_builds
 
 N_SHARDS = 12
 ADDRESS = "faulty://bucket/builds/demo"
@@ -365,6 +366,26 @@ def test_a_damaged_description_is_named(
     (folder / "remote.json").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match=r"remote\.json|pipe:"):
         IndexedShards([folder])
+
+
+def test_a_partial_build_is_not_streamed_from_its_folder(
+    store: type[FaultyFileSystem], whole: Path, tmp_path: Path
+) -> None:
+    folder = partial(whole, tmp_path, 3)
+    with pytest.raises(UserError, match=f"holds only some shards of {ADDRESS}, .* its address"):
+        list(open_builds([tmp_path]))
+    assert [base for base, _ in open_builds([shard_cache(folder).address])] == [ADDRESS]  # type: ignore[union-attr]
+
+
+@pytest.mark.usefixtures("store")
+def test_builds_on_a_disk_take_no_room_of_what_is_fetched_ahead(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[list[str]] = []
+    monkeypatch.setattr(ShardCache, "prefetch", lambda self, names: asked.append(names))
+    mixed = IndexedShards([whole, partial(whole, tmp_path, 4)], shuffle_shards=2)
+    batch(mixed, 0, 1)
+    assert len(asked) == 1 and len(asked[0]) in (4, 5)  # 5: most are smaller than the largest
 
 
 def test_a_web_server_serves_a_partial_build_with_drops(whole: Path, tmp_path: Path) -> None:
