@@ -20,6 +20,7 @@ from __future__ import annotations
 import glob
 import hashlib
 import io
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -288,6 +289,12 @@ def read_build_manifest(folder: Path) -> dict[str, Any]:
     path = folder / BUILD_MANIFEST
     if not path.is_file():
         if not folder.is_dir():
+            if re.match(r"[a-z][a-z0-9+.-]+:/", folder.as_posix()):
+                address = folder.as_posix().replace(":/", "://", 1)  # Path removes one slash
+                raise UserError(
+                    f"{address}: an address; expected a folder on this machine. Copy the build with "
+                    f"`mt3data download {address} --cache DIR`"
+                )
             raise UserError(
                 f"{folder}: {kind_of(folder) if folder.exists() else 'no such folder'}; expected a build, such as `mt3data build demo` makes"
             )

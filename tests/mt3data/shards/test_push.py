@@ -260,6 +260,46 @@ def test_faults_that_stay_are_reported_at_once(
     assert len(calls) == 1
 
 
+@pytest.mark.parametrize("command", ["info", "check", "report -o a.html", "push s3://bucket/two"])
+def test_commands_for_a_folder_name_the_way_from_an_address_to_a_folder(command: str) -> None:
+    name, *rest = command.split()
+    done = CliRunner().invoke(main, [name, "s3://bucket/one", *rest])
+    assert done.exit_code == 2
+    assert "Copy the build with `mt3data download s3://bucket/one --cache DIR`" in done.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ("--cache c --select x", "--select, --stream, --from and --source are for datasets"),
+        ("", "name a folder for it with --cache"),
+    ],
+)
+def test_options_of_datasets_are_refused_for_the_address_of_a_build(
+    arguments: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(main, ["download", ADDRESS, *arguments.split()])
+    assert done.exit_code == 2 and message in done.output
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_interrupted_upload_exits_with_130(
+    store: type[FaultyFileSystem], whole: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(self: Any, source: str, path: str, **rest: Any) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FaultyFileSystem, "put_file", stop)
+        done = CliRunner().invoke(main, ["push", str(whole), ADDRESS])
+    assert (done.exit_code, list(served())) == (130, ["push.json"])
+    with pytest.raises(UserError, match="manifest.json: no such file"):
+        cached(ADDRESS, whole.parent / "none", QUICK)
+    assert CliRunner().invoke(main, ["push", str(whole), ADDRESS]).exit_code == 0
+    assert served() == contents(whole)
+
+
 def test_the_command_prints_what_it_uploaded(whole: Path, tmp_path: Path) -> None:
     target = tmp_path / "demo"
     done = CliRunner().invoke(main, ["push", str(whole), str(target)])
