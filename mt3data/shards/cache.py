@@ -218,10 +218,28 @@ class ShardCache:
         path, entry = self.folder / name, self._entries[name]
         self.folder.mkdir(parents=True, exist_ok=True)  # somebody may have removed it to make room
         self._make_room(path, entry["bytes"])
-        fetch(_source(self.address, entry), path, RETRY_POLICY, show=False)
+        try:
+            fetch(_source(self.address, entry), path, RETRY_POLICY, show=False)
+        except UserError as error:
+            if not self._has_changed():
+                raise
+            raise UserError(
+                f"{self.address} has another build than when this run began; run the command again ({error})"
+            ) from error
         TRAFFIC.fetched += 1
         TRAFFIC.fetched_bytes += entry["bytes"]
         return system.SharedFile(path)
+
+    def _has_changed(self) -> bool:
+        """Checks whether the address has another build manifest; False if it cannot be read."""
+        from mt3data.download.http import RetryPolicy
+        from mt3data.shards.stream import fetch_build_manifest
+
+        try:
+            data, _ = fetch_build_manifest(self.address, RetryPolicy(retries=0))
+        except UserError:
+            return False
+        return data != (self.folder / BUILD_MANIFEST).read_bytes()
 
     def _make_room(self, path: Path, n_bytes: int) -> None:
         """Removes the files of shards that were used least recently, until n_bytes more fit."""

@@ -187,6 +187,19 @@ def test_a_shard_with_other_bytes_is_never_read(
     assert shards_in(tmp_path) == []
 
 
+def test_a_build_that_was_replaced_during_a_run_is_named(
+    store: type[FaultyFileSystem], whole: Path, tmp_path: Path
+) -> None:
+    there = IndexedShards([partial(whole, tmp_path, 3)])
+    files = contents(whole)
+    put(ADDRESS, {name: data + b" " for name, data in files.items()})
+    with pytest.raises(UserError, match=rf"^{ADDRESS} has another build than .*\.tar: the server"):
+        batch(there, 0, 4)
+    put(ADDRESS, {"manifest.json": b"damaged"})
+    with pytest.raises(UserError, match=rf"^{ADDRESS}/train.*\.tar: the server has"):
+        batch(there, 0, 4)
+
+
 def test_a_shard_that_was_cut_here_is_fetched_again(
     store: type[FaultyFileSystem], whole: Path, tmp_path: Path
 ) -> None:
