@@ -216,10 +216,14 @@ class ShardCache:
         from mt3data.download.http import RETRY_POLICY
 
         path, entry = self.folder / name, self._entries[name]
-        self.folder.mkdir(parents=True, exist_ok=True)  # somebody may have removed it to make room
-        self._make_room(path, entry["bytes"])
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)  # it may have been removed to make room
+            self._make_room(path, entry["bytes"])
             fetch(_source(self.address, entry), path, RETRY_POLICY, show=False)
+        except OSError as error:
+            raise UserError(
+                f"{path} cannot be written ({error.strerror}); make room, or choose another folder for copies"
+            ) from error
         except UserError as error:
             if not self._has_changed():
                 raise

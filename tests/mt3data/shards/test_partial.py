@@ -200,6 +200,19 @@ def test_a_build_that_was_replaced_during_a_run_is_named(
         batch(there, 0, 4)
 
 
+def test_a_full_disk_is_named(
+    store: type[FaultyFileSystem], whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there = IndexedShards([partial(whole, tmp_path, 3)])
+
+    def full(path: Path, data: bytes) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("mt3data.download.fetch.write_atomically", full)
+    with pytest.raises(UserError, match=r"train-.*\.tar cannot be written \(No space left"):
+        batch(there, 0, 4)
+
+
 def test_a_shard_that_was_cut_here_is_fetched_again(
     store: type[FaultyFileSystem], whole: Path, tmp_path: Path
 ) -> None:
