@@ -244,6 +244,12 @@ class Cluster:
                 command, env=self._env, stdout=log, stderr=log, start_new_session=True
             )
 
+    def has_address(self) -> bool:
+        """Whether the scheduler has written its file; it is empty for a moment before."""
+        with suppress(OSError, ValueError):
+            return bool(self.address)
+        return False
+
     @property
     def address(self) -> str:
         return json.loads((self.folder / "scheduler.json").read_text())["address"]
@@ -278,7 +284,7 @@ def cluster(
     """
     dask = Cluster(folder, hooks(pause, action, setup))
     try:
-        wait_until((folder / "scheduler.json").is_file, dask.processes[0])
+        wait_until(dask.has_address, dask.processes[0])
         for _ in range(workers):
             dask.add_worker(*options)
         yield dask

@@ -34,7 +34,7 @@ def test_a_line_that_a_kill_cut_short_is_dropped_and_infinity_is_null(tmp_path):
     path.write_text(zeros + '{"step": 1, "loss": 2.0}\n{"step": 3, "loss": 1.0}\n{"step": 4, "lo')
     log = Log(config(tmp_path), done=2, device=CPU, is_writer=True)
     log.write_evaluation(3, {"eval_loss": float("inf")})
-    log.close("done", tmp_path)
+    log.close("done", tmp_path, (0.0, 0.0, 0.0))
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"step": 1, "loss": 2.0},
         {"step": 3, "eval_loss": None},
@@ -44,7 +44,7 @@ def test_a_line_that_a_kill_cut_short_is_dropped_and_infinity_is_null(tmp_path):
 def test_other_ranks_write_nothing(tmp_path, capsys):
     log = Log(config(tmp_path / "run"), done=0, device=CPU, is_writer=False)
     log.write_evaluation(1, {"eval_loss": 1.0})
-    log.close("done", tmp_path)
+    log.close("done", tmp_path, (0.0, 0.0, 0.0))
     assert not (tmp_path / "run").exists() and capsys.readouterr().err == ""
 
 
