@@ -1,5 +1,6 @@
 """Defines the error that commands print as one line, and the advice for missing packages."""
 
+import importlib.util
 import re
 
 # Control characters, but for line break and tab; characters that reorder text; broken UTF-8.
@@ -47,3 +48,15 @@ def install_hint(extra: str = "") -> str:
         extra: a name from [project.optional-dependencies]; "" for the required packages alone.
     """
     return f"run pip install '.{extra and f'[{extra}]'}' in a clone of mt3kit"
+
+
+def require_package(module: str, extra: str, purpose: str) -> None:
+    """Raises a UserError where a package that only some commands need is not installed.
+
+    Args:
+        module: name by which the package is imported.
+        extra: name from [project.optional-dependencies] that brings it.
+        purpose: what needs it, for the message: "--beats auto".
+    """
+    if importlib.util.find_spec(module) is None:
+        raise UserError(f"{purpose} needs {module}, which is not installed; {install_hint(extra)}")

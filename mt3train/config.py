@@ -7,7 +7,6 @@ An unknown key or a value of another type is an error that names what was expect
 
 import dataclasses
 import difflib
-import importlib.util
 import math
 import os
 import tomllib
@@ -16,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mt3data.errors import UserError, install_hint
+from mt3data.errors import UserError, require_package
 from mt3data.files import read_limited
 from mt3data.terminal import kind_of
 from mt3train.device import DEVICES, PRECISIONS
@@ -215,8 +214,8 @@ class Config:
         for build, weight in self.data.weights.items():
             if type(weight) not in (int, float) or not 0 < weight < math.inf:
                 raise UserError(f"data.weights: {build} = {weight!r}; expected a number above 0")
-        if self.log.wandb and not importlib.util.find_spec("wandb"):
-            raise UserError(f"log.wandb=true needs the package wandb; {install_hint('wandb')}")
+        if self.log.wandb:
+            require_package("wandb", "wandb", "log.wandb=true")
         if self.patience and not (self.eval_every or self.transcribe_every):
             raise UserError("patience counts evaluations; set eval_every or transcribe_every")
         if self.data.cache_gb and not self.data.cache:

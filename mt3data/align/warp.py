@@ -13,7 +13,6 @@ synchronization using chroma onset features" (ICASSP 2009), with semitones in pl
 
 from __future__ import annotations
 
-import importlib.util
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -34,7 +33,6 @@ from mt3data.align.lag import (
     strength_around_onsets,
 )
 from mt3data.audio.spectrogram import SpectrogramConfig
-from mt3data.errors import UserError, install_hint
 from mt3data.music.notes import Notes
 
 MAX_DTW_FRAMES = 1500  # per side: 2.25 million cells of 20 bytes
@@ -73,12 +71,6 @@ class Warp:
         onset, offset = np.maximum(self(notes.onset), 0.0), self(notes.offset)
         moved = replace(notes, onset=onset, offset=offset)
         return moved[moved.offset > moved.onset]
-
-
-def require_librosa() -> None:
-    """Raises a UserError where librosa, which `warp` needs, is not installed."""
-    if importlib.util.find_spec("librosa") is None:
-        raise UserError(f"warping labels (dtw) needs librosa; {install_hint('analysis')}")
 
 
 def warp(

@@ -24,7 +24,7 @@ from itertools import islice
 from typing import Any
 
 from mt3data import system
-from mt3data.errors import UserError, install_hint
+from mt3data.errors import UserError, require_package
 
 LOCAL = "local"
 ADDRESS = re.compile(r"((tcp|tls|ucx|wss?)://)?[^/\s]+:[0-9]+/?")
@@ -184,12 +184,9 @@ def _results(
 @contextmanager
 def _client(address: str) -> Iterator[Any]:
     """Connects to a scheduler; a lost connection gives one line in place of dask's log."""
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise UserError(
-            f"--engine {address}: dask is not installed; {install_hint('dask')}"
-        ) from error
+    require_package("distributed", "dask", f"--engine {address}")
+    from distributed import Client
+
     for name in ("distributed", "distributed.client", "tornado.application"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     try:

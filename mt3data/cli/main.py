@@ -15,7 +15,7 @@ import click
 from mt3data import __version__
 from mt3data.cli.builds import check, info, print_info, push, report, show
 from mt3data.cli.datasets import ROOT, download, download_first, list_, verify
-from mt3data.errors import UserError
+from mt3data.errors import UserError, require_package
 from mt3data.files import read_limited
 from mt3data.terminal import (
     AT_LEAST_0,
@@ -216,7 +216,6 @@ def build(
     \b
     Example: mt3data build slakh --root data/ --out shards/
     """
-    from mt3data.align.warp import require_librosa
     from mt3data.build.build_folder import BuildFolder
     from mt3data.build.executor import require_engine
     from mt3data.build.plan import BuildConfig, checked_name, make_plan
@@ -227,7 +226,7 @@ def build(
     settings = read_settings(config) if config else BuildSettings()
     require_engine(engine)
     if align == "dtw":
-        require_librosa()
+        require_package("librosa", "analysis", "--align dtw")
     try:
         vocabulary = VocabularyConfig(
             settings.velocity_bins, encoding=settings.encoding, granularity=settings.granularity

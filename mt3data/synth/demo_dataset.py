@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from mt3data import system
-from mt3data.errors import UserError, install_hint
+from mt3data.errors import UserError, require_package
 from mt3data.files import file_lock, walk, write_atomically
 from mt3data.music.midi import MIDI_SUFFIXES, read_midi
 from mt3data.schema import Limits, parse_document
@@ -104,7 +104,7 @@ def synth(
         UserError: midirenderer is not installed, no MIDI files, a file that is no SoundFont, an
             unknown kind, or root holds something else.
     """
-    _require_renderer()
+    require_package("midirenderer", "synth", "rendering")
     if workers < 1:
         raise UserError(f"workers={workers}; expected at least 1")
     root, fonts = Path(root), tuple(map(Path, soundfonts)) or (default_soundfont(),)
@@ -193,15 +193,6 @@ def _render(jobs: list[_Job], workers: int) -> list[Rendered]:
             done.append(result)
             bar.update(1)
     return sorted(done, key=lambda result: result.track)
-
-
-def _require_renderer() -> None:
-    try:
-        import midirenderer  # noqa: F401
-    except ImportError as error:
-        raise UserError(
-            f"rendering needs the package midirenderer; {install_hint('synth')}"
-        ) from error
 
 
 def _seeds(tracks: int, seed: int, seconds: float) -> Sequence[int]:

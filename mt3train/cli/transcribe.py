@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mt3data import system
-from mt3data.errors import UserError
+from mt3data.errors import UserError, require_package
 from mt3data.files import (
     MAX_NAME_BYTES,
     STDOUT,
@@ -155,9 +155,7 @@ def _require_use_of_bars(
             "transcribe them one by one, or use --beats auto"
         )
     if bars.source == "auto":
-        from mt3train.transcription.beat_tracking import require_librosa
-
-        require_librosa()
+        require_package("librosa", "analysis", "--beats auto")
 
 
 def _parse_formats(ctx: click.Context, param: click.Parameter, text: str | None) -> list[str]:
@@ -229,11 +227,9 @@ def transcribe(
     if bars:
         _require_use_of_bars(bars, recordings, written)
     if "musicxml" in written:
-        from mt3train.transcription.notation import require_music21
-
         if not bars:
             raise UserError("MusicXML needs bars; expected --beats auto, --beats FILE or --bpm N")
-        require_music21()
+        require_package("music21", "notation", "MusicXML")
     lists = [bars.source] if bars and isinstance(bars.source, Path) else []
     inputs = inputs_of([*(file for file, _ in recordings), *lists, *_files_of(checkpoint)])
     if alone:

@@ -14,14 +14,13 @@ has no beats.
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import numpy as np
 
 from mt3data.audio.load import read_blocks
 from mt3data.audio.spectrogram import LogMelStream, SpectrogramConfig
-from mt3data.errors import UserError, install_hint
+from mt3data.errors import UserError, require_package
 from mt3data.music.beats import (
     Beats,
     Meter,
@@ -76,12 +75,6 @@ def find_beats(
     return arrange_bars(times, is_downbeat, meter, seconds, str(source))
 
 
-def require_librosa() -> None:
-    """Raises a UserError where librosa is not installed."""
-    if importlib.util.find_spec("librosa") is None:
-        raise UserError(f"--beats auto needs librosa; {install_hint('analysis')}")
-
-
 def estimate_beats(
     audio: str | Path, notes: Notes, seconds: float, meter: Meter = (4, 4), bpm: float | None = None
 ) -> Beats:
@@ -97,7 +90,7 @@ def estimate_beats(
     Raises:
         UserError: librosa is missing, or the recording has no beats that can be found.
     """
-    require_librosa()
+    require_package("librosa", "analysis", "--beats auto")
     times = track_beats(onset_strength(audio), bpm)
     times = move_to_onsets(times[(times >= 0) & (times < seconds)], notes)
     if len(times) < 2:

@@ -10,7 +10,6 @@ The original has no scores.
 
 from __future__ import annotations
 
-import importlib.util
 import re
 from collections.abc import Iterator
 from fractions import Fraction
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from mt3data.errors import UserError, install_hint
+from mt3data.errors import require_package
 from mt3data.music.beats import GRID, Beats
 from mt3data.music.midi import DRUMS, instrument_name
 from mt3data.music.notes import Notes
@@ -48,12 +47,6 @@ DRUM_PLACES = {
 Chord = tuple[int, int, tuple[int, ...]]  # begin and end on the grid, pitches
 
 
-def require_music21() -> None:
-    """Raises a UserError where music21 is not installed."""
-    if importlib.util.find_spec("music21") is None:
-        raise UserError(f"MusicXML needs music21; {install_hint('notation')}")
-
-
 def musicxml_bytes(notes: Notes, beats: Beats, title: str, text: str = "") -> bytes:
     """Encodes notes as a MusicXML score.
 
@@ -66,7 +59,7 @@ def musicxml_bytes(notes: Notes, beats: Beats, title: str, text: str = "") -> by
     Raises:
         UserError: music21 is missing.
     """
-    require_music21()
+    require_package("music21", "notation", "MusicXML")
     from music21 import layout, metadata, stream
 
     lines = beats.bars * beats.beat_grid

@@ -14,11 +14,11 @@ from pathlib import Path, PurePosixPath
 
 import needs
 import pytest
-from packages import MODULE_OF, PACKAGES, PROJECT, ROOT, imported
+from packages import MODULE_OF, PACKAGES, PROJECT, ROOT, calls, imported
 
 import mt3data
 import mt3train
-from mt3data.errors import install_hint
+from mt3data.errors import UserError, install_hint, require_package
 
 # What no line of ours imports, and why it is declared all the same.
 NOT_IMPORTED: dict[str, str] = {}
@@ -199,12 +199,33 @@ def test_one_function_advises_what_to_install_and_its_extras_are_declared() -> N
         path: path.read_text("utf-8") for name in PACKAGES for path in (ROOT / name).rglob("*.py")
     }
     assert [path.name for path, text in texts.items() if "pip install" in text] == ["errors.py"]
-    named = {
-        extra for text in texts.values() for extra in re.findall(r"install_hint\('(\w+)'\)", text)
-    }
-    assert named and named <= set(PROJECT["optional-dependencies"])
+    extras = PROJECT["optional-dependencies"]
+    hints = [words for words in calls("install_hint") if words]
+    hints.remove([None])  # of `require_package`, whose own calls are checked below
+    assert hints and all(extra in extras for (extra,) in hints)
     assert "pip install '.[dask]'" in install_hint("dask")
     assert "pip install '.'" in install_hint()
+
+
+def test_every_optional_package_is_asked_for_by_the_extra_that_brings_it() -> None:
+    asked = {(module, extra) for module, extra, *_ in calls("require_package")}
+    declared_in = {
+        (MODULE_OF.get(name, name), extra)
+        for extra, lines in PROJECT["optional-dependencies"].items()
+        for name in (re.match(r"[\w.-]+", line)[0] for line in lines)  # type: ignore[index]
+    }
+    assert asked <= declared_in
+    assert {extra for _, extra in asked} == {"analysis", "dask", "notation", "synth", "wandb"}
+
+
+def test_a_missing_package_is_one_line_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    require_package("numpy", "analysis", "this test")
+    monkeypatch.setitem(sys.modules, "librosa", None)
+    with pytest.raises(UserError) as caught:
+        require_package("librosa", "analysis", "--align dtw")
+    assert str(caught.value) == (
+        "--align dtw needs librosa, which is not installed; " + install_hint("analysis")
+    )
 
 
 def test_the_citation_names_the_paper() -> None:

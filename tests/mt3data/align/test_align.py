@@ -1,6 +1,5 @@
 """Alignment: known lags and tempo changes are found and undone; noise and harmony are left alone."""
 
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +12,10 @@ import pytest
 import soundfile
 
 from mt3data.align import lag as align
-from mt3data.align.warp import dtw_path, require_librosa, warp
+from mt3data.align.warp import dtw_path, warp
 from mt3data.audio.spectrogram import SpectrogramConfig, log_mel
 from mt3data.build.plan import BuildConfig, make_plan
 from mt3data.build.run import build
-from mt3data.errors import UserError
 from mt3data.music.notes import Notes
 from mt3data.shards.index import read_tracks
 from mt3data.shards.windows import WindowConfig, windows_of
@@ -198,13 +196,6 @@ def test_finer_levels_stay_in_a_band_around_coarser_ones(
     warped, _, remark = warp(bands, replace(notes, onset=slower(notes.onset), offset=slower(notes.offset)), CONFIG)  # fmt: skip
     assert remark == ""
     assert np.median(np.abs(warped.onset - notes.onset)) < 0.02
-
-
-def test_without_librosa_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    require_librosa()
-    monkeypatch.setitem(sys.modules, "librosa", None)
-    with pytest.raises(UserError, match=r"needs librosa; .*\[analysis\]"):
-        require_librosa()
 
 
 @pytest.mark.parametrize("audio_frames", [950, 1000, 1800])

@@ -162,7 +162,7 @@ def results(engine: str, report: Callable[[str], None] = print) -> list[object]:
 
 def test_without_dask_the_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "distributed", None)
-    with pytest.raises(UserError, match=r"dask is not installed; .*pip install '\.\[dask\]'"):
+    with pytest.raises(UserError, match=r"--engine tcp://.* needs distributed.*'\.\[dask\]'"):
         results("tcp://127.0.0.1:8786")
 
 

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from mt3data.music.midi import read_midi
 from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import EOS_ID, Event, VocabularyConfig, get_codec
 from mt3train.cli.main import main
-from mt3train.transcription import beat_tracking, notation
 from mt3train.transcription.beat_tracking import find_beats, onset_strength, track_beats
 from mt3train.transcription.decode import DecodedSegment, SegmentDecoder
 
@@ -133,7 +133,7 @@ def test_silence_has_no_beats(tmp_path):
 
 
 def test_auto_needs_librosa(tmp_path, checkpoint, monkeypatch):
-    monkeypatch.setattr(beat_tracking.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "librosa", None)
     song = record(tmp_path / "song.wav")
     done = run(song, "--checkpoint", checkpoint, "--beats", "auto", "-o", tmp_path / "a.mid")
     assert done.exit_code == 2 and "analysis" in done.output and "librosa" in done.output
@@ -213,6 +213,6 @@ def test_a_score_needs_bars_and_music21(tmp_path, checkpoint, monkeypatch):
     words = [song, "--checkpoint", checkpoint, "-o", tmp_path / "a.musicxml"]
     done = run(*words)
     assert done.exit_code == 2 and "--bpm" in done.output
-    monkeypatch.setattr(notation.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "music21", None)
     done = run(*words, "--bpm", 90)
     assert done.exit_code == 2 and "music21" in done.output and "[notation]" in done.output
