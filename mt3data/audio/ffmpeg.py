@@ -18,6 +18,7 @@ import shutil
 import struct
 import subprocess
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Any
@@ -79,7 +80,40 @@ def decode(path: Path, block_seconds: float) -> Iterator[Block]:
         yield rate, channels, np.concatenate(pending)
 
 
-def _with_pyav(path: Path) -> Iterator[Block]:
+def stated_seconds(path: Path, exact: bool) -> float | None:
+    """Returns the length of the sound of a file from its header. Nothing is decoded.
+
+    Args:
+        exact: return None also where FFmpeg estimates the length, as from the bit rate of .aac files.
+    Returns:
+        None where it is unknown, and always with the program ffmpeg.
+    Raises:
+        UserError: the file is not audio or video.
+    """
+    if find_decoder() != "pyav":
+        return None
+    import av
+
+    with _opened(path) as container:
+        stream = container.streams.best("audio")
+        if stream is None or exact and not container.format.name.startswith(EXACT_LENGTH):
+            return None
+        if stream.duration:  # of the sound, which may end before the picture
+            end = float(((stream.start_time or 0) + stream.duration) * stream.time_base)
+            return end - _start(container)
+        return container.duration / av.time_base if container.duration else None
+
+
+def _start(container: Any) -> float:
+    """Returns the time in seconds at which a player begins."""
+    import av
+
+    return float(max(0, container.start_time or 0) / av.time_base)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Opens a file with PyAV."""
     import av
 
     with path.open("rb") as file:
@@ -91,17 +125,22 @@ def _with_pyav(path: Path) -> Iterator[Block]:
                 "download it again"
             ) from error
         with container:
-            stream = container.streams.best("audio")
-            if stream is None:
-                raise UserError(f"{path}: {NO_SOUND}")
-            yield from _on_time(_frames(container, stream, path), path)
+            yield container
+
+
+def _with_pyav(path: Path) -> Iterator[Block]:
+    with _opened(path) as container:
+        stream = container.streams.best("audio")
+        if stream is None:
+            raise UserError(f"{path}: {NO_SOUND}")
+        yield from _on_time(_frames(container, stream, path), path)
 
 
 def _frames(container: Any, stream: Any, path: Path) -> Iterator[tuple[float | None, Any]]:
     """Yields (time of its first sample in seconds, frame of PyAV) of a stream."""
     import av
 
-    start = max(0, container.start_time or 0) / av.time_base
+    start = _start(container)
     end, time = 0.0, 0.0
     try:
         for packet in container.demux():

@@ -88,6 +88,24 @@ def audio_info(path: str | Path) -> AudioInfo:
     return AudioInfo(n_samples, rate, channels)
 
 
+def stated_seconds(path: str | Path, exact: bool = False) -> float | None:
+    """Returns the length of an audio file in seconds without letting FFmpeg decode it.
+
+    Args:
+        path: any file that libsndfile or FFmpeg reads.
+        exact: return None also where FFmpeg estimates the length.
+    Returns:
+        None where the length is unknown before the file is decoded, or exceeds MAX_SECONDS.
+    Raises:
+        UserError: see `audio_info`. The end of a file that FFmpeg decodes is not checked.
+    """
+    if not needs_ffmpeg(path):
+        return audio_info(path).seconds
+    with _as_user_error(Path(path)):
+        seconds = ffmpeg.stated_seconds(Path(path), exact)
+    return seconds if seconds and 0 < seconds <= MAX_SECONDS else None
+
+
 def read_blocks(
     path: str | Path, rate: int = TARGET_RATE, block_seconds: float = BLOCK_SECONDS
 ) -> Iterator[np.ndarray]:

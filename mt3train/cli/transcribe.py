@@ -437,18 +437,12 @@ def _about(checkpoint: str | Path | None, transcriber: Transcriber, programs: st
 def _transcribe_file(job: TranscriptionJob, file: Path, targets: Sequence[Target]) -> str:
     """Transcribes one recording and returns a line about the result."""
     _require_outputs(targets, job.per_instrument, job.force, job.inputs)
-    for kind, target in targets:
-        if kind == "html":
-            _announce(file, target)
-    from mt3data.audio.load import audio_info
     from mt3data.music.beats import quantize
-    from mt3data.music.notes import Notes
 
+    _check_length(job.bars, file, targets)
     bars, beats, found = job.bars, None, ""
     if [kind for kind, _ in targets] == ["jsonl"] and not bars:
         return _stream_lines(job, file, targets[0][1])
-    if bars and bars.source != "auto":  # mistakes are reported before the work
-        bars.find(file, Notes.empty(), audio_info(file).seconds)
     with _segments_bar(file) as report:
         result = job.transcriber.transcribe(file, report)
     if bars:
@@ -556,12 +550,26 @@ def _summary(n_notes: int, n_instruments: int, result: Transcription) -> str:
     return f"{found} in {plural(result.n_segments, 'segment')}{ignored}"
 
 
-def _announce(file: Path, page: Path) -> None:
+def _check_length(bars: BarOptions | None, file: Path, targets: Sequence[Target]) -> None:
+    """Checks before the work that beats and pages fit the length of a recording."""
+    from mt3data.audio.load import audio_info, stated_seconds
+    from mt3data.music.notes import Notes
+
+    pages = [target for kind, target in targets if kind == "html"]
+    known = bars if bars and bars.source != "auto" else None
+    if not pages and not known:
+        return
+    seconds = stated_seconds(file, exact=True) or audio_info(file).seconds
+    for page in pages:
+        _announce(file, page, seconds)
+    if known:
+        known.find(file, Notes.empty(), seconds)
+
+
+def _announce(file: Path, page: Path, seconds: float) -> None:
     """Prints the size of a large page and checks that the disk has room for it."""
-    from mt3data.audio.load import audio_info
     from mt3train.page.page import clock, page_bytes
 
-    seconds = audio_info(file).seconds
     n_bytes = page_bytes(seconds)
     if seconds > LONG_SECONDS:
         echo(f"{file} lasts {clock(seconds)}: its page takes {format_bytes(n_bytes)}", err=True)

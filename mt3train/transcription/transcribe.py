@@ -24,7 +24,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mt3data.audio.load import BLOCK_SECONDS, audio_info, read_blocks, require_finite
+from mt3data.audio.load import BLOCK_SECONDS, read_blocks, require_finite, stated_seconds
 from mt3data.audio.spectrogram import (
     LogMelStream,
     SpectrogramConfig,
@@ -157,7 +157,8 @@ def transcribe(
             floating point in [-1, 1].
         decoding: how segments are decoded.
         max_length: largest number of tokens per segment; None: the longest target of the training.
-        on_progress: called after each segment with (segments done, total).
+        on_progress: called after each segment with (segments done, total). The total is an estimate
+            for files that FFmpeg decodes, and exact in the last call.
     Raises:
         UserError: the audio is missing, unreadable or empty, or holds NaN.
     """
@@ -187,9 +188,8 @@ def stream(
     spectrogram, n_read, n_queued = info.spectrogram, 0, 0
     if isinstance(audio, np.ndarray):
         n_samples, blocks = len(audio), _array_blocks(audio, spectrogram.sample_rate)
-    else:
-        header = audio_info(audio)
-        n_samples = round(header.n_samples * spectrogram.sample_rate / header.rate)
+    else:  # the number of samples is for `on_progress` alone, so an estimate serves
+        n_samples = round((stated_seconds(audio) or 0.0) * spectrogram.sample_rate)
         blocks = read_blocks(audio, spectrogram.sample_rate)
 
     def counted_blocks() -> Iterator[np.ndarray]:
@@ -222,9 +222,11 @@ def stream(
         waiting[segment.index] = segment.tokens
         if on_progress:
             n_done = joiner.n_segments + len(waiting)
-            on_progress(n_done, max(n_done, total))
+            on_progress(n_done, max(n_queued, total))
         while joiner.n_segments in waiting and joiner.n_segments + 1 < n_queued:
             yield pushed(joiner.n_segments, is_last=False), counts()
+    if on_progress and n_queued < total:  # the header states more than the recording has
+        on_progress(n_queued, n_queued)
     for index in sorted(waiting):
         yield pushed(index, is_last=index + 1 == n_queued), counts()
     seconds = n_read / spectrogram.sample_rate

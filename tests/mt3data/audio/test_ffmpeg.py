@@ -11,7 +11,7 @@ import pytest
 from videos import CLICKS, click_times, clicks, write_media
 
 from mt3data.audio import ffmpeg
-from mt3data.audio.load import audio_info, needs_ffmpeg, read_audio, read_blocks
+from mt3data.audio.load import audio_info, needs_ffmpeg, read_audio, read_blocks, stated_seconds
 from mt3data.errors import UserError
 
 pytest.importorskip("av", reason="PyAV writes the files (extra video)")
@@ -49,6 +49,23 @@ def test_no_encoder_s_delay_and_no_late_begin_moves_a_click(tmp_path, decoder, n
     info = audio_info(path)
     assert info.channels == 2 and info.rate == options.get("rate", 48000)
     assert info.seconds == pytest.approx(4.0 + later, abs=0.03)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_the_length_of_a_container_is_known_without_decoding(tmp_path, monkeypatch, name):
+    codec, options = KINDS[name]
+    path = write_media(tmp_path / name, codec, **options)
+    expected = audio_info(path).seconds
+    monkeypatch.setattr(ffmpeg, "decode", None)
+    assert stated_seconds(path, exact=True) == pytest.approx(expected, abs=0.05)
+
+
+def test_an_estimated_length_is_not_exact_and_a_damaged_one_is_none(tmp_path, monkeypatch):
+    path = write_media(tmp_path / "a.aac", "aac", 44100, container="adts")
+    assert stated_seconds(path, exact=True) is None
+    assert stated_seconds(path) == pytest.approx(4.0, rel=0.5)
+    monkeypatch.setattr(ffmpeg, "stated_seconds", lambda path, exact: 1e9)
+    assert stated_seconds(path) is None
 
 
 def test_bare_aac_packets_are_late_by_the_delay_that_they_do_not_state(tmp_path, decoder):

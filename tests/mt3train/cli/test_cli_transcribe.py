@@ -519,6 +519,26 @@ def test_the_sound_of_a_video_and_of_standard_input_is_transcribed(tmp_path, che
     assert done.stdout_bytes == (tmp_path / "out" / "clip.mid").read_bytes()
 
 
+@pytest.mark.parametrize("words, decodings", [
+    (["-o", "a.mid"], 1),
+    (["-o", "a.jsonl"], 1),
+    (["-o", "a.mid", "-o", "a.csv", "--bpm", "90"], 1),
+    (["-o", "a.mid", "-o", "a.html", "--bpm", "90"], 2),  # the page holds the sound
+])  # fmt: skip
+def test_a_video_is_decoded_once_and_once_more_for_a_page(
+    tmp_path, checkpoint, says, monkeypatch, words, decodings
+):
+    pytest.importorskip("av", reason="PyAV writes the video (extra video)")
+    says(VocabularyConfig(), *NOTE)
+    decode, opened = ffmpeg.decode, []
+    monkeypatch.setattr(ffmpeg, "decode", lambda *given: opened.append(given) or decode(*given))
+    monkeypatch.chdir(tmp_path)
+    video = write_media(tmp_path / "clip.mp4", "aac", video="mpeg4")
+    done = run(video, "--checkpoint", checkpoint, *words)
+    assert done.exit_code == 0, done.output
+    assert len(opened) == decodings
+
+
 def test_json_lines_alone_are_written_while_the_recording_is_transcribed(
     tmp_path, checkpoint, says, monkeypatch
 ):

@@ -151,6 +151,18 @@ def test_progress_covers_all_segments_and_each_is_shown_once(says):
     assert np.array_equal(np.stack(shown)[:4], np.stack(expected))
 
 
+@pytest.mark.parametrize("stated", [None, 1.0, 100.0])
+def test_progress_ends_at_the_true_number_of_segments(says, tmp_path, monkeypatch, stated):
+    says([tokens(("tie", 0))] * 3)
+    soundfile.write(tmp_path / "a.wav", noise(32768 * 2 + 1000), 16000)
+    monkeypatch.setattr(module, "stated_seconds", lambda path: stated)
+    calls = []
+    transcribe(
+        tiny_model(), info(), tmp_path / "a.wav", on_progress=lambda *done: calls.append(done)
+    )
+    assert [done for done, _ in calls][:3] == [1, 2, 3] and calls[-1] == (3, 3)
+
+
 @pytest.mark.parametrize("right_context", ["zeros", "audio"])
 @pytest.mark.parametrize("batch", [1, 2, 5])
 def test_the_result_does_not_depend_on_the_batch(right_context, batch):
