@@ -121,6 +121,15 @@ def test_a_file_of_one_reference_is_never_scored_against_another(made: Path) -> 
     assert compared.missing["good"] == ["other/a"]
 
 
+def test_a_file_that_may_be_of_two_references_is_one_line(tmp_path: Path) -> None:
+    for name in ("refs/x/song", "refs/y/song", "sys/song"):
+        write(tmp_path / f"{name}.mid", [60])
+    result = run("score", "--references", tmp_path / "refs", "--systems", tmp_path / "sys")
+    assert result.exit_code == 2 and result.stdout == ""
+    (line,) = result.stderr.splitlines()
+    assert all(name in line for name in ("x/song", "y/song", str(tmp_path / "sys" / "song.mid")))
+
+
 @pytest.mark.parametrize("change, words", [
     (lambda folder: write(folder / "refs" / "a.kar", [60]), "have one name"),
     (lambda folder: write(folder / "good" / "a.midi", [60]), "have one name"),
