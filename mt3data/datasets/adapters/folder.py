@@ -90,8 +90,9 @@ def _pairs(root: Path) -> list[Pair]:
     for path in below.files:
         found[same_name(path.stem)][path.suffix.lower() in MIDI_SUFFIXES].append(path)
     for audio, _ in found.values():  # an .m4a beside the .wav that was made from it
-        if plain := [path for path in audio if path.suffix.lower() in SNDFILE_SUFFIXES]:
-            audio[:] = plain
+        plain = [path for path in audio if path.suffix.lower() in SNDFILE_SUFFIXES]
+        folders = {path.parent for path in plain}
+        audio[:] = plain + [p for p in audio if p not in plain and p.parent not in folders]
     n_audio, n_midi = (sum(len(files[i]) for files in found.values()) for i in (0, 1))
     if not n_audio or not n_midi:
         raise UserError(

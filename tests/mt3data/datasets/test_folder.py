@@ -222,3 +222,10 @@ def test_names_of_composed_and_decomposed_accents_are_paired(tmp_path):
 def test_a_recording_of_a_format_that_is_not_read_counts_where_there_is_no_other(tmp_path):
     touch(tmp_path, "a.m4a", "a.wav", "a.mid", "b.m4a", "b.mid")
     assert failures(tmp_path) == {"a.wav": "", "b.m4a": ""}
+
+
+def test_a_video_keeps_the_midi_file_beside_it_if_another_folder_has_its_name(tmp_path):
+    touch(tmp_path, "x/song.mp4", "x/song.mid", "y/song.wav")
+    found = failures(tmp_path)
+    assert found.pop("x/song.mp4") == ""
+    assert list(found) == ["y/song.wav"] and "2 audio and 1 MIDI files" in found["y/song.wav"]
