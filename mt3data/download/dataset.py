@@ -294,6 +294,10 @@ def _match_archives(sources: list[Source], archives: Sequence[Path]) -> dict[Sou
             raise UserError(
                 f"--from {path}: expected one of {names}; give it the published name, or add --source ID"
             )
+        if other := matched[found[0]]:
+            raise UserError(
+                f"--from {other} and --from {path} may both be {file_name(found[0])}; name one of them"
+            )
         matched[found[0]] = path
     return matched
 

@@ -124,6 +124,16 @@ def test_an_archive_that_the_user_has_is_verified_and_unpacked(
     assert web.requests == []
 
 
+def test_two_archives_of_one_source_are_refused(web: Publisher, tmp_path: Path) -> None:
+    web.files["/a.zip"] = a_zip(MEMBERS)
+    mine = (tmp_path / "a.zip", tmp_path / "other.zip")
+    for path in mine:
+        path.write_bytes(web.files["/a.zip"])
+    with pytest.raises(UserError, match=r"a\.zip and --from .*other\.zip may both be a\.zip"):
+        get(tmp_path, source(web, "a.zip"), archives=mine)
+    assert not (tmp_path / "toy").exists()
+
+
 def test_a_full_disk_is_reported_before_anything_starts(
     web: Publisher, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
