@@ -72,7 +72,8 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 
 def own_files(folder: Path) -> None:
-    """Writes a recording with a reference and beats, two more with MIDI files, and a model in runs/mine."""
+    """Writes a recording with a reference and beats, two more with MIDI files, three folders of MIDI
+    files, and a model in runs/mine."""
     noise = np.random.default_rng(0).uniform(-0.1, 0.1, 40000)
     notes = Notes([0.1, 0.8], [0.5, 1.5], [60, 40], [80, 80], [0, 33], [False, False], [0, 1])
     soundfile.write(folder / "song.wav", noise, 16000)
@@ -83,6 +84,9 @@ def own_files(folder: Path) -> None:
     for name in ("one", "two"):
         soundfile.write(folder / "recordings" / f"{name}.flac", noise, 16000)
         write_midi(notes, folder / "recordings" / f"{name}.mid")
+    for name in ("refs", "ours", "theirs"):
+        (folder / name).mkdir()
+        write_midi(notes, folder / name / "song.mid")
     torch.manual_seed(0)
     model = ModelConfig(1536, 8, 1, 8, 1, 1, 8)
     info = CheckpointInfo(
