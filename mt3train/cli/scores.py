@@ -202,6 +202,10 @@ def score(
         raise UserError(
             "expected two MIDI files, or --references DIR --systems DIR... [--plot FILE [--force]]"
         )
+    if folders := [file for file in files if file.is_dir()]:
+        raise UserError(
+            f"{folders[0]} is a folder; expected two MIDI files, or --references DIR --systems DIR..."
+        )
     _score_pair(*files, parts, as_json)
 
 

@@ -24,6 +24,7 @@ from mt3data.files import same_name, walk
 from mt3data.music.midi import MIDI_SUFFIXES, read_midi
 from mt3data.music.notes import Notes
 from mt3data.report.plots import save_figure
+from mt3data.terminal import kind_of
 from mt3train.evaluation.evaluate import nan_mean
 from mt3train.evaluation.leakage import InstrumentScores, instrument_scores, pooled
 from mt3train.evaluation.metrics import SCORINGS, none_if_nan, transcription_scores
@@ -73,8 +74,8 @@ def compare_systems(references: Path, systems: Sequence[Path]) -> Comparison:
         references: folder of MIDI files with the right notes.
         systems: one folder for each system.
     Raises:
-        UserError: no references, a folder without files, two files for one name, or no reference
-            that can be read.
+        UserError: no references, a folder without files or without files of their names, two files
+            for one name, or no reference that can be read.
     """
     skipped: list[str] = []
     true_files = _midi_files(references, skipped)
@@ -129,7 +130,7 @@ def _scores(true: Notes, found: Notes, scoring: str) -> dict[str, float]:
 def _midi_files(folder: Path, skipped: list[str]) -> dict[str, Path]:
     """Finds the MIDI files below a folder, by path without suffix in NFC."""
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder; expected one of MIDI files")
+        raise UserError(f"{folder}: {kind_of(folder)}; expected a folder of MIDI files")
     below = walk(folder, MIDI_SUFFIXES)
     skipped += below.skipped
     files: dict[str, Path] = {}
@@ -146,9 +147,10 @@ def _midi_files(folder: Path, skipped: list[str]) -> dict[str, Path]:
 def _system_names(systems: Sequence[Path]) -> dict[str, Path]:
     """Names systems by their folders, or by whole paths where folders have one name."""
     paths = [Path(os.path.normpath(path)) for path in systems]
-    if twice := [str(path) for path in paths if paths.count(path) > 1]:
-        raise UserError(f"{twice[0]} is named twice; name each system once")
-    short = [path.resolve().name for path in paths]
+    real = [path.resolve() for path in paths]
+    if twice := [str(path) for path, at in zip(paths, real, strict=True) if real.count(at) > 1]:
+        raise UserError(f"{' and '.join(twice)} are one folder; name each system once")
+    short = [path.name for path in real]
     return {
         str(path) if short.count(name) > 1 else name: path
         for name, path in zip(short, paths, strict=True)
@@ -161,7 +163,7 @@ def _matched(
     """Returns a system's file of each recording: of the same path, else of the same name; or None.
 
     Raises:
-        UserError: two files may be of one recording, or one file of two.
+        UserError: two files may be of one recording, or one file of two, or none is of any.
     """
     others: dict[str, list[Path]] = {}  # files of no recording's path, by their names
     for name, path in files.items():
@@ -183,6 +185,11 @@ def _matched(
         if same:
             matched[recording] = same[0]
             used[same[0]] = recording
+    if not any(matched.values()):
+        raise UserError(
+            f"{folder}: no file has the name of a reference; seen {min(files.values()).name}, expected "
+            f"{min(recordings)}.mid; rename the files"
+        )
     return matched
 
 

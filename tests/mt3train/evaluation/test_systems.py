@@ -151,8 +151,12 @@ def test_what_cannot_be_compared_is_one_line(made: Path, change, words: str) -> 
 @pytest.mark.parametrize("words, message", [
     (["--references", "refs"], "expected --references DIR --systems"),
     (["--systems", "good"], "expected --references DIR --systems"),
-    (["--references", "refs", "--systems", "none"], "none is not a folder"),
-    (["--references", "refs", "--systems", "good", "good"], "is named twice"),
+    (["--references", "refs", "--systems", "none"], "none: no such file; expected a folder"),
+    (["--references", "refs", "--systems", "good", "good"], "good and good are one folder"),
+    (["--references", "refs", "--systems", "good", "half/../good"], "are one folder"),
+    (["--references", "refs/a.mid", "--systems", "good"], "refs/a.mid: a file; expected a folder"),
+    (["--references", "refs", "--systems", "other"], "seen a_other.mid, expected a.mid"),
+    (["refs", "good"], "refs is a folder; expected two MIDI files, or --references"),
     (["--references", "refs", "--systems", "good", "--part", "Bass=33"], "without --part"),
     (["--references", "refs", "--systems", "good", "--plot", "x.txt"], ".png, .svg or .pdf"),
     (["refs/a.mid"], "expected two MIDI files"),
@@ -162,6 +166,7 @@ def test_mistakes_on_the_command_line_are_one_line(
     made: Path, monkeypatch: pytest.MonkeyPatch, words: list[str], message: str
 ) -> None:
     monkeypatch.chdir(made)
+    write(made / "other" / "a_other.mid", [60])
     result = run("score", *words)
     assert result.exit_code == 2 and message in result.stderr
     assert len(result.stderr.splitlines()) == 1
