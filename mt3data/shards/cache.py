@@ -192,9 +192,7 @@ class ShardCache:
             self._thread.start()
 
     def _fetch_wanted(self) -> None:
-        with suppress(
-            Exception
-        ):  # the batch that needs the shard meets the same fault and reports it
+        with suppress(Exception):  # the batch that needs the shard reports the fault
             while self._wanted:
                 self.open(self._wanted.pop(0))
 

@@ -209,10 +209,8 @@ class IndexedShards:
         labels = self._read_crops(
             sources, rows, starts - window_starts, sound, "tokens" if whole else "notes"
         )
-        if self._is_remote:
-            self._fetch_ahead(
-                step * global_batch
-            )  # another process may still need those of this step
+        if self._is_remote:  # another process may still need the shards of this step
+            self._fetch_ahead(step * global_batch)
         if whole:
             tokens, lengths = pad_tokens(labels)
         else:
@@ -316,10 +314,8 @@ class IndexedShards:
         order = rng.permutation(self._sizes[source])
         if self._shuffle_shards:
             shard_of = self.sources[source].shard_numbers
-            places = rng.permutation(
-                len(self.sources[source].shard_names)
-            )  # of shards in the epoch
-            blocks = places // self._shuffle_shards
+            places_of_shards = rng.permutation(len(self.sources[source].shard_names))
+            blocks = places_of_shards // self._shuffle_shards
             order = order[np.argsort(blocks[shard_of[order]], kind="stable")]
         return order.astype(np.int32)  # indices; a source of 2^31 records is beyond any disk
 
