@@ -262,7 +262,9 @@ def use(name: str, songs: Path) -> None:
             assert source.urls and manifest.safe_name(source.id, "") == source.id
     except UserError as error:
         assert "\n" not in str(error) and len(str(error)) < 2000
-        assert re.search(r"\.(toml|csv): |no dataset '|holds no .* tracks", str(error))
+        assert re.search(
+            r"\.(toml|csv): |: cannot be read \(|no dataset '|holds no .* tracks", str(error)
+        )
 
 
 @settings(FUZZ, max_examples=1000)
