@@ -177,6 +177,11 @@ class DatasetManifest:
         """
         if self.rows_path is None:
             return {}
+        if not self.rows_path.is_file():
+            raise UserError(
+                f"manifest {self.name}.toml: rows is {self.rows_path.name!r}; expected the name of a CSV "
+                "file beside it"
+            )
         rows: dict[str, dict[str, str]] = {}
         for number, row in read_csv(self.rows_path, ()):
             if None in row or None in row.values():

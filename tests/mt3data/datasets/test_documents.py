@@ -262,9 +262,14 @@ def use(name: str, songs: Path) -> None:
             assert source.urls and manifest.safe_name(source.id, "") == source.id
     except UserError as error:
         assert "\n" not in str(error) and len(str(error)) < 2000
-        assert re.search(
-            r"\.(toml|csv): |: cannot be read \(|no dataset '|holds no .* tracks", str(error)
-        )
+        assert re.search(r"\.(toml|csv): |no dataset '|holds no .* tracks", str(error))
+
+
+def test_a_manifest_that_names_a_table_that_is_not_there_is_named(manifests):
+    path = manifests / "urmp.toml"
+    path.write_text(path.read_text().replace('rows = "urmp.csv"', 'rows = "0"'))
+    with pytest.raises(UserError, match=r"^manifest urmp\.toml: rows is '0'; expected the name"):
+        assert manifest.load("urmp").rows
 
 
 @settings(FUZZ, max_examples=1000)
