@@ -28,7 +28,7 @@ def check(folder: Path, fast: bool, workers: int, as_json: bool) -> None:
     \b
     Example: mt3data check shards/demo
     """
-    from mt3data.shards.cache import REMOTE
+    from mt3data.shards.cache import is_partial
     from mt3data.shards.check import check as run
     from mt3data.shards.format import find_builds, read_build_manifest
 
@@ -44,7 +44,7 @@ def check(folder: Path, fast: bool, workers: int, as_json: bool) -> None:
         if not as_json:
             verdict = plural(len(faults), "fault") if faults else "whole"
             held = f"{plural(n_records, 'record')} in {plural(n_shards, 'shard')}"
-            if (build_folder / REMOTE).is_file():
+            if is_partial(build_folder):
                 here = sum((build_folder / s["name"]).is_file() for s in manifest["shards"])
                 held += f", {here} of them here"
             echo("\n".join(f"{build_folder.name}: {fault}" for fault in faults), nl=bool(faults))

@@ -12,7 +12,6 @@ import re
 from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from mt3data.errors import UserError
 
@@ -59,6 +58,8 @@ def local_path(place: str | Path) -> Path:
         raise UserError(
             f"{place}: {parts.netloc} is read as the name of a machine; expected file:///FOLDER, or a path"
         )
+    from urllib.request import url2pathname  # brings the modules of http
+
     return Path(url2pathname(parts.path))
 
 

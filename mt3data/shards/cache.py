@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from mt3data import system
-from mt3data.datasets.manifest import Source
 from mt3data.download.address import folder_address, is_address, local_path
 from mt3data.errors import UserError
 from mt3data.files import (
@@ -35,6 +34,7 @@ from mt3data.schema import MAX_BYTES
 from mt3data.shards.format import BUILD_MANIFEST, read_build_manifest
 
 if TYPE_CHECKING:
+    from mt3data.datasets.manifest import Source
     from mt3data.download.http import RetryPolicy
 
 REMOTE = "remote.json"  # in the folder of a build whose shards are fetched when they are read
@@ -86,9 +86,9 @@ def cached(
     base, retry_policy = folder_address(str(build)), retry_policy or RETRY_POLICY
     data, manifest = fetch_build_manifest(base, retry_policy)
     folder = cache / f"{manifest['dataset']}-{_digest(data)}"
-    is_partial = max_bytes > 0 and not (folder / BUILD_MANIFEST).is_file()
+    on_demand = max_bytes > 0 and not (folder / BUILD_MANIFEST).is_file()
     entries, later = [*manifest["files"], *manifest["shards"]], 0  # small files first
-    if is_partial:
+    if on_demand:
         entries, folder = manifest["files"], folder.with_name(folder.name + PARTIAL)
         sizes = [shard["bytes"] for shard in manifest["shards"]]
         if max(sizes, default=0) > max_bytes:
@@ -105,7 +105,7 @@ def cached(
         require_space(cache, n_bytes, f"to fetch {base}", option="folder for copies")
         for entry in missing:
             fetch(_source(base, entry), folder / entry["name"], retry_policy)
-        if is_partial:
+        if on_demand:
             facts = {"address": base, "max_bytes": max_bytes}
             write_atomically(folder / REMOTE, json.dumps(facts).encode())
         if not (folder / BUILD_MANIFEST).is_file():
@@ -151,9 +151,9 @@ class ShardCache:
         max_bytes: of the shards of all partial builds in the cache.
     """
 
-    def __init__(self, folder: Path, facts: dict[str, Any]) -> None:
-        """Takes the folder of `cached`, and the facts in its REMOTE."""
-        self.folder, self.address, self.max_bytes = folder, facts["address"], facts["max_bytes"]
+    def __init__(self, folder: Path, address: str, max_bytes: int) -> None:
+        """Takes the folder of `cached`, and what its REMOTE states."""
+        self.folder, self.address, self.max_bytes = folder, address, max_bytes
         self._entries = {entry["name"]: entry for entry in read_build_manifest(folder)["shards"]}
         self._wanted: list[str] = []  # by prefetch, in this order
         self._thread = threading.Thread()
@@ -286,15 +286,20 @@ class CachedShard(NamedTuple):
         return self.cache.open(self.name)
 
 
+def is_partial(folder: Path) -> bool:
+    """Checks whether the shards of a build are fetched when they are read, so that some may be absent."""
+    return (folder / REMOTE).is_file()
+
+
 def shard_cache(folder: Path) -> ShardCache | None:
     """Returns the cache of a build whose shards are fetched when they are read; None for others.
 
     Raises:
         UserError: its description is damaged.
     """
-    path = folder / REMOTE
-    if not path.is_file():
+    if not is_partial(folder):
         return None
+    path = folder / REMOTE
     try:
         facts = json.loads(read_limited(path))
         is_known = isinstance(facts["address"], str) and is_address(facts["address"])
@@ -305,9 +310,7 @@ def shard_cache(folder: Path) -> ShardCache | None:
     return _shard_cache(folder.absolute(), facts["address"], facts["max_bytes"])
 
 
-@lru_cache(64)
-def _shard_cache(folder: Path, address: str, max_bytes: int) -> ShardCache:
-    return ShardCache(folder, {"address": address, "max_bytes": max_bytes})
+_shard_cache = lru_cache(64)(ShardCache)  # one for all readers of a process
 
 
 def _shard_files(cache: Path) -> list[Path]:
@@ -316,6 +319,8 @@ def _shard_files(cache: Path) -> list[Path]:
 
 
 def _source(base: str, entry: dict[str, Any]) -> Source:
+    from mt3data.datasets.manifest import Source
+
     return Source(
         entry["name"], f"{base}/{entry['name']}", bytes=entry["bytes"], sha256=entry["sha256"],
         status="verified",

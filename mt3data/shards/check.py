@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mt3data.files import canonical_json
-from mt3data.shards.cache import REMOTE
+from mt3data.shards.cache import REMOTE, is_partial
 from mt3data.shards.format import BUILD_MANIFEST, LOG, identity_of, read_build_manifest
 
 MAX_WORKERS = 32
@@ -40,8 +40,9 @@ def check(
         return [f"{BUILD_MANIFEST}: its settings or tracks have changed (the fingerprint differs); get "
                 "it again, then check the rest"]  # fmt: skip
     faults = list(_foreign_files(folder, manifest))
-    is_partial = (folder / REMOTE).is_file()
-    shards = [s for s in manifest["shards"] if not is_partial or (folder / s["name"]).exists()]
+    shards = manifest["shards"]
+    if is_partial(folder):
+        shards = [shard for shard in shards if (folder / shard["name"]).exists()]
     entries = [*manifest["files"], *shards]
     pool = ThreadPoolExecutor(
         min(workers, MAX_WORKERS), "check"
@@ -59,7 +60,7 @@ def check(
 def _foreign_files(folder: Path, manifest: dict[str, Any]) -> Iterator[str]:
     known = {entry["name"] for entry in manifest["shards"] + manifest["files"]}
     known |= {BUILD_MANIFEST, LOG}
-    if (folder / REMOTE).is_file():  # a shard may be on its way
+    if is_partial(folder):  # a shard may be on its way
         known |= {REMOTE, *(f"{name}{end}" for name in known for end in (".part", ".part.json"))}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()

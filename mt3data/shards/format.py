@@ -20,7 +20,6 @@ from __future__ import annotations
 import glob
 import hashlib
 import io
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -30,6 +29,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 
 from mt3data.audio.spectrogram import SpectrogramConfig
+from mt3data.download.address import scheme_of
 from mt3data.errors import UserError
 from mt3data.files import write_atomically
 from mt3data.music.vocabulary import VocabularyConfig
@@ -289,8 +289,9 @@ def read_build_manifest(folder: Path) -> dict[str, Any]:
     path = folder / BUILD_MANIFEST
     if not path.is_file():
         if not folder.is_dir():
-            if re.match(r"[a-z][a-z0-9+.-]+:/", folder.as_posix()):
-                address = folder.as_posix().replace(":/", "://", 1)  # Path removes one slash
+            text = folder.as_posix()
+            if (scheme := scheme_of(text)) and text[len(scheme) :].startswith(":/"):
+                address = text.replace(":/", "://", 1)  # Path removes one slash
                 raise UserError(
                     f"{address}: an address; expected a folder on this machine. Copy the build with "
                     f"`mt3data download {address} --cache DIR`"

@@ -20,7 +20,7 @@ from mt3data.download.http import RETRY_POLICY, RetryPolicy
 from mt3data.download.remote import attempt
 from mt3data.errors import UserError
 from mt3data.schema import MAX_BYTES
-from mt3data.shards.cache import REMOTE
+from mt3data.shards.cache import is_partial
 from mt3data.shards.check import check
 from mt3data.shards.format import BUILD_MANIFEST, parse_build_manifest, read_build_manifest
 
@@ -63,7 +63,7 @@ def push(
         UserError: the build is not whole, the address cannot be written, or it has another build or
             other files.
     """
-    if (folder / REMOTE).is_file():
+    if is_partial(folder):
         raise UserError(f"{folder} holds only some shards of a build; push the build it comes from")
     manifest = read_build_manifest(folder)
     if scheme_of(address) in HTTP:

@@ -178,7 +178,7 @@ class Log:
         fetched, n_bytes, evicted = traffic
         if fetched:
             self.say(
-                f"{self.config.data.cache}: fetched {fetched:,.0f} shards, {format_bytes(n_bytes)};"
+                f"{self.config.data.cache or self.config.data.train}: fetched {fetched:,.0f} shards, {format_bytes(n_bytes)};"
                 f" removed {evicted:,.0f}"
             )
         self.say(f"{checkpoint}: {outcome}")

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from events import HANG_SECONDS, wait_until
+from remote import contents
 from server import Fault, Publisher, publisher
 from toys import QUICK
 
@@ -42,8 +43,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def web(whole: Path) -> Iterator[Publisher]:
-    paths = [path for path in whole.rglob("*") if path.is_file() and path.suffix != ".jsonl"]
-    with publisher({f"/demo/{path.relative_to(whole)}": path.read_bytes() for path in paths}) as on:
+    with publisher({f"/demo/{name}": data for name, data in contents(whole).items()}) as on:
         yield on
 
 
