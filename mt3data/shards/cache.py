@@ -303,7 +303,7 @@ def shard_cache(folder: Path) -> ShardCache | None:
     try:
         facts = json.loads(read_limited(path))
         is_known = isinstance(facts["address"], str) and is_address(facts["address"])
-        if not (is_known and isinstance(facts["max_bytes"], int)):
+        if not (is_known and type(facts["max_bytes"]) is int):
             raise ValueError
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path}: damaged; remove {folder} and run the command again") from error

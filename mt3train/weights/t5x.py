@@ -134,7 +134,8 @@ def _read_layout(path: Path) -> _Layout:
             expected = " or ".join(map(repr, known))
             raise UserError(f"{path}: {key} is {seen!r}; expected {expected}")
     if not len(shape) == len(chunks) <= MAX_DIMENSIONS or not all(
-        isinstance(n, int) and 0 < n <= MAX_ELEMENTS for n in (*shape, *chunks)
+        type(n) is int and 0 < n <= MAX_ELEMENTS  # true is an int, too
+        for n in (*shape, *chunks)
     ):
         raise UserError(f"{path}: shape {shape!s:.60} in chunks of {chunks!s:.60} is not valid")
     if max(math.prod(shape), math.prod(chunks)) > MAX_ELEMENTS:

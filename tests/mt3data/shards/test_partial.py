@@ -384,7 +384,16 @@ def test_check_reads_the_shards_that_are_here(
     assert fault == f"{shard.name}: its bytes have changed (sha256 differs from the manifest)"
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[1]", '{"address": "pipe:ls", "max_bytes": 1}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        "[1]",
+        '{"address": "faulty://a", "max_bytes": true}',
+        '{"address": "pipe:ls", "max_bytes": 1}',
+    ],
+)
 def test_a_damaged_description_is_named(
     store: type[FaultyFileSystem], whole: Path, tmp_path: Path, text: str
 ) -> None:

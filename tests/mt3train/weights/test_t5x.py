@@ -125,7 +125,7 @@ def test_any_tree_gives_arrays_or_one_line(tmp_path, data):
     max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(key=st.sampled_from(["shape", "chunks", "dtype", "compressor", "order", "zarr_format"]),
-       value=ANYTHING | st.sampled_from([[1 << 40], [1, 1 << 24], [True], [1.5], [0]]))  # fmt: skip
+       value=ANYTHING | st.sampled_from([[1 << 40], [1, 1 << 24], [True], [True, True], [1.5], [0]]))  # fmt: skip
 def test_any_description_of_a_zarr_array_gives_an_array_or_one_line(tmp_path, key, value):
     if not (tmp_path / "a").exists():
         write_zarr(tmp_path / "a", np.ones((5, 7), np.float32), (5, 7))
@@ -136,6 +136,15 @@ def test_any_description_of_a_zarr_array_gives_an_array_or_one_line(tmp_path, ke
         assert read_zarr(tmp_path / "a").dtype == np.float32
     except UserError as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("key", ["shape", "chunks"])
+def test_a_size_of_a_zarr_array_that_is_no_number_is_refused(tmp_path, key):
+    write_zarr(tmp_path / "a", np.ones((5, 7), np.float32), (5, 7))
+    facts = json.loads((tmp_path / "a" / ".zarray").read_text()) | {key: [True, True]}
+    (tmp_path / "a" / ".zarray").write_text(json.dumps(facts))
+    with pytest.raises(UserError, match=r"\(True, True\).* is not valid"):
+        read_zarr(tmp_path / "a")
 
 
 def repr_bytes(value: object) -> object:
