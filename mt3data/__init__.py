@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mt3data.shards.stream import stream
     from mt3data.synth.compose import compose
     from mt3data.synth.render import write_stems, write_track
+    from mt3data.synth.sampled import write_soundfont
 
 __version__ = "0.1.0"
 __all__ = [
@@ -41,6 +42,7 @@ __all__ = [
     "read_midi",
     "stream",
     "write_midi",
+    "write_soundfont",
     "write_stems",
     "write_track",
 ]
@@ -59,6 +61,7 @@ _MODULES = {
     "shards.stream": "stream",
     "synth.compose": "compose",
     "synth.render": "write_stems write_track",
+    "synth.sampled": "write_soundfont",
 }
 
 

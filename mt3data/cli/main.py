@@ -114,7 +114,8 @@ def main() -> None:
               help="Length of each piece.")  # fmt: skip
 @SEED_OPTION
 @click.option("--soundfont", "soundfonts", type=PATH, multiple=True,
-              help="An .sf2 file. Repeated: one is drawn for each stem. Default: the one of pretty_midi.")  # fmt: skip
+              help="An .sf2 file. Repeated: one that has the instrument is drawn for each stem. Default: the one "
+              "of pretty_midi.")  # fmt: skip
 @click.option("--kinds", metavar="SHARES", default="", callback=lambda _c, _p, text: _parse_shares(text),
               help="Kinds of pieces and their shares: band=35,piano=30,chamber=25,small=5,drums=5. Default: bands.")  # fmt: skip
 @click.option("--effects", is_flag=True,
@@ -122,10 +123,15 @@ def main() -> None:
 @click.option(
     "--midi", "midi_dir", type=PATH, help="Render the MIDI files below this folder instead."
 )
+@click.option("--validation", type=AT_LEAST_0, metavar="N",
+              help="Pieces of the split validation. Default: a tenth.")  # fmt: skip
+@click.option("--test", type=AT_LEAST_0, metavar="N",
+              help="Pieces of the split test. Default: a tenth.")  # fmt: skip
 @WORKERS_OPTION
 def synth(
     root: Path, tracks: int, seconds: float, seed: int, soundfonts: tuple[Path, ...],
-    kinds: dict[str, float], effects: bool, midi_dir: Path | None, workers: int,
+    kinds: dict[str, float], effects: bool, midi_dir: Path | None, validation: int | None,
+    test: int | None, workers: int,
 ) -> None:  # fmt: skip
     """Composes and renders pieces, or renders your MIDI.
 
@@ -139,7 +145,7 @@ def synth(
 
     summary = run(
         root, tracks=tracks, seed=seed, seconds=seconds, soundfonts=soundfonts, kinds=kinds or None,
-        effects=effects, midi_dir=midi_dir, workers=workers,
+        effects=effects, midi_dir=midi_dir, validation=validation, test=test, workers=workers,
     )  # fmt: skip
     echo(f"{root}: {plural(len(summary.rendered), 'piece')} rendered, {summary.kept} there before")
     for piece in summary.rendered:

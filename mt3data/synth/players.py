@@ -26,6 +26,8 @@ WALTZES: tuple[dict[int, str], ...] = (
     {KICK: "X...........", SNARE: "....x...x...", CLOSED_HAT: "X...x.x.x.x."},
     {KICK: "X.......x...", SIDE_STICK: "....X...o...", RIDE: "X...x...x.x."},
 )
+STEPS = (1.0, 1 / 2, 1 / 3, 1 / 4, 1 / 6, 1 / 8)  # lengths of notes, in beats
+MIN_REPEAT_SECONDS = 0.11
 STRENGTH = {"X": 0.8, "x": 0.0, "o": -1.6}
 
 
@@ -228,9 +230,90 @@ def repeated(piece: Piece, rng: random.Random) -> list[Note]:
     ]
 
 
+def figuration(piece: Piece, rng: random.Random, pitches: tuple[int, int]) -> list[Note]:
+    """Repeats one figure of chord tones, in which no tone returns, at 3 to 13 notes a second.
+
+    Args:
+        pitches: the lowest and the highest; at least two octaves apart.
+    """
+    low, high = pitches
+    rate = rng.uniform(3, 13)
+    step = min(STEPS, key=lambda step: abs(piece.tempo / 60 / step - rate))
+    n_tones, overlap = rng.choice((3, 4, 6, 6, 8)), rng.choice((0.5, 0.95, 1.0, 1.7))
+    figure = rng.sample(range(8), n_tones)
+    if rng.random() < 0.6:
+        figure.sort(reverse=rng.random() < 0.4)
+    notes, place = [], 0
+    for chord in piece.chords:
+        ladder = [pitch for pitch in range(low, high + 1) if pitch % 12 in chord.tones]
+        place = min(max(0, place + rng.choice((-1, 0, 0, 1))), max(0, len(ladder) - 8))
+        passing = rng.random() < 0.3
+        for k in range(int(chord.beats / step + 0.01)):
+            pitch = ladder[min(place + figure[k % n_tones], len(ladder) - 1)]
+            if passing and k % 2:
+                pitch = _near(piece.scale, pitch + rng.choice((-2, -1, 1, 2)), low, high)
+            accent = 0.4 * (k % n_tones == 0) - 0.2
+            notes.append(Note(chord.beat + k * step, step * overlap, pitch, accent))
+    return notes
+
+
+def stride(piece: Piece, rng: random.Random) -> list[Note]:
+    """Plays a low root, or its octave, and a chord above it on the beats that follow."""
+    centre, step, octave = rng.choice((50, 55, 58)), rng.choice((0.5, 1.0, 1.0)), rng.random() < 0.4
+    notes = []
+    for chord in piece.chords:
+        root = _near(chord.tones[:1], 36, 26, 46)
+        notes += [Note(chord.beat, step * 0.9, pitch, 0.4) for pitch in {root, root + 12 * octave}]
+        for k in range(1, int(chord.beats / step + 0.01)):
+            beat = chord.beat + k * step
+            notes += [Note(beat, step * 0.6, pitch, -0.4) for pitch in _voicing(chord, centre)]
+    return notes
+
+
+def modulated(
+    piece: Piece,
+    rng: random.Random,
+    parts: Sequence[list[Note]],
+    ranges: Sequence[tuple[int, int]],
+) -> list[list[Note]]:
+    """Transposes every section to a key of its own and alters some notes by a semitone.
+
+    Args:
+        parts: the notes of several players, who change keys together.
+        ranges: the lowest and the highest pitch of each part, at least an octave apart. Notes
+            beyond them move by an octave.
+    """
+    keys = {section: rng.choice((-5, -4, -3, -2, -1, 0, 0, 0, 1, 2, 3, 4, 5))
+            for section in sorted({bar.section for bar in piece.bars})}  # fmt: skip
+    altered = rng.choice((0.0, 0.03, 0.1))
+
+    def moved(note: Note, low: int, high: int) -> Note:
+        pitch = note.pitch + keys[piece.bar_at(note.beat).section]
+        pitch += rng.choice((-1, 1)) if rng.random() < altered else 0
+        return note._replace(pitch=pitch + 12 * (pitch < low) - 12 * (pitch > high))
+
+    return [
+        [moved(note, *pitches) for note in notes]
+        for notes, pitches in zip(parts, ranges, strict=True)
+    ]
+
+
+def without_quick_repeats(piece: Piece, notes: Sequence[Note]) -> list[Note]:
+    """Leaves out notes that repeat a pitch within 0.11 s, as no pianist does."""
+    last: dict[int, float] = {}
+    kept = []
+    for note in sorted(notes):
+        time = piece.seconds(note.beat)
+        if time - last.get(note.pitch, -1.0) >= MIN_REPEAT_SECONDS:
+            kept.append(note)
+            last[note.pitch] = time
+    return kept
+
+
 def runs(piece: Piece, rng: random.Random) -> list[Note]:
-    """Plays scales up and down, turning at random."""
-    ladder = [pitch for pitch in range(52, 100) if pitch % 12 in piece.scale]
+    """Plays scales up and down, some of them chromatic, turning at random."""
+    tones = rng.choice((piece.scale, piece.scale, range(12)))
+    ladder = [pitch for pitch in range(48, 103) if pitch % 12 in tones]
     step = rng.choice((0.25, 0.25, 1 / 3)) if piece.tempo < 120 else rng.choice((0.5, 1 / 3))
     place, direction, notes = len(ladder) // 2, 1, []
     for bar in piece.bars[:-1]:
@@ -284,7 +367,8 @@ def chorale_voice(
     low, high = pitches
     pitch, notes = (low + high) / 2 + rng.uniform(-4, 4), list[Note]()
     for chord in piece.chords:
-        n_notes = rng.choice((1, 2, 2, max(1, int(chord.beats))))
+        beats = max(1, int(chord.beats))
+        n_notes = rng.choice((1, 2, 2, beats, beats, beats, 2 * beats, 2 * beats))
         length = chord.beats / n_notes
         for k in range(n_notes):
             goal = pitch + rng.choice((-5, -3, -2, -1, 0, 0, 1, 2, 3, 5))

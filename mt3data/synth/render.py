@@ -164,6 +164,8 @@ def write_track(
             # A bank that the MIDI selects itself may need other presets than this program's.
             selects = any(change.number == BANK_SELECT for change in part.control_changes)
             sounds = open_soundfont(font)
+            if not sounds.has_instrument(part.program, part.is_drum):
+                continue  # the renderer would play another one in its place
             samples = render(
                 content,
                 font.read_bytes() if selects else sounds.instrument(part.program, part.is_drum),

@@ -29,7 +29,8 @@ PRESET = np.dtype(
 )
 INSTRUMENT = np.dtype([("name", "S20"), ("bag", "<u2")])
 SAMPLE = np.dtype([("name", "S20"), ("start", "<u4"), ("end", "<u4"), ("loop_start", "<u4"),
-                   ("loop_end", "<u4"), ("", "V10")])  # fmt: skip
+                   ("loop_end", "<u4"), ("rate", "<u4"), ("pitch", "u1"), ("correction", "i1"),
+                   ("link", "<u2"), ("type", "<u2")])  # fmt: skip
 INSTRUMENT_OPERATOR, SAMPLE_OPERATOR = 41, 53
 GUARD = 46  # zeros that follow every sample
 PADDING = 4096  # samples of silence at both ends, to which samples that are left out refer
@@ -69,6 +70,13 @@ class SoundFont:
             if chunk in self._chunks:
                 found[key] = self._chunk(chunk).split(b"\0")[0].decode("latin-1").strip()
         return found
+
+    def has_instrument(self, program: int, is_drum: bool) -> bool:
+        """Tells whether there is a preset of a program, or any drum kit."""
+        presets = self._table(b"phdr", PRESET)[:-1]  # the last entry only ends the one before
+        if is_drum:
+            return bool((presets["bank"] == DRUM_BANK).any())
+        return bool(((presets["bank"] == 0) & (presets["program"] == program)).any())
 
     def instrument(self, program: int, is_drum: bool) -> bytes:
         """Returns a SoundFont file with the samples of one preset alone.
@@ -138,9 +146,10 @@ def _instrument(font: SoundFont, program: int, bank: int) -> bytes:
     for name, (_, _, inside) in font._chunks.items():
         if name != b"sm24":  # the low bits of 24-bit samples, which the renderer does not use
             body = {b"smpl": data, b"shdr": samples.tobytes()}.get(name) or font._chunk(name)
-            lists[inside] = lists.get(inside, b"") + _packed(name, body)
-    return _packed(b"RIFF", b"sfbk" + b"".join(_packed(b"LIST", k + v) for k, v in lists.items()))
+            lists[inside] = lists.get(inside, b"") + packed(name, body)
+    return packed(b"RIFF", b"sfbk" + b"".join(packed(b"LIST", k + v) for k, v in lists.items()))
 
 
-def _packed(name: bytes, body: bytes) -> bytes:
+def packed(name: bytes, body: bytes) -> bytes:
+    """Returns a RIFF chunk."""
     return name + len(body).to_bytes(4, "little") + body + b"\0" * (len(body) % 2)

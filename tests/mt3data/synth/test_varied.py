@@ -77,7 +77,7 @@ def test_pianos_are_dense_and_chamber_notes_long_and_within_the_instrument_s_ran
     assert any(parts[0].control_changes for parts in pianos)
     chamber = [part for seed in range(8) for part in compose(seed, 30.0, "chamber").instruments]
     lengths = [note.end - note.start for part in chamber for note in part.notes]
-    assert np.median(lengths) > 0.6 and max(lengths) > 3
+    assert np.median(lengths) > 0.4 and max(lengths) > 3
     for part in chamber:
         low, high = SUSTAINED[part.program]
         assert all(low <= note.pitch <= high for note in part.notes)
