@@ -82,7 +82,7 @@ def draw_piece_effects(rng: random.Random) -> PieceEffects:
     return PieceEffects(
         tuning_cents=round(rng.gauss(0, 12), 2) if rng.random() < 0.8 else 0.0,
         room_seconds=round(0.15 * 15 ** rng.random(), 3) if rng.random() < 0.6 else None,
-        wet_db=round(rng.uniform(-18, 0), 2),
+        wet_db=round(rng.uniform(-18, 5), 2),
         noise_dbfs=round(rng.uniform(-85, -45), 2) if rng.random() < 0.6 else None,
         noise_slope=round(rng.uniform(0, 1.2), 3),
         peak_db=round(-1 - rng.uniform(0, PEAK_RANGE_DB) * (rng.random() < 0.6), 2),
