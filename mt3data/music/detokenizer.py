@@ -11,6 +11,7 @@ Source: mt3/note_sequences.py decode_note_event, mt3/run_length_encoding.py deco
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -113,6 +114,10 @@ class NoteDecoder:
         """Returns the onset of an open note in seconds; None if there is none."""
         note = self._open.get((program, pitch))
         return note[0] if note else None
+
+    def first_open_onset(self) -> float:
+        """Returns the onset in seconds of the open note that began first; infinity if there is none."""
+        return min((onset for onset, _ in self._open.values()), default=math.inf)
 
     def _accept(self, event: Event, time: float) -> bool:
         """Applies one event that is no shift. Returns whether it is allowed here."""

@@ -30,7 +30,16 @@ from mt3data.files import (
     walk,
     write_output,
 )
-from mt3data.terminal import OUTPUT, echo, kind_of, one_line, path_error_message, plural, progress
+from mt3data.terminal import (
+    AT_LEAST_1,
+    OUTPUT,
+    echo,
+    kind_of,
+    one_line,
+    path_error_message,
+    plural,
+    progress,
+)
 from mt3train.cli.scores import BATCH, CHECKPOINT, DEVICE, PRECISION, load_checkpoint
 
 if TYPE_CHECKING:
@@ -198,13 +207,16 @@ def _parse_formats(ctx: click.Context, param: click.Parameter, text: str | None)
 )
 @click.option("--plain", is_flag=True,
               help="Decode as the original does: loops are not ended, repeated notes not merged.")  # fmt: skip
+@click.option("--passes", type=AT_LEAST_1, metavar="N",
+              help="Transcribe N times with other segments, and keep the notes that most find. Default: 5 for "
+              "models of fewer than 10 million parameters, which are fast, else 1; with --plain 1.")  # fmt: skip
 @click.option("--compile", "compiled", is_flag=True, help="torch.compile: a minute, then faster.")
 @click.option("--force", is_flag=True, help="Replace files that this command did not write.")
 def transcribe(
     files: tuple[Path, ...], checkpoint: str | Path | None, outs: tuple[Path, ...], kinds: list[str],
     per_instrument: bool, beats: str | None, bpm: float | None, first_beat: float | None,
     meter: str | None, quantize: str | None, batch: int, device: str, precision: str, programs: str | None, plain: bool,
-    compiled: bool, force: bool,
+    passes: int | None, compiled: bool, force: bool,
 ) -> None:  # fmt: skip
     """Writes the notes of recordings: MIDI, JSON, CSV, or a page.
 
@@ -240,7 +252,7 @@ def transcribe(
 
     only = ProgramFilter.parse(programs) if programs is not None else None
     model, info = load_checkpoint(checkpoint, device)
-    decoding = DecodingConfig(batch, not plain, only, precision, compiled)
+    decoding = DecodingConfig(batch, not plain, only, precision, compiled, passes)
     if only:
         only.forbidden(info.vocabulary)  # raises before any work if the model has no programs
     transcriber = Transcriber(model, info, decoding)
@@ -427,11 +439,13 @@ def _about(checkpoint: str | Path | None, transcriber: Transcriber, programs: st
 
     name = "the demo weights of mt3kit" if checkpoint is None else weights_file(checkpoint).name
     millions = sum(parameter.numel() for parameter in transcriber.model.parameters()) / 1e6
+    n_passes = transcriber.decoding.passes_of(transcriber.model)
+    passes = f", {n_passes} passes" if n_passes > 1 else ""
     only = f"; asked for {programs} alone" if programs else ""
     limits = (
         "" if checkpoint else ". A small model trained on rendered pieces alone: expect mistakes"
     )
-    return f"Model: {name}, {millions:.3g} million parameters, {transcriber.info.step:,} updates{only}{limits}"
+    return f"Model: {name}, {millions:.3g} million parameters, {transcriber.info.step:,} updates{passes}{only}{limits}"
 
 
 def _transcribe_file(job: TranscriptionJob, file: Path, targets: Sequence[Target]) -> str:

@@ -28,6 +28,7 @@ from mt3train.transcription.programs import ProgramFilter
 
 HALF_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 GPU_STEPS_PER_CHECK = 16  # checking which segments have ended makes the CPU wait for the GPU
+SMALL_PARAMETERS, SMALL_PASSES = 10_000_000, 5  # small models are fast, and gain most
 START_ID = 0  # the first input of the decoder; model.shift_right
 
 
@@ -43,6 +44,9 @@ class DecodingConfig:
             mt3train.device.choose_precision. Logits are always computed in the precision of the weights.
         compile: compiles the decoder with torch.compile, on a GPU with CUDA graphs. Compiling takes
             about a minute.
+        passes: number of times that a recording is transcribed, each time with other segments. Notes
+            that most passes find are kept (voting.py). None: 5 if decoding is constrained and the
+            model has fewer than 10 million parameters, else 1, as the original.
     """
 
     batch: int = 16
@@ -50,12 +54,22 @@ class DecodingConfig:
     programs: ProgramFilter | None = None
     precision: str = "auto"
     compile: bool = False
+    passes: int | None = None
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise ValueError(f"precision={self.precision!r}; expected one of {PRECISIONS}")
         if self.batch < 1:
             raise ValueError(f"batch={self.batch}; expected at least 1")
+        if self.passes is not None and self.passes < 1:
+            raise ValueError(f"passes={self.passes}; expected at least 1")
+
+    def passes_of(self, model: MT3) -> int:
+        """Returns the number of passes with a model."""
+        if self.passes is not None:
+            return self.passes
+        is_small = sum(parameter.numel() for parameter in model.parameters()) < SMALL_PARAMETERS
+        return SMALL_PASSES if self.constrained and is_small else 1
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ the length of a recording. MT3 collects all tokens first.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -73,9 +74,18 @@ class NoteStream:
             return Notes.empty()
         for key in [key for key in self._last if self._is_known(key, next_start)]:
             self._known.append((key, self._last.pop(key)))
-        known = _to_notes(self._known)
+        known = to_notes(self._known)
         self._known.clear()
         return known
+
+    def settled_before(self, next_start: float) -> float:
+        """Returns the time in seconds before which no note begins that `push` has not returned.
+
+        Args:
+            next_start: start of the next segment.
+        """
+        last = (note[0] for note in self._last.values())
+        return min(next_start, self._decoder.first_open_onset(), min(last, default=next_start))
 
     def finish(self, end: float) -> Notes:
         """Ends the open notes and returns the rest in order of onset.
@@ -85,7 +95,7 @@ class NoteStream:
         """
         self._decoder.end_open_notes()
         self._merge(self._decoder.pop_notes())
-        return cut_notes(_to_notes(self._known + list(self._last.items())), end)
+        return cut_notes(to_notes(self._known + list(self._last.items())), end)
 
     def _merge(self, ended: Notes) -> None:
         """Adds ended notes to the state. A later onset of its key makes the last note known."""
@@ -98,15 +108,10 @@ class NoteStream:
         keys = zip(*(column.tolist() for column in columns), strict=True)
         times = zip(ended.onset.tolist(), ended.offset.tolist(), strict=True)
         others = zip(ended.velocity.tolist(), ended.instrument.tolist(), strict=True)
-        for key, (onset, offset), other in zip(keys, times, others, strict=True):
-            last = self._last.get(key)
-            if last and onset - last[0] <= self._window:
-                last[1] = max(last[1], offset)
-                continue
-            if last:
-                last[1] = min(last[1], onset)
-                self._known.append((key, last))
-            self._last[key] = [onset, offset, *other]
+        rows = [
+            (key, [*time, *other]) for key, time, other in zip(keys, times, others, strict=True)
+        ]
+        self._known += keep_apart(rows, self._last, self._window)
 
     def _is_known(self, key: Key, time: float) -> bool:
         """Returns whether no note that ends later can change the last ended one of its key.
@@ -128,9 +133,35 @@ def cut_notes(notes: Notes, end: float) -> Notes:
     return cut[cut.offset - cut.onset >= MIN_SECONDS]
 
 
-def _to_notes(known: list[tuple[Key, list[float]]]) -> Notes:
+def keep_apart(
+    rows: Sequence[tuple[Key, list[float]]], last: dict[Key, list[float]], window: float = 0.0
+) -> list[tuple[Key, list[float]]]:
+    """Ends each note where the next one of its key begins, and merges those that begin together.
+
+    Args:
+        rows: notes in order of onset: their key, then onset, offset and more.
+        last: the last note of every key so far. It gets the new ones.
+        window: largest distance in seconds of onsets that are merged.
+    Returns:
+        The notes that another one of their key follows.
+    """
+    followed = []
+    for key, row in rows:
+        before = last.get(key)
+        if before and row[0] - before[0] <= window:
+            before[1] = max(before[1], row[1])
+            continue
+        if before:
+            before[1] = min(before[1], row[0])
+            followed.append((key, before))
+        last[key] = row
+    return followed
+
+
+def to_notes(known: list[tuple[Key, list[float]]]) -> Notes:
+    """Returns notes in order of onset. Rows without an instrument get number 0."""
     rows = [
-        (onset, offset, pitch, velocity, program, is_drum, instrument)
-        for (pitch, program, is_drum), (onset, offset, velocity, instrument) in known
+        (onset, offset, pitch, velocity, program, is_drum, *(instrument or [0]))
+        for (pitch, program, is_drum), (onset, offset, velocity, *instrument) in known
     ]
     return Notes.from_array(np.array(rows, np.float64).reshape(-1, 7)).sorted()

@@ -17,9 +17,10 @@ Source: mt3/inference.py, mt3/preprocessors.py split_full_chunk and mt3/models.p
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, tee, zip_longest
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,8 @@ from mt3data.music.vocabulary import VocabularyConfig
 from mt3train.device import choose_device
 from mt3train.model import MT3
 from mt3train.transcription.decode import DecodedSegment, DecodingConfig, SegmentDecoder
-from mt3train.transcription.note_stream import REPEAT_SECONDS, ROUNDING, NoteStream
+from mt3train.transcription.note_stream import MIN_SECONDS, REPEAT_SECONDS, ROUNDING, NoteStream
+from mt3train.transcription.voting import NoteVote
 from mt3train.weights.checkpoint import CheckpointInfo, load_model
 from mt3train.weights.pretrained import demo_weights
 
@@ -185,7 +187,7 @@ def stream(
         The notes that became known, in order of onset. A note that was held long comes after others
         that began later. With them the counts so far, without notes; `seconds` is 0.0 before the end.
     """
-    spectrogram, n_read, n_queued = info.spectrogram, 0, 0
+    spectrogram, n_read = info.spectrogram, 0
     if isinstance(audio, np.ndarray):
         n_samples, blocks = len(audio), _array_blocks(audio, spectrogram.sample_rate)
     else:  # the number of samples is for `on_progress` alone, so an estimate serves
@@ -198,39 +200,120 @@ def stream(
             n_read += len(block)
             yield block
 
-    def counted_mels() -> Iterator[np.ndarray]:
-        nonlocal n_queued
-        for mel in segment_mels(counted_blocks(), spectrogram, info.right_context, info.frames):
-            n_queued += 1
-            yield mel
+    n_passes = decoding.passes_of(model)
+    passes = [
+        _Pass(info, decoding, info.frames * number // n_passes, own_blocks)
+        for number, own_blocks in enumerate(tee(counted_blocks(), n_passes))
+    ]
+    vote = NoteVote(n_passes, info.vocabulary.encoding != "onsets") if n_passes > 1 else None
+    places: dict[int, tuple[int, int]] = {}  # of queued segments: the pass, and the place there
+    n_queued = 0
 
-    def pushed(index: int, is_last: bool) -> Notes:
-        start, after = (segment_start(k * info.frames, info.vocabulary) for k in (index, index + 1))
-        return joiner.push(waiting.pop(index), start, None if is_last else after)
+    def queued_mels() -> Iterator[np.ndarray]:
+        nonlocal n_queued
+        for group in zip_longest(*(one.mels for one in passes)):
+            for number, mel in enumerate(group):
+                if mel is not None:
+                    places[n_queued] = number, passes[number].n_queued
+                    passes[number].n_queued += 1
+                    n_queued += 1
+                    yield mel
 
     def counts(seconds: float = 0.0) -> Transcription:
+        joined = [one.joiner for one in passes]
         return Transcription(
-            Notes.empty(), joiner.n_segments, joiner.invalid, joiner.dropped, seconds
+            Notes.empty(),
+            sum(joiner.n_segments for joiner in joined),
+            sum(joiner.invalid for joiner in joined),
+            sum(joiner.dropped for joiner in joined),
+            seconds,
         )
 
-    total = -(-count_frames(n_samples, spectrogram.hop) // info.frames)
-    joiner = NoteStream(info.vocabulary, decoding)
-    waiting: dict[int, np.ndarray] = {}  # tokens of segments that ended before an earlier one
-    for segment in _decode(
-        model, info.vocabulary, counted_mels(), decoding, max_length or info.max_target_length
-    ):
-        waiting[segment.index] = segment.tokens
+    total = sum(
+        -(-count_frames(n_samples + one.delay, spectrogram.hop) // info.frames) for one in passes
+    )
+    decoded = _decode(
+        model, info.vocabulary, queued_mels(), decoding, max_length or info.max_target_length
+    )
+    for n_done, segment in enumerate(decoded, 1):
+        number, place = places.pop(segment.index)
+        passes[number].waiting[place] = segment.tokens
         if on_progress:
-            n_done = joiner.n_segments + len(waiting)
             on_progress(n_done, max(n_queued, total))
-        while joiner.n_segments in waiting and joiner.n_segments + 1 < n_queued:
-            yield pushed(joiner.n_segments, is_last=False), counts()
+        for notes in passes[number].push_all():
+            if vote is None:
+                yield notes, counts()
+            else:
+                vote.push(number, notes)
+                yield vote.settle(min(one.settled for one in passes)), counts()
     if on_progress and n_queued < total:  # the header states more than the recording has
         on_progress(n_queued, n_queued)
-    for index in sorted(waiting):
-        yield pushed(index, is_last=index + 1 == n_queued), counts()
     seconds = n_read / spectrogram.sample_rate
-    yield joiner.finish(seconds), counts(seconds)
+    for number, one in enumerate(passes):
+        for notes in one.finish(seconds):
+            if vote is None:
+                yield notes, counts(seconds)
+            else:
+                vote.push(number, notes)
+    if vote is not None:
+        yield vote.finish(), counts(seconds)
+
+
+class _Pass:
+    """One pass over a recording: its segments, the tokens that wait for earlier ones, and its notes.
+
+    The first segment begins with silence, so that all others begin earlier than those of the first pass.
+    """
+
+    def __init__(
+        self,
+        info: CheckpointInfo,
+        decoding: DecodingConfig,
+        n_silent: int,
+        blocks: Iterator[np.ndarray],
+    ) -> None:
+        """Takes the blocks of a recording and the number of silent frames before it."""
+        self.info, self.delay = info, n_silent * info.spectrogram.hop
+        self.silence = self.delay / info.spectrogram.sample_rate
+        silence = [np.zeros(self.delay, np.float32)] if self.delay else []
+        self.mels = segment_mels(
+            chain(silence, blocks), info.spectrogram, info.right_context, info.frames
+        )
+        self.joiner = NoteStream(info.vocabulary, decoding)
+        self.waiting: dict[int, np.ndarray] = {}
+        self.n_queued = 0
+        self.settled = -math.inf  # no note begins earlier that was not returned, in seconds
+
+    def push_all(self) -> Iterator[Notes]:
+        """Yields the notes that became known. The newest segment waits, as it may be the last one."""
+        while self.joiner.n_segments in self.waiting and self.joiner.n_segments + 1 < self.n_queued:
+            notes, next_start = self._push(is_last=False)
+            self.settled = self.joiner.settled_before(next_start) - self.silence
+            yield notes
+
+    def finish(self, seconds: float) -> Iterator[Notes]:
+        """Yields the rest of the notes of a recording of this length."""
+        while self.waiting:
+            is_last = self.joiner.n_segments + 1 == self.n_queued
+            yield self._push(is_last)[0]
+        yield self._shifted(self.joiner.finish(seconds + self.silence))
+
+    def _push(self, is_last: bool) -> tuple[Notes, float]:
+        index = self.joiner.n_segments
+        start, after = (
+            segment_start(place * self.info.frames, self.info.vocabulary)
+            for place in (index, index + 1)
+        )
+        notes = self.joiner.push(self.waiting.pop(index), start, None if is_last else after)
+        return self._shifted(notes), after
+
+    def _shifted(self, notes: Notes) -> Notes:
+        """Moves notes from the time of the pass to that of the recording."""
+        if not self.silence:
+            return notes
+        onset = np.maximum(notes.onset - self.silence, 0.0)
+        moved = replace(notes, onset=onset, offset=notes.offset - self.silence)
+        return moved[moved.offset - moved.onset >= MIN_SECONDS]
 
 
 def merge_repeats(notes: Notes, seconds: float) -> Notes:

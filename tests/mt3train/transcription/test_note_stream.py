@@ -117,7 +117,8 @@ def transcriber(monkeypatch) -> mt3train.Transcriber:
             yield late
 
     monkeypatch.setattr(SegmentDecoder, "decode", decode)
-    return mt3train.Transcriber(MT3(tiny), CheckpointInfo(model=tiny))
+    decoding = DecodingConfig(constrained=True, passes=1)
+    return mt3train.Transcriber(MT3(tiny), CheckpointInfo(model=tiny), decoding)
 
 
 def test_a_recording_gives_the_same_notes_in_parts(transcriber) -> None:
