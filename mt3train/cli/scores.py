@@ -74,7 +74,7 @@ LONGER = 1.25  # estimates that end this much later or earlier may be of another
 @DEVICE
 @PRECISION
 @click.option("--constrained", is_flag=True,
-              help="Decode as `transcribe` does; default: as `transcribe --plain`.")  # fmt: skip
+              help="Decode as `transcribe --passes 1` does; default: as `transcribe --plain`.")  # fmt: skip
 @click.option("--workers", type=WORKERS, default=1, show_default=True, metavar="N",
               help="Processes; each scores one track at a time.")  # fmt: skip
 @click.option("-o", "--out", type=PATH, metavar="FILE", help="Store the scores of each "

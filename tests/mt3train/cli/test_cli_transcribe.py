@@ -24,6 +24,7 @@ from mt3data.music.midi import read_midi
 from mt3data.music.vocabulary import EOS_ID, Event, VocabularyConfig, get_codec
 from mt3train.cli import transcribe as cli_transcribe
 from mt3train.cli.main import main
+from mt3train.transcription import decode as decode_module
 from mt3train.transcription import note_files
 from mt3train.transcription.decode import DecodedSegment, SegmentDecoder
 
@@ -36,6 +37,7 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture
 def says(monkeypatch):
     """Makes every model say the same events in every segment."""
+    monkeypatch.setattr(decode_module, "SMALL_PASSES", 1)
 
     def install(config: VocabularyConfig, *events: tuple[str, int]) -> None:
         words = [get_codec(config).encode(Event(*event)) + 3 for event in events]
@@ -47,6 +49,19 @@ def says(monkeypatch):
         monkeypatch.setattr(SegmentDecoder, "decode", decode)
 
     return install
+
+
+def test_passes_are_chosen_and_told(tmp_path, checkpoint):
+    song = record(tmp_path / "song.wav")
+    for words, told in (
+        ((), ", 5 passes"), (("--passes", 3), ", 3 passes"), (("--passes", 1), ""), (("--plain",), "")
+    ):  # fmt: skip
+        page = tmp_path / "a.html"
+        done = run(song, "-o", page, "--checkpoint", checkpoint, *words)
+        assert done.exit_code == 0, done.output
+        assert f"0 updates{told}</p>" in page.read_text()
+    refused = run(song, "--checkpoint", checkpoint, "--passes", 0)
+    assert refused.exit_code == 2 and "--passes" in refused.output
 
 
 NOTE = (
