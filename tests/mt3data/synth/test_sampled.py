@@ -8,7 +8,15 @@ import yaml
 
 import mt3data
 from mt3data.errors import UserError
-from mt3data.synth.render import _midi_bytes, open_soundfont, render, write_track
+from mt3data.music.midi import read_midi
+from mt3data.synth.render import (
+    _midi_bytes,
+    attack_times,
+    open_soundfont,
+    play_early,
+    render,
+    write_track,
+)
 from mt3data.synth.sampled import write_soundfont
 from mt3data.synth.soundfont import SoundFont
 
@@ -21,13 +29,13 @@ def hertz_of(pitch):
     return 440 * 2 ** ((pitch - 69) / 12)
 
 
-def write_notes(folder, notes, *, seconds=3.0, silence=0.3, layer=""):
-    """Writes a tone with two overtones per note, after some silence."""
+def write_notes(folder, notes, *, seconds=3.0, silence=0.3, layer="", rise=0.01):
+    """Writes a tone with two overtones per note, which rises in `rise` seconds, after some silence."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, pitch in notes.items():
         times = np.arange(round(seconds * RATE)) / RATE
         tone = sum(np.sin(2 * np.pi * k * hertz_of(pitch) * times) / k for k in (1, 2, 3))
-        tone *= 0.2 * np.minimum(1, times / 0.01)
+        tone *= 0.2 * np.minimum(1, times / rise)
         sound = np.concatenate([np.zeros(round(silence * RATE)), tone])
         soundfile.write(folder / f"{name}{layer}.wav", sound, RATE)
     return folder
@@ -104,6 +112,43 @@ def test_a_stem_gets_a_soundfont_that_has_its_instrument(tmp_path):
         assert [stem["plugin_name"] for stem in stems.values()] == ["40.sf2", "73.sf2"]
     with pytest.raises(UserError, match=r"40.sf2 gives no sound for S00, program 0"):
         write_track(piece(0), tmp_path / "none", fonts[0], track="t", source="s")
+
+
+def test_held_instruments_begin_early_so_that_they_are_heard_at_their_labels(tmp_path):
+    notes = write_notes(tmp_path / "notes", NOTES, rise=0.2)
+    font = tmp_path / "slow.sf2"
+    write_soundfont(font, {(40,): notes, (24,): notes}, name="Slow", licence="CC0")
+    pitches, times = attack_times(font, 40)
+    assert pitches[0] == 55 and pitches[-1] == 91 and len(times) == 10
+    assert times[:5] == pytest.approx([0.07] * 5, abs=0.015)  # 8 to 40 % of the rise
+    for program, early in ((40, 0.07), (24, 0.0)):
+        midi = pretty_midi.PrettyMIDI()
+        midi.instruments.append(pretty_midi.Instrument(program))
+        midi.instruments[0].notes = [
+            pretty_midi.Note(90, 60, 1.0, 2.0), pretty_midi.Note(90, 60, 2.05, 3.0)
+        ]  # fmt: skip
+        found = {}
+        for effects in (False, True):
+            folder = tmp_path / f"{program}{effects}"
+            write_track(midi, folder, font, track="t", source="s", effects=effects)
+            assert read_midi(folder / "MIDI/S00.mid")[0].onset == pytest.approx(
+                [1.0, 2.05], abs=1e-3
+            )
+            sound = np.abs(soundfile.read(folder / "stems/S00.flac")[0])
+            sound = sound[round(0.9 * RATE) : round(1.4 * RATE)]
+            found[effects] = np.flatnonzero(sound > 0.1 * sound.max())[0] / RATE + 0.9
+        assert found[False] - found[True] == pytest.approx(early, abs=0.02)
+
+
+def test_a_note_that_begins_early_ends_the_same_pitch_before_it():
+    part = pretty_midi.Instrument(40)
+    part.notes = [pretty_midi.Note(90, 60, 0.02, 1.0), pretty_midi.Note(90, 60, 1.01, 2.0),
+                  pretty_midi.Note(90, 72, 1.0, 2.0)]  # fmt: skip
+    early = play_early(part, (60, 72), (0.1, 0.02)).notes
+    assert [(note.pitch, round(note.start, 3), round(note.end, 3)) for note in early] == [
+        (60, 0.0, 0.907), (60, 0.91, 2.0), (72, 0.98, 2.0)
+    ]  # fmt: skip
+    assert part.notes[0].end == 1.0  # of the labels
 
 
 @pytest.mark.parametrize(
