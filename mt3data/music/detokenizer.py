@@ -11,7 +11,6 @@ Source: mt3/note_sequences.py decode_note_event, mt3/run_length_encoding.py deco
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -115,9 +114,9 @@ class NoteDecoder:
         note = self._open.get((program, pitch))
         return note[0] if note else None
 
-    def first_open_onset(self) -> float:
-        """Returns the onset in seconds of the open note that began first; infinity if there is none."""
-        return min((onset for onset, _ in self._open.values()), default=math.inf)
+    def open_onsets(self) -> dict[tuple[int, int], float]:
+        """Returns the onset in seconds of every open note, by program and pitch."""
+        return {key: onset for key, (onset, _) in self._open.items()}
 
     def _accept(self, event: Event, time: float) -> bool:
         """Applies one event that is no shift. Returns whether it is allowed here."""

@@ -8,7 +8,7 @@ the length of a recording. MT3 collects all tokens first.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -78,14 +78,12 @@ class NoteStream:
         self._known.clear()
         return known
 
-    def settled_before(self, next_start: float) -> float:
-        """Returns the time in seconds before which no note begins that `push` has not returned.
-
-        Args:
-            next_start: start of the next segment.
-        """
-        last = (note[0] for note in self._last.values())
-        return min(next_start, self._decoder.first_open_onset(), min(last, default=next_start))
+    def unknown(self) -> dict[tuple[int, bool], float]:
+        """Returns the onset of the first note that `push` has not returned, by pitch and is_drum."""
+        open_notes = self._decoder.open_onsets().items()
+        onsets = [((pitch, False), onset) for (_, pitch), onset in open_notes]
+        onsets += [((pitch, is_drum), row[0]) for (pitch, _, is_drum), row in self._last.items()]
+        return earliest(onsets)
 
     def finish(self, end: float) -> Notes:
         """Ends the open notes and returns the rest in order of onset.
@@ -131,6 +129,14 @@ def cut_notes(notes: Notes, end: float) -> Notes:
     """Removes notes that begin after `end` seconds, and ends those there that end later."""
     cut = replace(notes, offset=np.minimum(notes.offset, end))
     return cut[cut.offset - cut.onset >= MIN_SECONDS]
+
+
+def earliest(onsets: Iterable[tuple[tuple[int, bool], float]]) -> dict[tuple[int, bool], float]:
+    """Returns the smallest value of each key."""
+    first: dict[tuple[int, bool], float] = {}
+    for key, onset in onsets:
+        first[key] = min(onset, first.get(key, onset))
+    return first
 
 
 def keep_apart(

@@ -41,7 +41,13 @@ from mt3data.music.vocabulary import VocabularyConfig
 from mt3train.device import choose_device
 from mt3train.model import MT3
 from mt3train.transcription.decode import DecodedSegment, DecodingConfig, SegmentDecoder
-from mt3train.transcription.note_stream import MIN_SECONDS, REPEAT_SECONDS, ROUNDING, NoteStream
+from mt3train.transcription.note_stream import (
+    MIN_SECONDS,
+    REPEAT_SECONDS,
+    ROUNDING,
+    NoteStream,
+    earliest,
+)
 from mt3train.transcription.voting import NoteVote
 from mt3train.weights.checkpoint import CheckpointInfo, load_model
 from mt3train.weights.pretrained import demo_weights
@@ -245,7 +251,8 @@ def stream(
                 yield notes, counts()
             else:
                 vote.push(number, notes)
-                yield vote.settle(min(one.settled for one in passes)), counts()
+                held = earliest(chain.from_iterable(one.held.items() for one in passes))
+                yield vote.settle(min(one.settled for one in passes), held), counts()
     if on_progress and n_queued < total:  # the header states more than the recording has
         on_progress(n_queued, n_queued)
     seconds = n_read / spectrogram.sample_rate
@@ -282,13 +289,16 @@ class _Pass:
         self.joiner = NoteStream(info.vocabulary, decoding)
         self.waiting: dict[int, np.ndarray] = {}
         self.n_queued = 0
-        self.settled = -math.inf  # no note begins earlier that was not returned, in seconds
+        # No note begins earlier that was not returned, but for one of each pitch in `held`; seconds.
+        self.settled, self.held = -math.inf, dict[tuple[int, bool], float]()
 
     def push_all(self) -> Iterator[Notes]:
         """Yields the notes that became known. The newest segment waits, as it may be the last one."""
         while self.joiner.n_segments in self.waiting and self.joiner.n_segments + 1 < self.n_queued:
             notes, next_start = self._push(is_last=False)
-            self.settled = self.joiner.settled_before(next_start) - self.silence
+            self.settled = next_start - self.silence
+            unknown = self.joiner.unknown().items()
+            self.held = {key: onset - self.silence for key, onset in unknown}
             yield notes
 
     def finish(self, seconds: float) -> Iterator[Notes]:

@@ -8,6 +8,7 @@ passes find are right more often, and their median times are more exact. MT3 mak
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from itertools import islice, takewhile
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ import numpy as np
 from mt3data.music.notes import Notes, assign_instruments
 from mt3train.transcription.note_stream import REPEAT_SECONDS, ROUNDING, Key, keep_apart, to_notes
 
+NONE_HELD: Mapping[tuple[int, bool], float] = {}
 WINDOW = REPEAT_SECONDS + ROUNDING  # seconds between the first and the last onset of one note
 
 
@@ -65,25 +67,26 @@ class NoteVote:
             found = Found(onset, offset, velocity, program, number)
             self._found.setdefault(key, []).append(found)
 
-    def settle(self, time: float) -> Notes:
+    def settle(self, time: float, held: Mapping[tuple[int, bool], float] = NONE_HELD) -> Notes:
         """Returns the notes that cannot change any more, in order of onset.
 
         Args:
             time: in seconds; no pass finds more notes that begin earlier.
+            held: the exceptions, by pitch and is_drum: onset of the first note that comes later,
+                because it has not ended.
         """
         agreed: list[tuple[Key, list[float]]] = []
         for (pitch, is_drum), found in list(self._found.items()):
             found.sort()
+            end = min(time, held.get((pitch, is_drum), time))
             # Notes up to three windows later decide about the first one.
-            while found and found[0].onset + 3 * WINDOW < time:
+            while found and found[0].onset + 3 * WINDOW < end:
                 for note in self._take(found):
                     agreed.append(((pitch, note.program, is_drum), list(note[:3])))
             if not found:
                 del self._found[pitch, is_drum]
         known = keep_apart(sorted(agreed, key=lambda note: note[1][0]), self._last)
-        for key in [
-            key for key, note in self._last.items() if note[1] <= self._earliest(key, time)
-        ]:
+        for key in [key for key in self._last if self._is_known(key, time, held)]:
             known.append((key, self._last.pop(key)))
         notes = to_notes(known)
         return notes if self._numbers is None else assign_instruments(notes, self._numbers)
@@ -92,10 +95,12 @@ class NoteVote:
         """Returns the rest of the notes in order of onset."""
         return self.settle(math.inf)
 
-    def _earliest(self, key: Key, time: float) -> float:
-        """Returns the earliest onset that a note of this key may still get."""
-        found = self._found.get((key[0], key[2]))
-        return min(time, found[0].onset) if found else time
+    def _is_known(self, key: Key, time: float, held: Mapping[tuple[int, bool], float]) -> bool:
+        """Returns whether no note can still cut the last one of this key."""
+        pitch, _, is_drum = key
+        found = self._found.get((pitch, is_drum))
+        following = min(time, held.get((pitch, is_drum), time))
+        return self._last[key][1] <= (min(following, found[0].onset) if found else following)
 
     def _take(self, found: list[Found]) -> list[Found]:
         """Removes the first note from a list in order of onset, and all that are the same one.

@@ -14,6 +14,7 @@ from mt3data.music.vocabulary import EOS_ID, Event, VocabularyConfig, get_codec
 from mt3train.model import MT3, ModelConfig
 from mt3train.transcription import transcribe as module
 from mt3train.transcription.decode import DecodedSegment, DecodingConfig, SegmentDecoder
+from mt3train.transcription.note_stream import earliest
 from mt3train.transcription.transcribe import stream, transcribe
 from mt3train.transcription.voting import NoteVote
 from mt3train.weights.checkpoint import CheckpointInfo
@@ -71,6 +72,16 @@ def test_a_pitch_sounds_once_at_a_time() -> None:
     ]  # fmt: skip
 
 
+def test_a_note_that_is_held_delays_no_other_pitch() -> None:
+    vote = NoteVote(2, numbered=True)
+    for number in (0, 1):
+        vote.push(number, notes_of((1.0, 1.5, 60, 0), (1.0, 1.5, 64, 0)))
+    first = vote.settle(9.0, {(64, False): 0.9})  # a pass has a note of pitch 64 since 0.9 s
+    assert first.pitch.tolist() == [60]
+    vote.push(1, notes_of((0.9, 12.0, 64, 0)))
+    assert vote.finish().pitch.tolist() == [64]
+
+
 def test_instruments_are_numbered_by_their_first_note() -> None:
     vote = NoteVote(2, numbered=True)
     both = notes_of(
@@ -94,16 +105,20 @@ def test_parts_give_the_same_notes_as_the_whole(passes: list, times: list[int]) 
     passes = [
         notes_of(*((on / 100, (on + n) / 100, *rest) for on, n, *rest in rows)) for rows in passes
     ]
-    whole, parts = NoteVote(len(passes), True), NoteVote(len(passes), True)
+    whole, parts = (NoteVote(len(passes), numbered=False) for _ in range(2))
     for number, notes in enumerate(passes):
         whole.push(number, notes)
     expected = whole.finish().sorted().to_array()
-    found, before = [], -math.inf
-    for time in [*sorted(time / 100 for time in times), math.inf]:
-        for number, notes in enumerate(passes):
-            parts.push(number, notes[(notes.onset >= before) & (notes.onset < time)])
-        found.append(parts.settle(time))
-        before = time
+    found = []
+    waiting = [notes.to_array() for notes in passes]
+    for time in [*sorted(time / 100 for time in times), math.inf]:  # a note comes when it has ended
+        for number, rows in enumerate(waiting):
+            ended = rows[:, 1] < time
+            parts.push(number, Notes.from_array(rows[ended]))
+            waiting[number] = rows[~ended]
+        begun = [row for rows in waiting for row in rows.tolist() if row[0] < time]
+        held = earliest(((int(row[2]), bool(row[5])), row[0]) for row in begun)
+        found.append(parts.settle(time, held))
     assert np.array_equal(Notes.concat(found).sorted().to_array(), expected)
     for key in {(row[2], row[4], row[5]) for row in expected.tolist()}:
         mine = expected[(expected[:, [2, 4, 5]] == key).all(1)]
@@ -168,8 +183,8 @@ def test_the_state_of_passes_does_not_grow(
     sizes = []
     settle = NoteVote.settle
 
-    def counted(self: NoteVote, time: float) -> Notes:
-        known = settle(self, time)
+    def counted(self: NoteVote, *known_until: object) -> Notes:
+        known = settle(self, *known_until)
         sizes.append(sum(map(len, self._found.values())) + len(self._last))
         return known
 
