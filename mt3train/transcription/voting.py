@@ -114,13 +114,16 @@ class NoteVote:
         if _votes(best) < self._needed:
             del found[0]
             return []
-        middle = float(np.median([note.onset for note in best]))
-        found[:] = [n for n in found if n not in best and abs(n.onset - middle) > WINDOW]
         programs = {note.program: [n for n in best if n.program == note.program] for note in best}
         agreed = [p for p, notes in programs.items() if _votes(notes) >= self._needed]
         if agreed:
-            return [_median(programs[program], program) for program in agreed]
-        return [_median(best, max(programs, key=lambda program: _votes(programs[program])))]
+            notes = [_median(programs[program], program) for program in agreed]
+        else:
+            most = max(programs, key=lambda program: _votes(programs[program]))
+            notes = [_median(best, most)]
+        last = max(note.onset for note in notes)
+        found[:] = [n for n in found if n not in best and n.onset - last > WINDOW]
+        return notes
 
 
 def _group(found: list[Found], first: int) -> list[Found]:
