@@ -30,6 +30,7 @@ MARKS = (
     "network",
     "needs datasets",
     "SoundFonts of the system",
+    "samples of an instrument",
 )
 RUN_ELSEWHERE = {"new-dataset.md": "test_docs_new_dataset.py"}  # in a copy of the repository
 PROGRAMS: dict[str, click.Group] = {

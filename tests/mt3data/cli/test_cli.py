@@ -381,8 +381,8 @@ def test_every_option_has_a_help_text_and_the_first_sentence_fits(
 # The names of all options of all commands.
 NAMES = """--align --batch --beats --bpm --cache --checkpoint --compile --constrained --config --context --csv --device --dry-run --engine
 --effects --exclude --fast --first-beat --force --format --from --half --heads --json --kinds --max-failures
---meter --midi --name --no-download --out --part --per-instrument --plain --plot --precision --profile --programs --quantize --references --root --seconds --seed --select --soundfont --source
---split --split-scheme --store --stream --systems --to --tracks --variants --window --workers""".split()
+--meter --midi --name --no-download --out --part --passes --per-instrument --plain --plot --precision --profile --programs --quantize --references --root --seconds --seed --select --soundfont --source
+--split --split-scheme --store --stream --systems --to --test --tracks --validation --variants --window --workers""".split()
 
 
 @pytest.mark.parametrize(("program", "command"), COMMANDS)
