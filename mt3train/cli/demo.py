@@ -77,8 +77,6 @@ def run(out: Path, workers: int, device: str = "auto") -> Iterator[str]:
             estimate,
             "--device",
             device,
-            "--passes",
-            "1",  # it has learned the segments of the build by heart, and knows no others
         )
         yield from _command("mt3train", "score", reference, estimate)
         printed = _output("mt3train", "score", reference, estimate, "--json")

@@ -209,7 +209,7 @@ def _parse_formats(ctx: click.Context, param: click.Parameter, text: str | None)
               help="Decode as the original does: loops are not ended, repeated notes not merged.")  # fmt: skip
 @click.option("--passes", type=AT_LEAST_1, metavar="N",
               help="Transcribe N times with other segments, and keep the notes that most find. Default: 5 for "
-              "models of fewer than 10 million parameters, which are fast, else 1; with --plain 1.")  # fmt: skip
+              "models of fewer than 10 million parameters that know any segments, else 1; with --plain 1.")  # fmt: skip
 @click.option("--compile", "compiled", is_flag=True, help="torch.compile: a minute, then faster.")
 @click.option("--force", is_flag=True, help="Replace files that this command did not write.")
 def transcribe(
@@ -439,7 +439,7 @@ def _about(checkpoint: str | Path | None, transcriber: Transcriber, programs: st
 
     name = "the demo weights of mt3kit" if checkpoint is None else weights_file(checkpoint).name
     millions = sum(parameter.numel() for parameter in transcriber.model.parameters()) / 1e6
-    n_passes = transcriber.decoding.passes_of(transcriber.model)
+    n_passes = transcriber.decoding.passes_of(transcriber.model, transcriber.info.right_context)
     passes = f", {n_passes} passes" if n_passes > 1 else ""
     only = f"; asked for {programs} alone" if programs else ""
     limits = (

@@ -45,8 +45,7 @@ class DecodingConfig:
         compile: compiles the decoder with torch.compile, on a GPU with CUDA graphs. Compiling takes
             about a minute.
         passes: number of times that a recording is transcribed, each time with other segments. Notes
-            that most passes find are kept (voting.py). None: 5 if decoding is constrained and the
-            model has fewer than 10 million parameters, else 1, as the original.
+            that most passes find are kept (voting.py). None: see `passes_of`.
     """
 
     batch: int = 16
@@ -64,12 +63,19 @@ class DecodingConfig:
         if self.passes is not None and self.passes < 1:
             raise ValueError(f"passes={self.passes}; expected at least 1")
 
-    def passes_of(self, model: MT3) -> int:
-        """Returns the number of passes with a model."""
+    def passes_of(self, model: MT3, right_context: str) -> int:
+        """Returns the number of passes with a model.
+
+        Without a number of its own: 5 if decoding is constrained, the model has fewer than 10 million
+        parameters and its right_context is "audio", else 1, as the original. With "zeros" the segments
+        of the training were cut at the same places in every epoch. A model that has learned few of them
+        by heart knows no others.
+        """
         if self.passes is not None:
             return self.passes
-        is_small = sum(parameter.numel() for parameter in model.parameters()) < SMALL_PARAMETERS
-        return SMALL_PASSES if self.constrained and is_small else 1
+        n_parameters = sum(parameter.numel() for parameter in model.parameters())
+        fits = n_parameters < SMALL_PARAMETERS and right_context == "audio"
+        return SMALL_PASSES if self.constrained and fits else 1
 
 
 @dataclass(frozen=True)

@@ -206,7 +206,7 @@ def stream(
             n_read += len(block)
             yield block
 
-    n_passes = decoding.passes_of(model)
+    n_passes = decoding.passes_of(model, info.right_context)
     passes = [
         _Pass(info, decoding, info.frames * number // n_passes, own_blocks)
         for number, own_blocks in enumerate(tee(counted_blocks(), n_passes))

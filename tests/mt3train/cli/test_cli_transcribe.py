@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import mido
@@ -24,9 +25,9 @@ from mt3data.music.midi import read_midi
 from mt3data.music.vocabulary import EOS_ID, Event, VocabularyConfig, get_codec
 from mt3train.cli import transcribe as cli_transcribe
 from mt3train.cli.main import main
-from mt3train.transcription import decode as decode_module
 from mt3train.transcription import note_files
 from mt3train.transcription.decode import DecodedSegment, SegmentDecoder
+from mt3train.weights.checkpoint import load_model, save_weights
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +38,6 @@ def checkpoint(tmp_path_factory) -> Path:
 @pytest.fixture
 def says(monkeypatch):
     """Makes every model say the same events in every segment."""
-    monkeypatch.setattr(decode_module, "SMALL_PASSES", 1)
 
     def install(config: VocabularyConfig, *events: tuple[str, int]) -> None:
         words = [get_codec(config).encode(Event(*event)) + 3 for event in events]
@@ -52,12 +52,15 @@ def says(monkeypatch):
 
 
 def test_passes_are_chosen_and_told(tmp_path, checkpoint):
-    song = record(tmp_path / "song.wav")
-    for words, told in (
-        ((), ", 5 passes"), (("--passes", 3), ", 3 passes"), (("--passes", 1), ""), (("--plain",), "")
+    song, any_segments = record(tmp_path / "song.wav"), tmp_path / "audio.safetensors"
+    model, info = load_model(checkpoint)
+    save_weights(any_segments, model, replace(info, right_context="audio"))
+    for weights, words, told in (
+        (any_segments, (), ", 5 passes"), (any_segments, ("--passes", 1), ""),
+        (any_segments, ("--plain",), ""), (checkpoint, (), ""), (checkpoint, ("--passes", 3), ", 3 passes"),
     ):  # fmt: skip
         page = tmp_path / "a.html"
-        done = run(song, "-o", page, "--checkpoint", checkpoint, *words)
+        done = run(song, "-o", page, "--checkpoint", weights, *words)
         assert done.exit_code == 0, done.output
         assert f"0 updates{told}</p>" in page.read_text()
     refused = run(song, "--checkpoint", checkpoint, "--passes", 0)

@@ -18,7 +18,6 @@ from mt3data.music.midi import read_midi
 from mt3data.music.notes import Notes
 from mt3data.music.vocabulary import EOS_ID, Event, VocabularyConfig, get_codec
 from mt3train.cli.main import main
-from mt3train.transcription import decode as decode_module
 from mt3train.transcription.beat_tracking import find_beats, onset_strength, track_beats
 from mt3train.transcription.decode import DecodedSegment, SegmentDecoder
 
@@ -35,7 +34,6 @@ def checkpoint(tmp_path_factory) -> Path:
 
 @pytest.fixture(autouse=True)
 def same_notes_in_every_segment(monkeypatch) -> None:
-    monkeypatch.setattr(decode_module, "SMALL_PASSES", 1)
     codec = get_codec(VocabularyConfig())
     tokens = np.array([*(codec.encode(Event(*event)) + 3 for event in EVENTS), EOS_ID])
 

@@ -198,11 +198,14 @@ def test_the_state_of_passes_does_not_grow(
     assert n_notes == 300 and max(sizes) < 40
 
 
-def test_small_models_are_run_five_times_where_decoding_is_constrained() -> None:
+def test_small_models_that_know_any_segments_are_run_five_times_where_decoding_is_constrained() -> (
+    None
+):
     small, large = MT3(TINY), MT3(ModelConfig())
-    assert DecodingConfig(constrained=True).passes_of(small) == 5
-    assert DecodingConfig(constrained=True).passes_of(large) == 1
-    assert DecodingConfig().passes_of(small) == 1  # as the original
-    assert DecodingConfig(passes=2).passes_of(large) == 2
+    assert DecodingConfig(constrained=True).passes_of(small, "audio") == 5
+    assert DecodingConfig(constrained=True).passes_of(large, "audio") == 1
+    assert DecodingConfig(constrained=True).passes_of(small, "zeros") == 1
+    assert DecodingConfig().passes_of(small, "audio") == 1  # as the original
+    assert DecodingConfig(passes=2).passes_of(large, "zeros") == 2
     with pytest.raises(ValueError, match="passes=0; expected at least 1"):
         DecodingConfig(passes=0)

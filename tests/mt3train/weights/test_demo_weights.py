@@ -60,9 +60,7 @@ def test_where_there_are_none_one_line_says_what_to_do(tmp_path, monkeypatch):
 
 def test_a_page_tells_the_limits_of_the_demo_weights_alone(tmp_path, installed):
     song, page = record(tmp_path / "song.wav"), tmp_path / "a.html"
-    limits = (
-        "0 updates, 5 passes. A small model trained on rendered pieces alone: expect mistakes</p>"
-    )
+    limits = "0 updates. A small model trained on rendered pieces alone: expect mistakes</p>"
     for words, told in (([], True), (["--checkpoint", installed / WEIGHTS], False)):
         done = run("transcribe", song, "-o", page, *words)
         assert done.exit_code == 0, done.output
