@@ -17,7 +17,6 @@ Source: mt3/inference.py, mt3/preprocessors.py split_full_chunk and mt3/models.p
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from itertools import chain, tee, zip_longest
@@ -289,33 +288,37 @@ class _Pass:
         self.joiner = NoteStream(info.vocabulary, decoding)
         self.waiting: dict[int, np.ndarray] = {}
         self.n_queued = 0
-        # No note begins earlier that was not returned, but for one of each pitch in `held`; seconds.
-        self.settled, self.held = -math.inf, dict[tuple[int, bool], float]()
+
+    @property
+    def settled(self) -> float:
+        """Seconds before which no note begins that was not returned, but for those of `held`."""
+        return self._start(self.joiner.n_segments) - self.silence
+
+    @property
+    def held(self) -> dict[tuple[int, bool], float]:
+        """The onset of the first note that was not returned, by pitch and is_drum."""
+        unknown = self.joiner.unknown().items()
+        return {key: onset - self.silence for key, onset in unknown}
 
     def push_all(self) -> Iterator[Notes]:
         """Yields the notes that became known. The newest segment waits, as it may be the last one."""
         while self.joiner.n_segments in self.waiting and self.joiner.n_segments + 1 < self.n_queued:
-            notes, next_start = self._push(is_last=False)
-            self.settled = next_start - self.silence
-            unknown = self.joiner.unknown().items()
-            self.held = {key: onset - self.silence for key, onset in unknown}
-            yield notes
+            yield self._push(is_last=False)
 
     def finish(self, seconds: float) -> Iterator[Notes]:
         """Yields the rest of the notes of a recording of this length."""
         while self.waiting:
             is_last = self.joiner.n_segments + 1 == self.n_queued
-            yield self._push(is_last)[0]
+            yield self._push(is_last)
         yield self._shifted(self.joiner.finish(seconds + self.silence))
 
-    def _push(self, is_last: bool) -> tuple[Notes, float]:
+    def _push(self, is_last: bool) -> Notes:
         index = self.joiner.n_segments
-        start, after = (
-            segment_start(place * self.info.frames, self.info.vocabulary)
-            for place in (index, index + 1)
-        )
-        notes = self.joiner.push(self.waiting.pop(index), start, None if is_last else after)
-        return self._shifted(notes), after
+        after = None if is_last else self._start(index + 1)
+        return self._shifted(self.joiner.push(self.waiting.pop(index), self._start(index), after))
+
+    def _start(self, index: int) -> float:
+        return segment_start(index * self.info.frames, self.info.vocabulary)
 
     def _shifted(self, notes: Notes) -> Notes:
         """Moves notes from the time of the pass to that of the recording."""
