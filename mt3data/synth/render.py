@@ -219,14 +219,14 @@ def write_track(
         content = _midi_bytes([part], tempo, end + TAIL_SECONDS)
         (folder / "MIDI" / f"{stem_id}.mid").write_bytes(content)
         drawn = fonts if len(fonts) == 1 else rng.sample(fonts, len(fonts))
+        # A bank that the MIDI selects itself may need other presets than this program's.
+        selects = any(change.number == BANK_SELECT for change in part.control_changes)
         for font in drawn:  # the first one that has this instrument
-            # A bank that the MIDI selects itself may need other presets than this program's.
-            selects = any(change.number == BANK_SELECT for change in part.control_changes)
             sounds = open_soundfont(font)
-            if not sounds.has_instrument(part.program, part.is_drum):
+            if not selects and not sounds.has_instrument(part.program, part.is_drum):
                 continue  # the renderer would play another one in its place
             played = content
-            if own and not part.is_drum and part.program in SUSTAINED:
+            if own and not selects and not part.is_drum and part.program in SUSTAINED:
                 early = play_early(part, *attack_times(font, part.program))
                 played = _midi_bytes([early], tempo, end + TAIL_SECONDS)
             samples = render(

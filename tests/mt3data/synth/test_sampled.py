@@ -112,6 +112,10 @@ def test_a_stem_gets_a_soundfont_that_has_its_instrument(tmp_path):
         assert [stem["plugin_name"] for stem in stems.values()] == ["40.sf2", "73.sf2"]
     with pytest.raises(UserError, match=r"40.sf2 gives no sound for S00, program 0"):
         write_track(piece(0), tmp_path / "none", fonts[0], track="t", source="s")
+    bank = piece(0)  # a MIDI file that selects a bank itself decides about its instruments
+    bank.instruments[0].control_changes.append(pretty_midi.ControlChange(0, 1, 0.0))
+    done = write_track(bank, tmp_path / "bank", fonts[0], track="t", source="s", effects=True)
+    assert done.stems == 1
 
 
 def test_held_instruments_begin_early_so_that_they_are_heard_at_their_labels(tmp_path):
