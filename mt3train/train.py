@@ -37,7 +37,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from mt3data.errors import UserError
-from mt3data.shards.cache import TRAFFIC
+from mt3data.shards.cache import Traffic, caches_of
 from mt3train.config import Config, load_config
 from mt3train.data.builds import TrainingData, open_evaluation, open_shards
 from mt3train.data.loader import Prefetcher, read_step, to_device
@@ -92,6 +92,9 @@ def train_on(
     # Data
     data = data or open_shards(config.data, config.seed, config.augment.is_on)
     validation = validation or open_evaluation(config, data)
+    remote = caches_of([*data.builds, *(validation.builds if validation else [])])
+    for cache in remote:
+        cache.traffic = Traffic()
 
     # Model
     model_info = checkpoint_info(config, data)
@@ -204,7 +207,12 @@ def train_on(
             log.write(progress.step, progress.sums, lr, norm)
             progress.sums = dict.fromkeys(SUMS, 0.0)
     batches.close()
-    log.close(end, weights_path(run, saved), ranks.all_reduce(*dataclasses.astuple(TRAFFIC)))
+    for cache in remote:
+        cache.prefetch([])  # the next run does not wait for shards of this one
+    traffic = np.sum(
+        [dataclasses.astuple(cache.traffic) for cache in remote] or [(0, 0, 0)], axis=0
+    )
+    log.close(end, weights_path(run, saved), ranks.all_reduce(*traffic.tolist()))
     return weights_path(run, saved)
 
 

@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
@@ -40,19 +40,17 @@ if TYPE_CHECKING:
 REMOTE = "remote.json"  # in the folder of a build whose shards are fetched when they are read
 PARTIAL = "-partial"  # end of the name of such a folder
 LOCK = ".shards.lock"  # of a cache: one shard is fetched, and room made for it, at a time
+PREFETCH = "prefetch"  # name of the threads that fetch shards before they are needed
 FETCH_SECONDS = 60.0  # for which a process waits for the fetch of another one without a message
 
 
 @dataclass
 class Traffic:
-    """Counts the shards that this process fetched, their bytes, and the shards that it removed."""
+    """Counts shards that this process fetched, their bytes, and shards that it removed for them."""
 
     fetched: int = 0
     fetched_bytes: int = 0
     evicted: int = 0
-
-
-TRAFFIC = Traffic()  # of all caches of this process
 
 
 def cached(
@@ -149,11 +147,13 @@ class ShardCache:
         folder: of the build, in a cache.
         address: of the build.
         max_bytes: of the shards of all partial builds in the cache.
+        traffic: what this process fetched of the build.
     """
 
     def __init__(self, folder: Path, address: str, max_bytes: int) -> None:
         """Takes the folder of `cached`, and what its REMOTE states."""
         self.folder, self.address, self.max_bytes = folder, address, max_bytes
+        self.traffic = Traffic()
         self._entries = {entry["name"]: entry for entry in read_build_manifest(folder)["shards"]}
         self._wanted: list[str] = []  # by prefetch, in this order
         self._thread = threading.Thread()
@@ -180,7 +180,8 @@ class ShardCache:
 
         Args:
             names: in the order in which they will be needed. Those that are here count as used, so
-                that others are removed before them. An earlier list is forgotten.
+                that others are removed before them. An earlier list is forgotten; after an empty
+                one the thread ends with the shard that it fetches.
         """
         for name in reversed(names):
             with suppress(OSError):
@@ -188,7 +189,7 @@ class ShardCache:
         self._wanted = [name for name in names if not self.holds(name)]
         if self._wanted and not self._thread.is_alive():
             # A daemon: a run that ends does not wait for a server.
-            self._thread = threading.Thread(target=self._fetch_wanted, daemon=True)
+            self._thread = threading.Thread(target=self._fetch_wanted, name=PREFETCH, daemon=True)
             self._thread.start()
 
     def _fetch_wanted(self) -> None:
@@ -228,8 +229,8 @@ class ShardCache:
             raise UserError(
                 f"{self.address} has another build than when this run began; run the command again ({error})"
             ) from error
-        TRAFFIC.fetched += 1
-        TRAFFIC.fetched_bytes += entry["bytes"]
+        self.traffic.fetched += 1
+        self.traffic.fetched_bytes += entry["bytes"]
         return system.SharedFile(path)
 
     def _has_changed(self) -> bool:
@@ -262,7 +263,7 @@ class ShardCache:
                     raise
             else:
                 excess -= size
-                TRAFFIC.evicted += file.suffix == ".tar"
+                self.traffic.evicted += file.suffix == ".tar"
 
 
 class CachedShard(NamedTuple):
@@ -310,7 +311,12 @@ def shard_cache(folder: Path) -> ShardCache | None:
     return _shard_cache(folder.absolute(), facts["address"], facts["max_bytes"])
 
 
-_shard_cache = lru_cache(64)(ShardCache)  # one for all readers of a process
+def caches_of(folders: Iterable[Path]) -> list[ShardCache]:
+    """Returns the caches of those builds whose shards are fetched when they are read, each once."""
+    return list(dict.fromkeys(filter(None, map(shard_cache, folders))))
+
+
+_shard_cache = lru_cache(None)(ShardCache)  # one for all readers of a process
 
 
 def _shard_files(cache: Path) -> list[Path]:

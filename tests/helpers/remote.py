@@ -1,5 +1,6 @@
 """Builds of many small shards, and file systems of fsspec that hold them, with faults."""
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from mt3data.build.plan import BuildConfig, make_plan
 from mt3data.build.run import build
+from mt3data.shards.cache import PREFETCH
 from mt3data.shards.windows import WindowConfig
 
 
@@ -67,8 +69,11 @@ class FaultyFileSystem(MemoryFileSystem):
 
     @classmethod
     def reset(cls) -> None:
-        """Removes all files and faults."""
+        """Removes all files and faults, and waits for fetches of earlier tests, which fail then."""
         cls.store.clear()
+        for thread in threading.enumerate():
+            if thread.name == PREFETCH:
+                thread.join()
         cls.pseudo_dirs[:] = [""]
         cls.faults, cls.short, cls.requests = [], 0, []
 

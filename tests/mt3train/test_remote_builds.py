@@ -16,7 +16,7 @@ from server import publisher
 from worlds import TINY, metrics
 
 from mt3data.errors import UserError
-from mt3data.shards import cache as caches
+from mt3data.shards.cache import cached
 from mt3data.shards.format import read_build_manifest
 from mt3data.shards.reader import IndexedShards
 from mt3train.config import load_config
@@ -51,11 +51,8 @@ def weights(path: Path) -> dict[str, list[float]]:
 
 @pytest.mark.parametrize("shuffle_shards", [0, 4])
 def test_a_small_cache_gives_the_losses_of_a_build_on_a_disk(
-    whole: Path, tmp_path: Path, shuffle_shards: int, capfd: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
-    monkeypatch.setattr("mt3train.train.TRAFFIC", traffic := caches.Traffic())
-    monkeypatch.setattr(caches, "TRAFFIC", traffic)
+    whole: Path, tmp_path: Path, shuffle_shards: int, capfd: pytest.CaptureFixture[str]
+) -> None:
     FaultyFileSystem.reset()
     put("faulty://bucket/demo", contents(whole))
     settings = [*RUN, f"data.shuffle_shards={shuffle_shards}"]
@@ -71,6 +68,20 @@ def test_a_small_cache_gives_the_losses_of_a_build_on_a_disk(
     assert said is not None
     n_fetched, n_removed = (int(said[n].replace(",", "")) for n in (1, 3))
     assert n_fetched > CACHED_SHARDS and n_fetched - n_removed <= CACHED_SHARDS + 1
+    FaultyFileSystem.reset()
+
+
+def test_a_run_counts_the_shards_of_its_own_builds(
+    whole: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    FaultyFileSystem.reset()
+    put("faulty://bucket/demo", contents(whole))
+    build = cached("faulty://bucket/demo", tmp_path / "cache", max_bytes=10**9)
+    other = IndexedShards([build])
+    other.batch(0, 4, frames=40)
+    assert other.sources[0].cache and other.sources[0].cache.traffic.fetched > 0
+    train(load_config([*RUN, f"data.train={whole}", f"run={tmp_path / 'run'}"]))
+    assert "fetched" not in capfd.readouterr().err
     FaultyFileSystem.reset()
 
 
