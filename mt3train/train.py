@@ -41,7 +41,7 @@ from mt3data.shards.cache import Traffic, caches_of
 from mt3train.config import Config, load_config
 from mt3train.data.builds import TrainingData, open_evaluation, open_shards
 from mt3train.data.loader import Prefetcher, read_step, to_device
-from mt3train.device import choose_precision
+from mt3train.device import choose_precision, keep_freed_memory
 from mt3train.model import MT3
 from mt3train.training.distributed import Ranks, connected, print_error
 from mt3train.training.logger import Log, SafeStderr
@@ -222,6 +222,7 @@ def main() -> None:
         print(__doc__)
         return
     code = 0
+    keep_freed_memory()
     try:
         train(load_config(sys.argv[1:]))
     except KeyboardInterrupt:

@@ -44,8 +44,10 @@ def train(arguments: tuple[str, ...]) -> None:
     Example: mt3train train demo.toml data.train=shards/demo steps=100
     """
     from mt3train.config import load_config
+    from mt3train.device import keep_freed_memory
     from mt3train.train import train as run
 
+    keep_freed_memory()
     echo(run(load_config(arguments)))
 
 
