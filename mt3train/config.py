@@ -158,7 +158,7 @@ class Config:
     precision: str = "auto"  # or "float32", "bf16", "fp16", "float64"; see device.py
     threads: int = 0  # of every process on a CPU; 0: torch's choice
     deterministic: bool = False  # bit-identical resume on a GPU too, slower
-    compile: bool = False  # torch.compile
+    compile: bool = False  # layers by torch.compile: a minute at the start, then faster
     freeze: str = ""  # parameters without updates: names with wildcards, "encoder.*,..."
     log_every: int = 100  # steps per line of metrics.jsonl
     save_every: int = 5000

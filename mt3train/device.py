@@ -1,8 +1,10 @@
-"""Chooses a device and a precision by words, and keeps freed memory."""
+"""Chooses a device and a precision by words, compiles layers, and keeps freed memory."""
 
 from __future__ import annotations
 
 import ctypes
+import os
+import shutil
 import sys
 from typing import TYPE_CHECKING
 
@@ -10,6 +12,8 @@ from mt3data.errors import UserError
 
 if TYPE_CHECKING:
     import torch
+
+    from mt3train.model import MT3
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bf16", "fp16")  # of matrix products; see choose_precision
@@ -68,6 +72,26 @@ def choose_precision(wanted: str, device: torch.device, training: bool = False) 
         return "bf16" if has_bf16 else "fp16" if training else "float32"
     has_bf16 = device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
     return "bf16" if training and has_bf16 else "float32"
+
+
+def compile_layers(model: MT3, device: torch.device) -> list[str]:
+    """Compiles the layers of a model for training. Two graphs serve all layers and lengths.
+
+    The whole model is one graph, whose compilation did not end within five minutes on a CPU.
+
+    Returns:
+        A message if there is no C++ compiler, which a CPU needs. Then nothing is compiled.
+    """
+    import torch._dynamo
+
+    compiler = os.environ.get("CXX", "g++")
+    if device.type == "cpu" and not shutil.which(compiler):
+        return [f"compile=true needs a C++ compiler, and there is no {compiler}: not compiled"]
+    # DDP would split a compiled model into its buckets of gradients. A layer is smaller than that.
+    torch._dynamo.config.optimize_ddp = False
+    for layer in (*model.encoder.layers, *model.decoder.layers):
+        layer.compile(dynamic=True)  # in place: names stay as they are
+    return []
 
 
 def keep_freed_memory() -> None:

@@ -41,7 +41,7 @@ from mt3data.shards.cache import Traffic, caches_of
 from mt3train.config import Config, load_config
 from mt3train.data.builds import TrainingData, open_evaluation, open_shards
 from mt3train.data.loader import Prefetcher, read_step, to_device
-from mt3train.device import choose_precision, keep_freed_memory
+from mt3train.device import choose_precision, compile_layers, keep_freed_memory
 from mt3train.model import MT3
 from mt3train.training.distributed import Ranks, connected, print_error
 from mt3train.training.logger import Log, SafeStderr
@@ -116,7 +116,7 @@ def train_on(
     ranks.require_same(progress.step, f"checkpoints in {run}; share this folder")
     network: Any = model
     if config.compile:
-        model.compile(dynamic=True)  # in place: names stay as they are
+        messages += compile_layers(model, device)
     if world_size > 1:
         network = DistributedDataParallel(model, gradient_as_bucket_view=True)
     log = Log(config, progress.step, device, is_writer=ranks.rank == 0)

@@ -1,5 +1,6 @@
 """The words for devices and precisions, as commands, configurations and Python take them."""
 
+import shutil
 import subprocess
 import sys
 from types import SimpleNamespace
@@ -14,7 +15,9 @@ from mt3data.errors import UserError
 from mt3data.music.vocabulary import VocabularyConfig
 from mt3train import Transcriber, load_config
 from mt3train.cli.main import main
-from mt3train.device import DEVICES, PRECISIONS, choose_device, choose_precision
+from mt3train.device import DEVICES, PRECISIONS, choose_device, choose_precision, compile_layers
+from mt3train.model import MT3, ModelConfig
+from mt3train.training.loss import loss_sum
 from mt3train.transcription.decode import SegmentDecoder
 
 CPU, CUDA, MPS = (torch.device(name) for name in ("cpu", "cuda", "mps"))
@@ -104,6 +107,46 @@ def test_the_options_reach_the_decoder(tmp_path, monkeypatch):
     assert done.exit_code == 2 and done.stderr.count("\n") == 1 and "device cuda" in done.stderr
     done = CliRunner().invoke(main, [*words, "--precision", "fp16", "--device", "cpu"])
     assert done.exit_code == 2 and "needs a GPU" in done.stderr
+
+
+def test_without_a_compiler_layers_stay_as_they_are_and_a_message_names_it(monkeypatch):
+    model = MT3(
+        ModelConfig(emb_dim=8, num_heads=1, mlp_dim=8, num_encoder_layers=1, num_decoder_layers=1)
+    )
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    (message,) = compile_layers(model, CPU)
+    assert "C++ compiler" in message and "no-such-compiler" in message
+    assert model.encoder.layers[0]._compiled_call_impl is None
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="there is no C++ compiler")
+def test_compiled_layers_give_the_same_loss_and_gradients():
+    torch.manual_seed(0)
+    size = {
+        "emb_dim": 16,
+        "num_heads": 2,
+        "head_dim": 8,
+        "mlp_dim": 24,
+        "n_mels": 12,
+        "vocab_size": 20,
+    }
+    model = MT3(ModelConfig(**size, num_encoder_layers=1, num_decoder_layers=2, dropout_rate=0.0))
+
+    def losses_and_gradients():
+        model.zero_grad()
+        torch.manual_seed(1)
+        losses = []
+        for n_segments, n_frames, length in ((3, 8, 5), (2, 8, 7), (4, 6, 9)):
+            targets = torch.randint(1, 20, (n_segments, length))
+            losses.append(loss_sum(model(torch.randn(n_segments, n_frames, 12), targets), targets))
+            losses[-1].backward()
+        return [*losses, *(p.grad for p in model.parameters())]
+
+    plain = losses_and_gradients()
+    assert compile_layers(model, CPU) == []
+    for ours, theirs in zip(losses_and_gradients(), plain, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="other systems have no glibc")
