@@ -13,8 +13,6 @@ from mt3data.errors import UserError
 if TYPE_CHECKING:
     import torch
 
-    from mt3train.model import MT3
-
 DEVICES = ("auto", "cpu", "cuda", "mps")
 PRECISIONS = ("auto", "float32", "bf16", "fp16")  # of matrix products; see choose_precision
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -74,8 +72,8 @@ def choose_precision(wanted: str, device: torch.device, training: bool = False) 
     return "bf16" if training and has_bf16 else "float32"
 
 
-def compile_layers(model: MT3, device: torch.device) -> list[str]:
-    """Compiles the layers of a model for training. Two graphs serve all layers and lengths.
+def compile_layers(layers: list[torch.nn.Module], device: torch.device) -> list[str]:
+    """Compiles layers in place for training. One graph serves all layers of a kind and all lengths.
 
     The whole model is one graph, whose compilation did not end within five minutes on a CPU.
 
@@ -89,8 +87,8 @@ def compile_layers(model: MT3, device: torch.device) -> list[str]:
         return [f"compile=true needs a C++ compiler, and there is no {compiler}: not compiled"]
     # DDP would split a compiled model into its buckets of gradients. A layer is smaller than that.
     torch._dynamo.config.optimize_ddp = False
-    for layer in (*model.encoder.layers, *model.decoder.layers):
-        layer.compile(dynamic=True)  # in place: names stay as they are
+    for layer in layers:
+        layer.compile(dynamic=True)  # names stay as they are
     return []
 
 

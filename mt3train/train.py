@@ -116,7 +116,7 @@ def train_on(
     ranks.require_same(progress.step, f"checkpoints in {run}; share this folder")
     network: Any = model
     if config.compile:
-        messages += compile_layers(model, device)
+        messages += compile_layers([*model.encoder.layers, *model.decoder.layers], device)
     if world_size > 1:
         network = DistributedDataParallel(model, gradient_as_bucket_view=True)
     log = Log(config, progress.step, device, is_writer=ranks.rank == 0)
