@@ -37,7 +37,7 @@ import torch
 from torch.nn.parallel import DistributedDataParallel
 
 from mt3data.errors import UserError
-from mt3data.shards.cache import Traffic, caches_of
+from mt3data.shards.cache import counted_traffic
 from mt3train.config import Config, load_config
 from mt3train.data.builds import TrainingData, open_evaluation, open_shards
 from mt3train.data.loader import Prefetcher, read_step, to_device
@@ -92,9 +92,7 @@ def train_on(
     # Data
     data = data or open_shards(config.data, config.seed, config.augment.is_on)
     validation = validation or open_evaluation(config, data)
-    remote = caches_of([*data.builds, *(validation.builds if validation else [])])
-    for cache in remote:
-        cache.traffic = Traffic()
+    traffic = counted_traffic([*data.builds, *(validation.builds if validation else [])])
 
     # Model
     model_info = checkpoint_info(config, data)
@@ -114,14 +112,13 @@ def train_on(
         config, model_info, data, model, optimizer, scaler, ranks.rank, average
     )
     ranks.require_same(progress.step, f"checkpoints in {run}; share this folder")
-    network: Any = model
     if config.compile:
         messages += compile_layers([*model.encoder.layers, *model.decoder.layers], device)
+    network: Any = model
     if world_size > 1:
         network = DistributedDataParallel(model, gradient_as_bucket_view=True)
     log = Log(config, progress.step, device, is_writer=ranks.rank == 0)
-    n_parameters = sum(p.numel() for p in parameters)
-    log.start(data, validation, n_parameters, precision, world_size, messages)
+    log.start(data, validation, sum(map(torch.numel, parameters)), precision, world_size, messages)
 
     # Loop
     batches = Prefetcher(
@@ -207,12 +204,7 @@ def train_on(
             log.write(progress.step, progress.sums, lr, norm)
             progress.sums = dict.fromkeys(SUMS, 0.0)
     batches.close()
-    for cache in remote:
-        cache.prefetch([])  # the next run does not wait for shards of this one
-    traffic = np.sum(
-        [dataclasses.astuple(cache.traffic) for cache in remote] or [(0, 0, 0)], axis=0
-    )
-    log.close(end, weights_path(run, saved), ranks.all_reduce(*traffic.tolist()))
+    log.close(end, weights_path(run, saved), ranks.all_reduce(*traffic()))
     return weights_path(run, saved)
 
 

@@ -12,9 +12,9 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -42,15 +42,6 @@ PARTIAL = "-partial"  # end of the name of such a folder
 LOCK = ".shards.lock"  # of a cache: one shard is fetched, and room made for it, at a time
 PREFETCH = "prefetch"  # name of the threads that fetch shards before they are needed
 FETCH_SECONDS = 60.0  # for which a process waits for the fetch of another one without a message
-
-
-@dataclass
-class Traffic:
-    """Counts shards that this process fetched, their bytes, and shards that it removed for them."""
-
-    fetched: int = 0
-    fetched_bytes: int = 0
-    evicted: int = 0
 
 
 def cached(
@@ -147,13 +138,13 @@ class ShardCache:
         folder: of the build, in a cache.
         address: of the build.
         max_bytes: of the shards of all partial builds in the cache.
-        traffic: what this process fetched of the build.
+        traffic: of this process: shards "fetched", their "bytes", and shards "evicted" for them.
     """
 
     def __init__(self, folder: Path, address: str, max_bytes: int) -> None:
         """Takes the folder of `cached`, and what its REMOTE states."""
         self.folder, self.address, self.max_bytes = folder, address, max_bytes
-        self.traffic = Traffic()
+        self.traffic = Counter[str]()
         self._entries = {entry["name"]: entry for entry in read_build_manifest(folder)["shards"]}
         self._wanted: list[str] = []  # by prefetch, in this order
         self._thread = threading.Thread()
@@ -229,8 +220,8 @@ class ShardCache:
             raise UserError(
                 f"{self.address} has another build than when this run began; run the command again ({error})"
             ) from error
-        self.traffic.fetched += 1
-        self.traffic.fetched_bytes += entry["bytes"]
+        self.traffic["fetched"] += 1
+        self.traffic["bytes"] += entry["bytes"]
         return system.SharedFile(path)
 
     def _has_changed(self) -> bool:
@@ -263,7 +254,7 @@ class ShardCache:
                     raise
             else:
                 excess -= size
-                self.traffic.evicted += file.suffix == ".tar"
+                self.traffic["evicted"] += file.suffix == ".tar"
 
 
 class CachedShard(NamedTuple):
@@ -311,9 +302,24 @@ def shard_cache(folder: Path) -> ShardCache | None:
     return _shard_cache(folder.absolute(), facts["address"], facts["max_bytes"])
 
 
-def caches_of(folders: Iterable[Path]) -> list[ShardCache]:
-    """Returns the caches of those builds whose shards are fetched when they are read, each once."""
-    return list(dict.fromkeys(filter(None, map(shard_cache, folders))))
+def counted_traffic(builds: Iterable[Path]) -> Callable[[], tuple[int, int, int]]:
+    """Counts from now on what this process fetches of builds whose shards are fetched when they are read.
+
+    Returns:
+        A function that ends fetches ahead of need, with the shards that are being fetched. It returns
+        the number of shards that were fetched, their bytes, and the number of those removed for them.
+    """
+    caches = list(dict.fromkeys(filter(None, map(shard_cache, builds))))
+    for cache in caches:
+        cache.traffic.clear()
+
+    def end() -> tuple[int, int, int]:
+        for cache in caches:
+            cache.prefetch([])
+        total = sum((cache.traffic for cache in caches), Counter[str]())
+        return total["fetched"], total["bytes"], total["evicted"]
+
+    return end
 
 
 _shard_cache = lru_cache(None)(ShardCache)  # one for all readers of a process

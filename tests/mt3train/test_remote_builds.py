@@ -79,7 +79,7 @@ def test_a_run_counts_the_shards_of_its_own_builds(
     build = cached("faulty://bucket/demo", tmp_path / "cache", max_bytes=10**9)
     other = IndexedShards([build])
     other.batch(0, 4, frames=40)
-    assert other.sources[0].cache and other.sources[0].cache.traffic.fetched > 0
+    assert other.sources[0].cache and other.sources[0].cache.traffic["fetched"] > 0
     train(load_config([*RUN, f"data.train={whole}", f"run={tmp_path / 'run'}"]))
     assert "fetched" not in capfd.readouterr().err
     FaultyFileSystem.reset()

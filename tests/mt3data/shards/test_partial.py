@@ -125,8 +125,8 @@ def test_the_shards_used_least_recently_make_room(
     assert len(fetched(store)) == 4
     traffic = cache.traffic
     sizes = [shard["bytes"] for shard in read_build_manifest(whole)["shards"]]
-    assert (traffic.fetched, traffic.evicted) == (4, 1)
-    assert traffic.fetched_bytes == sum(sizes[:4])
+    assert (traffic["fetched"], traffic["evicted"]) == (4, 1)
+    assert traffic["bytes"] == sum(sizes[:4])
 
 
 @pytest.mark.usefixtures("no_prefetch")
@@ -164,7 +164,7 @@ def test_the_shards_that_come_next_are_fetched_meanwhile(
     batch(there, 0, 1)
     wait_until(lambda: len(shards_in(tmp_path)) >= 4)
     cache = there.sources[0].cache
-    before = cache.traffic.fetched if cache else 0
+    before = cache.traffic["fetched"] if cache else 0
     rows = there.draw_plan(1, 6)[1]
     ahead = {there.sources[0].shard_names[n] for n in there.sources[0].shard_numbers[rows].tolist()}
     assert ahead <= {path.name for path in shards_in(tmp_path)}
