@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import ctypes
-import os
-import shutil
 import sys
 from typing import TYPE_CHECKING
 
 from mt3data.errors import UserError
+from mt3data.terminal import one_line
 
 if TYPE_CHECKING:
     import torch
@@ -78,15 +77,17 @@ def compile_layers(layers: list[torch.nn.Module], device: torch.device) -> list[
     The whole model is one graph, whose compilation did not end within five minutes on a CPU.
 
     Returns:
-        A message if there is no C++ compiler, which a CPU needs. Then nothing is compiled.
+        A message if not even a sine can be compiled, such as without a C++ compiler, which a CPU
+        needs. Then no layer is.
     """
     import torch._dynamo
 
-    compiler = os.environ.get("CXX", "g++")
-    if device.type == "cpu" and not shutil.which(compiler):
-        return [f"compile=true needs a C++ compiler, and there is no {compiler}: not compiled"]
     # DDP would split a compiled model into its buckets of gradients. A layer is smaller than that.
     torch._dynamo.config.optimize_ddp = False
+    try:
+        torch.compile(lambda x: x.sin() + 1)(torch.ones(64, device=device))
+    except Exception as error:  # torch, the compiler and the headers of Python each have their own
+        return [f"compile=true: nothing is compiled ({one_line(str(error))})"]
     for layer in layers:
         layer.compile(dynamic=True)  # names stay as they are
     return []

@@ -194,6 +194,7 @@ def test_compilation_keeps_the_names_and_the_numbers(tmp_path, monkeypatch):
         compiled(self, dynamic=dynamic, backend="eager")
 
     monkeypatch.setattr(torch.nn.Module, "compile", with_eager)
+    monkeypatch.setattr(torch, "compile", lambda function: function)
     plain = config(tmp_path / "plain", model=PLAIN, steps=3, eval_every=3, log_every=1)
     ends = [train(plain, Made(), Made())]
     again = dataclasses.replace(plain, run=str(tmp_path / "compiled"), compile=True)
