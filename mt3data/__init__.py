@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from mt3data.shards.format import find_builds
     from mt3data.shards.reader import IndexedShards
     from mt3data.shards.stream import stream
+    from mt3data.synth.additive import write_invented_soundfont
     from mt3data.synth.compose import compose
     from mt3data.synth.render import write_stems, write_track
     from mt3data.synth.sampled import write_soundfont
@@ -41,6 +42,7 @@ __all__ = [
     "read_blocks",
     "read_midi",
     "stream",
+    "write_invented_soundfont",
     "write_midi",
     "write_soundfont",
     "write_stems",
@@ -59,6 +61,7 @@ _MODULES = {
     "shards.format": "find_builds",
     "shards.reader": "IndexedShards",
     "shards.stream": "stream",
+    "synth.additive": "write_invented_soundfont",
     "synth.compose": "compose",
     "synth.render": "write_stems write_track",
     "synth.sampled": "write_soundfont",
