@@ -31,6 +31,7 @@ MARKS = (
     "needs datasets",
     "SoundFonts of the system",
     "samples of an instrument",
+    "minutes",
 )
 RUN_ELSEWHERE = {"new-dataset.md": "test_docs_new_dataset.py"}  # in a copy of the repository
 PROGRAMS: dict[str, click.Group] = {
