@@ -1,8 +1,8 @@
 """Makes SoundFonts of invented instruments that hold their notes.
 
-Free SoundFonts have few strings, winds and organs, and a model that knows these alone misses the
-notes of others: a clarinet that is played softly is almost a sine. Invented instruments are sums of
-harmonics whose strengths, attacks and noise are drawn at random for each program of `SUSTAINED`.
+Free SoundFonts have few strings, winds and organs, and a model that knows these alone misses many
+notes of others. Invented instruments are sums of harmonics whose strengths, attacks and noise are
+drawn at random for each program of `SUSTAINED`.
 
 MT3 has no counterpart.
 """
