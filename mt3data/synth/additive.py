@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import soundfile
 
+from mt3data.errors import UserError
+from mt3data.files import require_output
 from mt3data.synth.effects import noise_floor
 from mt3data.synth.ensembles import SUSTAINED
 from mt3data.synth.sampled import RATE, write_soundfont
@@ -92,10 +94,15 @@ def write_invented_soundfont(path: Path, seed: int) -> int:
 
     Args:
         path: the .sf2 file to write, about 50 MB.
-        seed: of all that is random. The same seed makes the same instruments.
+        seed: of all that is random, at least 0. The same seed makes the same instruments.
     Returns:
         The number of samples.
+    Raises:
+        UserError: a negative seed, or `path` is a folder or in a folder that does not exist.
     """
+    require_output(Path(path), "write_soundfont", force=True)
+    if seed < 0:
+        raise UserError(f"seed={seed}; expected 0 or more")
     with tempfile.TemporaryDirectory() as folder:
         instruments: dict[tuple[int, ...], Path] = {}
         for program, (low, high) in SUSTAINED.items():

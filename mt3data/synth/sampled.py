@@ -20,7 +20,7 @@ import numpy as np
 
 from mt3data.audio.load import read_audio
 from mt3data.errors import UserError
-from mt3data.files import write_atomically
+from mt3data.files import require_output, write_atomically
 from mt3data.synth.ensembles import SUSTAINED
 from mt3data.synth.soundfont import (
     BAG,
@@ -73,9 +73,10 @@ def write_soundfont(
     Returns:
         The number of samples.
     Raises:
-        UserError: a folder has no notes, a sound file cannot be read or is silent, or a program is
-            out of range or given twice.
+        UserError: a folder has no notes, a sound file cannot be read or is silent, a program is out
+            of range or given twice, or `path` is a folder or in a folder that does not exist.
     """
+    require_output(path := Path(path), "write_soundfont", force=True)
     programs = [program for key in instruments for program in key]
     if len(set(programs)) < len(programs) or not all(0 <= program < 128 for program in programs):
         raise UserError(f"programs {programs}; expected different numbers from 0 to 127")

@@ -6,10 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mt3data.errors import UserError
 from mt3data.synth import additive
 from mt3data.synth.additive import RATE, Timbre, draw_timbre, play_note, write_invented_soundfont
 from mt3data.synth.ensembles import SUSTAINED
 from mt3data.synth.render import attack_times, open_soundfont
+from mt3data.synth.sampled import write_soundfont
 
 SAW = Timbre(
     rolloff_db=6.0, soft_db=6.0, even_db=0.0, formants=(), ripple_db=np.zeros(additive.MAX_HARMONICS),
@@ -95,3 +97,18 @@ def test_the_soundfont_plays_its_programs(tmp_path: Path, monkeypatch: pytest.Mo
     assert [font.has_instrument(program, False) for program in (40, 71, 73)] == [True, True, False]
     _, times = attack_times(tmp_path / "a.sf2", 40)
     assert all(0.0 <= seconds < 0.15 for seconds in times)
+
+
+@pytest.mark.parametrize(
+    "name, seed, message",
+    [("", 1, "is a folder"), ("no/a.sf2", 1, "does not exist"), ("a.sf2", -1, "seed=-1")],
+)
+def test_what_cannot_be_written_is_refused_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, seed: int, message: str
+) -> None:
+    monkeypatch.setattr(additive, "play_note", None)
+    with pytest.raises(UserError, match=message):
+        write_invented_soundfont(tmp_path / name, seed)
+    if seed > 0:
+        with pytest.raises(UserError, match=message):
+            write_soundfont(tmp_path / name, {}, name="None", licence="CC0")
