@@ -87,7 +87,8 @@ def compile_layers(layers: list[torch.nn.Module], device: torch.device) -> list[
     try:
         torch.compile(lambda x: x.sin() + 1)(torch.ones(64, device=device))
     except Exception as error:  # torch, the compiler and the headers of Python each have their own
-        return [f"compile=true: nothing is compiled ({one_line(str(error))})"]
+        reason = str(error).partition("\n\n")[0]  # torch adds how to debug it
+        return [f"compile=true: nothing is compiled ({one_line(reason)})"]
     for layer in layers:
         layer.compile(dynamic=True)  # names stay as they are
     return []
