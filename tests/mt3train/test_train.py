@@ -187,19 +187,19 @@ def test_gradients_that_overflow_at_any_scale_end_the_run(tmp_path, monkeypatch)
 def test_compilation_keeps_the_names_and_the_numbers(tmp_path, monkeypatch):
     """With torch's eager backend, which needs no C++ compiler; the graph is the same."""
     used = []
-    compiled = torch.nn.Module.compile
+    compiled = torch.compile
 
-    def with_eager(self, dynamic):
+    def with_eager(what, dynamic=None):
         used.append(dynamic)
-        compiled(self, dynamic=dynamic, backend="eager")
+        return compiled(what, dynamic=dynamic, backend="eager")
 
-    monkeypatch.setattr(torch.nn.Module, "compile", with_eager)
-    monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setattr(torch, "compile", with_eager)
     plain = config(tmp_path / "plain", model=PLAIN, steps=3, eval_every=3, log_every=1)
     ends = [train(plain, Made(), Made())]
     again = dataclasses.replace(plain, run=str(tmp_path / "compiled"), compile=True)
     ends.append(train(again, Made(), Made()))
-    assert used == [True] * (PLAIN.num_encoder_layers + PLAIN.num_decoder_layers)
+    n_layers = PLAIN.num_encoder_layers + PLAIN.num_decoder_layers
+    assert used == [None, *[True] * n_layers]  # a probe, then the layers
     assert load_file(ends[0]).keys() == load_file(ends[1]).keys()
     for ours, theirs in zip(
         metrics(tmp_path / "compiled"), metrics(tmp_path / "plain"), strict=True
