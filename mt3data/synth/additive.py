@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pretty_midi
 import soundfile
 
 from mt3data.errors import UserError
@@ -26,7 +27,6 @@ SECONDS = 1.8  # of a sample, before its loop is cut
 STEP = 5  # semitones between samples
 MAX_HARMONICS = 60
 WANDER_CENTS, WANDER_HERTZ = 3.0, 8.0  # of the pitch within a note
-NOTE_NAMES = ("C", "Cs", "D", "Ds", "E", "F", "Fs", "G", "Gs", "A", "As", "B")
 CLARINET = 71
 
 
@@ -113,7 +113,7 @@ def write_invented_soundfont(path: Path, seed: int) -> int:
             for pitch in range(low + STEP // 2, high + STEP // 2, STEP):
                 for layer in (1, 2):
                     sound = play_note(timbre, pitch, layer == 2, rng)
-                    name = f"{NOTE_NAMES[pitch % 12]}{pitch // 12 - 1}v{layer}.wav"
+                    name = f"{pretty_midi.note_number_to_name(pitch)}v{layer}.wav"
                     soundfile.write(place / name, sound, RATE, subtype="FLOAT")
             instruments[(program,)] = place
         return write_soundfont(path, instruments, name=f"Invented {seed}", licence="CC0")
